@@ -1,0 +1,130 @@
+"""Every contract of jaxpost, in one place: arrays with shapes, and functions over them.
+
+A post-training method is a handful of pure functions over these containers. All containers that cross
+a `jax.jit` boundary are NamedTuples of arrays, so `jax.tree.map`, sharding, donation and checkpoints
+treat them alike.
+
+Letters used in shapes, here and everywhere: B rows, T tokens of a row, D model width, V vocabulary,
+L layers of a stack, N query heads, K key/value heads, H head width, F feed-forward width, S cache slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+
+Params = Any
+"""A pytree of arrays: nested dicts whose leaves are arrays or weight leaves that `ops.linear` multiplies."""
+
+Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
+"""Gives an activation its sharding by logical axis names; the identity off a mesh."""
+
+
+class Inputs(NamedTuple):
+    """What a model reads. Padding has segment id 0; packed examples count from 1 within a row."""
+
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    """Position of each token within its own segment (RoPE and causality use it)."""
+    segment_ids: Int[Array, "B T"]
+
+
+class Outputs(NamedTuple):
+    """What a model returns: final normed hidden states, the advanced cache, auxiliary statistics."""
+
+    hidden: Float[Array, "B T D"]
+    cache: Any = None
+    aux: Mapping[str, Array] = {}
+
+
+class ParamSpec(NamedTuple):
+    """One row of a model's parameter table: all that anybody needs to know of a parameter.
+
+    Shapes of per-layer parameters lead with the stack's repeats (logical axis "layers").
+    """
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: Callable[[PRNGKeyArray, tuple[int, ...], Any], Array]
+
+
+class Model(NamedTuple):
+    """Pure functions of one architecture, made once by `models.build_model(config)`."""
+
+    config: Any
+    table: tuple[ParamSpec, ...]
+    init: Callable[..., Params]
+    """init(key, dtype=float32) -> Params."""
+    forward: Callable[..., Outputs]
+    """forward(params, inputs, cache=None) -> Outputs."""
+    unembed: Callable[[Params, Array], Array]
+    """unembed(params, hidden[... D]) -> logits[... V] in float32; losses call it on chunks of tokens."""
+    init_cache: Callable[..., Any]
+    """init_cache(batch, capacity, dtype) -> an empty cache for `forward`."""
+
+
+class TokenBatch(NamedTuple):
+    """Packed or padded rows for supervised training.
+
+    `weights[b, t]` is the loss weight of token t as a *target*: it is predicted from position t - 1, and
+    only where both lie in the same segment. 0 means "read, not trained".
+    """
+
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    segment_ids: Int[Array, "B T"]
+    weights: Float[Array, "B T"]
+    row_ids: Int[Array, " B"]
+    """Global identity of each row; noise keys are folded by it, so slots and microbatches do not matter."""
+
+
+class Term(NamedTuple):
+    """An unreduced mean: its value is sum(value * weight) / sum(weight), and 0 where all weights are 0.
+
+    `weight` comes from the batch, never from params: the total weight is taken over the whole batch (all
+    microbatches, devices, hosts) before the first microbatch is differentiated.
+    """
+
+    value: Shaped[Array, "..."]
+    weight: Shaped[Array, "..."]
+    coef: float | Array = 1.0
+
+
+Terms = dict[str, Term]
+Hyper = Mapping[str, Array]
+"""Traced scalars (beta, temperature, smoothing ...): changing them never recompiles."""
+
+
+class LossFn(Protocol):
+    """A method's mathematics: `total = sum over terms of coef * mean(term)`.
+
+    Written f(model, params, frozen, batch, key, hyper, ...) and bound with `functools.partial(f, model)`.
+    `params` is a dict of networks ("policy", "value" ...), all of it differentiated; `frozen` holds the
+    base, teacher or reference. The second dict of Terms are metrics: reduced alike, not differentiated.
+    """
+
+    def __call__(
+        self, params: Params, frozen: Params, batch: Any, key: PRNGKeyArray, hyper: Hyper
+    ) -> tuple[Terms, Terms]: ...
+
+
+class TrainState(NamedTuple):
+    """All that training changes; arrays only, so one checkpoint call saves it."""
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: Any
+    extra: Any
+    """Method state beside the optimiser's: the guard's statistics, an exponential moving average ..."""
+
+
+class TrainStep(Protocol):
+    """step(state, frozen, batch, key, hyper) -> (state, metrics). Not jitted: the loop jits and donates."""
+
+    def __call__(
+        self, state: TrainState, frozen: Params, batch: Any, key: PRNGKeyArray, hyper: Hyper
+    ) -> tuple[TrainState, dict[str, Array]]: ...
