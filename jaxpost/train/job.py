@@ -1,0 +1,112 @@
+"""What a supervised run is made of, and what it returns."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from jaxpost.config import RunSection, TrainSection
+from jaxpost.types import Hyper, Params, TrainState, TrainStep
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Source(Protocol):
+    """Batches by index: batch k is a pure function of (seed, k), so that a run's data position is an integer."""
+
+    fingerprint: str
+    """Changes whenever any batch would."""
+    num_batches_per_epoch: int
+
+    def iterate(self, start: int) -> Iterator[Any]:
+        """Batches start, start + 1, ... without end: this process's rows, as NumPy arrays."""
+        ...
+
+
+class EvalStep(Protocol):
+    """eval_step(params, frozen, batch, key, hyper) -> {name: (sum, weight)}: exact over batches of any raggedness."""
+
+    def __call__(
+        self, params: Params, frozen: Params, batch: Any, key: Any, hyper: Hyper
+    ) -> Mapping[str, tuple[Array, Array]]: ...
+
+
+def token_counts(batch: Any) -> dict[str, Array]:
+    """Tokens of a TokenBatch (traced inside the step): all that are no padding, and those that are trained."""
+    return {"tokens": jnp.sum(batch.segment_ids > 0), "tokens_trained": jnp.sum(batch.weights > 0)}
+
+
+def trained_params(state: TrainState) -> Params:
+    """The parameters that evaluation reads, where no moving average is kept."""
+    return state.params
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedJob:
+    """Everything that `run_supervised` needs: functions and data; no names left to look up."""
+
+    folder: Path
+    """The run's folder; made if missing, resumed if it is this run's."""
+    config_text: str
+    """The resolved configuration as YAML; kept in the folder and compared on resume."""
+    train: TrainSection
+    run: RunSection
+    num_steps: int
+    step: TrainStep
+    """Not jitted. Its metrics are scalars; `skipped` is 1 where it left the state as it was."""
+    init_state: Callable[[], TrainState]
+    """Makes the first state (loads weights ...); not called when a checkpoint is restored."""
+    abstract_state: TrainState
+    """ShapeDtypeStructs of the state with their shardings (None: replicated)."""
+    source: Source
+    frozen: Params = field(default_factory=dict)
+    """What the loss reads and nobody trains, already on its devices."""
+    hyper: Hyper = _NOTHING
+    mesh: Mesh | None = None
+    place: Callable[[Any], Any] = jax.device_put
+    """This process's rows -> the global batch (`sharding.to_global` bound to a mesh)."""
+    evals: Mapping[str, Source] = _NOTHING
+    eval_step: EvalStep | None = None
+    eval_params: Callable[[TrainState], Params] = trained_params
+    """What evaluation, samples and export read (a moving average, if one is kept)."""
+    lr_at: Callable[[int], Any] | None = None
+    """Learning rate of update k, for the log."""
+    sample: Callable[[Params, Params], list[dict[str, str]]] | None = None
+    """sample(eval_params, frozen) -> [{"prompt", "text"}], deterministic."""
+    export: Callable[[TrainState, Path], None] | None = None
+    """Writes the final model into a folder."""
+    count: Callable[[Any], dict[str, Array]] = token_counts
+    """Traced: {"tokens", "tokens_trained"} of a batch."""
+    flops_per_token: float | None = None
+    """Forward and backward; None: utilisation is not reported."""
+    identity: Mapping[str, str] = _NOTHING
+    """Fingerprints (base model, tokenizer ...) that a resumed run must share; the data's are added."""
+    command: tuple[str, ...] = field(default_factory=lambda: tuple(sys.argv))
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended."""
+
+    folder: Path
+    step: int
+    """Updates done, over all attempts."""
+    state: TrainState
+    metrics: dict[str, float]
+    """Of the last evaluation, e.g. {"eval/loss": 1.2}, and "best/..." of the best one."""
+    stopped: str | None = None
+    """The signal that ended it early, "SIGTERM" or "SIGINT"; None: it ran to the end."""
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects: 0, or 128 + the signal's number."""
+        return {"SIGTERM": 143, "SIGINT": 130}.get(self.stopped or "", 0)
