@@ -1,0 +1,342 @@
+"""The decoder-only transformer: one Flax module declared from the parameter table, blocks as plain functions.
+
+Letters: B rows, T tokens, D width, N query heads, K key/value heads, H head width, F feed-forward width,
+V vocabulary, L repeats of a stack, S cache slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from jaxpost.models.cache import DenseCache, init_cache, read, reserve, write
+from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig
+from jaxpost.models.table import parameter_table
+from jaxpost.ops import attention as attention_ops
+from jaxpost.ops import platform
+from jaxpost.ops.linear import linear, linear_transposed, take_rows
+from jaxpost.ops.norms import rms_norm
+from jaxpost.ops.rope import inverse_frequencies, rotate, rotation, yarn_attention_factor
+from jaxpost.types import Constrain, Inputs, Model, Outputs, Params, ParamSpec
+
+Rotation = tuple[Array, Array]
+
+
+class Context(NamedTuple):
+    """What every block of a forward pass shares."""
+
+    positions: Int[Array, "B T"]
+    segments: Int[Array, "B T"]
+    kv_positions: Int[Array, "B S"]
+    kv_segments: Int[Array, "B S"]
+    rotations: dict[RopeConfig, Rotation]
+    start: Int[Array, ""] | None
+    """First cache slot of this pass; None without a cache."""
+
+
+class BlockCache(NamedTuple):
+    """The buffers of one block of the period, and which repeat is running."""
+
+    keys: Float[Array, "L B K S H"]
+    values: Float[Array, "L B K S H"]
+    layer: Int[Array, ""]
+
+
+class Parameters(nn.Module):
+    """Declares the rows of a parameter table below one path, and gives them back as nested dicts.
+
+    Outside initialisation a leaf is read with `get_variable`, which takes whatever is there: an array of
+    any dtype or a weight leaf such as LoRA, whose shape `self.param` would refuse.
+    """
+
+    rows: tuple[tuple[tuple[str, ...], ParamSpec], ...]
+
+    @nn.compact
+    def __call__(self, dtype: Any = jnp.float32) -> dict[str, Any]:
+        below: dict[str, Any] = {}
+        groups: dict[str, list[tuple[tuple[str, ...], ParamSpec]]] = {}
+        for path, spec in self.rows:
+            if len(path) > 1:
+                groups.setdefault(path[0], []).append((path[1:], spec))
+            elif self.is_initializing():
+                below[path[0]] = self.param(path[0], spec.init, spec.shape, dtype)
+            else:
+                below[path[0]] = self.get_variable("params", path[0])
+        for name, rows in groups.items():
+            below[name] = Parameters(tuple(rows), name=name)(dtype)
+        return below
+
+
+def rope_rotation(config: RopeConfig, head_dim: int, positions: Int[Array, "B T"]) -> Rotation:
+    """cos and sin [B, T, H/2] of one block kind's rotary embedding at `positions`."""
+    frequencies = inverse_frequencies(
+        head_dim,
+        theta=config.theta,
+        scaling=config.scaling,
+        factor=config.factor,
+        low_freq_factor=config.low_freq_factor,
+        high_freq_factor=config.high_freq_factor,
+        original_max_positions=config.original_max_positions,
+        beta_fast=config.beta_fast,
+        beta_slow=config.beta_slow,
+    )
+    factor = 1.0
+    if config.scaling == "yarn":
+        given = config.attention_factor
+        factor = yarn_attention_factor(config.factor) if given is None else given
+    return rotation(positions, frequencies, factor=factor)
+
+
+def attention_block(
+    config: ModelConfig,
+    kind: BlockConfig,
+    weights: Params,
+    x: Float[Array, "B T D"],
+    context: Context,
+    cache: BlockCache | None,
+    *,
+    attend: attention_ops.AttentionFn,
+    constrain: Constrain,
+) -> tuple[Float[Array, "B T D"], BlockCache | None]:
+    """Self-attention of one block: projections, optional head norms, RoPE, cache, attention, output."""
+    batch, length, _ = x.shape
+
+    def project(name: str, heads: int, axis: str) -> Array:
+        y = linear(x, weights[name]["kernel"], weights[name].get("bias"))
+        return constrain(y.reshape(batch, length, heads, config.head_dim), ("batch", "length", axis, None))
+
+    q = project("q_proj", config.heads, "act_heads")
+    k = project("k_proj", config.kv_heads, "act_kv_heads")
+    v = project("v_proj", config.kv_heads, "act_kv_heads")
+    if config.qk_norm:
+        q = rms_norm(q, weights["q_norm"]["scale"], eps=config.norm_eps, offset=config.norm_offset)
+        k = rms_norm(k, weights["k_norm"]["scale"], eps=config.norm_eps, offset=config.norm_offset)
+    cos, sin = context.rotations[kind.rope]
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    if cache is not None:
+        cache = cache._replace(
+            keys=write(cache.keys, k, cache.layer, context.start),
+            values=write(cache.values, v, cache.layer, context.start),
+        )
+        k, v = read(cache.keys, cache.layer), read(cache.values, cache.layer)
+    out = attend(
+        q,
+        k,
+        v,
+        q_positions=context.positions,
+        kv_positions=context.kv_positions,
+        q_segments=context.segments,
+        kv_segments=context.kv_segments,
+        scale=config.attention_scale or config.head_dim**-0.5,
+        window=kind.window,
+        softcap=config.attention_softcap,
+        kv_heads_first=cache is not None,
+    )
+    out = constrain(out, ("batch", "length", "act_heads", None)).reshape(batch, length, -1)
+    return linear(out, weights["o_proj"]["kernel"], weights["o_proj"].get("bias")), cache
+
+
+def mlp_block(
+    config: ModelConfig, weights: Params, x: Float[Array, "B T D"], *, constrain: Constrain
+) -> Float[Array, "B T D"]:
+    """Gated feed-forward layer: down(act(gate(x)) * up(x)) (2002.05202)."""
+
+    def project(name: str, y: Array) -> Array:
+        return linear(y, weights[name]["kernel"], weights[name].get("bias"))
+
+    gate = constrain(project("gate_proj", x), ("batch", "length", "act_mlp"))
+    up = constrain(project("up_proj", x), ("batch", "length", "act_mlp"))
+    activate = jax.nn.silu if config.activation == "silu" else partial(jax.nn.gelu, approximate=True)
+    return project("down_proj", activate(gate) * up)
+
+
+def block(
+    config: ModelConfig,
+    kind: BlockConfig,
+    weights: Params,
+    x: Float[Array, "B T D"],
+    context: Context,
+    cache: BlockCache | None,
+    *,
+    attend: attention_ops.AttentionFn,
+    constrain: Constrain,
+) -> tuple[Float[Array, "B T D"], BlockCache | None]:
+    """One pre-norm residual block; `post_norms` adds a norm to each branch's output (Gemma)."""
+
+    def norm(name: str, y: Array) -> Array:
+        return rms_norm(y, weights[name]["scale"], eps=config.norm_eps, offset=config.norm_offset)
+
+    branch, cache = attention_block(
+        config, kind, weights, norm("attn_norm", x), context, cache, attend=attend, constrain=constrain
+    )
+    if config.post_norms:
+        branch = norm("attn_post_norm", branch)
+    x = constrain(x + branch, ("batch", "length", "act_embed"))
+    branch = mlp_block(config, weights, norm("mlp_norm", x), constrain=constrain)
+    if config.post_norms:
+        branch = norm("mlp_post_norm", branch)
+    return constrain(x + branch, ("batch", "length", "act_embed")), cache
+
+
+def _remat(body: Callable, remat: platform.Remat) -> Callable:
+    """Wraps a scan body so that the backward pass recomputes what `remat` says."""
+    chosen = platform.choices().remat if remat == "auto" else remat
+    if chosen == "none":
+        return body
+    policy = jax.checkpoint_policies.dots_saveable if chosen == "dots" else None
+    # Inside a scan nothing can be merged across iterations, so the barrier against it only costs time.
+    return jax.checkpoint(body, policy=policy, prevent_cse=False)
+
+
+class Transformer(nn.Module):
+    """Embedding, stacks of blocks and final norm, as pure `init` and `apply` over the table's parameters."""
+
+    config: ModelConfig
+    attend: attention_ops.AttentionFn
+    constrain: Constrain
+    remat: platform.Remat
+    compute_dtype: DTypeLike
+
+    def setup(self) -> None:
+        table = parameter_table(self.config)
+        tops: dict[str, list[tuple[tuple[str, ...], ParamSpec]]] = {}
+        for spec in table:
+            tops.setdefault(spec.path[0], []).append((spec.path[1:], spec))
+        self.modules = {name: Parameters(tuple(rows), name=name) for name, rows in tops.items()}
+
+    def declare(self, dtype: Any) -> None:
+        """Initialises every parameter in `dtype`."""
+        for module in self.modules.values():
+            module(dtype)
+
+    def __call__(self, inputs: Inputs, cache: DenseCache | None = None) -> Outputs:
+        x = self._embed(inputs.tokens)
+        positions, segments = inputs.positions, inputs.segment_ids
+        kv_positions, kv_segments, start = positions, segments, None
+        if cache is not None:
+            # A cached row is one sequence: its tokens differ from padding, not from each other.
+            segments = (segments != 0).astype(jnp.int32)
+            cache, start = reserve(cache, positions, segments != 0)
+            kv_positions, kv_segments = cache.positions, (cache.positions >= 0).astype(jnp.int32)
+        ropes = {kind.rope for stack in self.config.stacks for kind in stack.period}
+        rotations = {rope: rope_rotation(rope, self.config.head_dim, positions) for rope in ropes}
+        context = Context(positions, segments, kv_positions, kv_segments, rotations, start)
+        weights = self.modules["stacks"]()
+        for s in range(len(self.config.stacks)):
+            x, cache = self._run_stack(s, weights[str(s)], x, context, cache)
+        scale = self.modules["final_norm"]()["scale"]
+        x = rms_norm(x, scale, eps=self.config.norm_eps, offset=self.config.norm_offset)
+        return Outputs(self.constrain(x, ("batch", "length", "act_embed")), cache, {})
+
+    def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        table = self.modules["embed"]()["table"]
+        if isinstance(table, jax.Array):
+            # A gather from a table sharded along its width makes the partitioner replicate the activations.
+            table = self.constrain(table, ("vocab", None))
+        x = take_rows(table, tokens)
+        if self.config.embed_scale != 1.0:
+            x = x * jnp.asarray(self.config.embed_scale, x.dtype)
+        return self.constrain(x.astype(self.compute_dtype), ("batch", "length", "act_embed"))
+
+    def _run_stack(
+        self, s: int, weights: Params, x: Array, context: Context, cache: DenseCache | None
+    ) -> tuple[Array, DenseCache | None]:
+        """Runs one stack by a scan over its repeats; x and the cache are the carry."""
+        stack = self.config.stacks[s]
+
+        def body(carry, xs):
+            x, keys, values = carry
+            layer_weights, layer = xs
+            for b, kind in enumerate(stack.period):
+                block_cache = None if cache is None else BlockCache(keys[b], values[b], layer)
+                x, block_cache = block(
+                    self.config, kind, layer_weights[str(b)], x, context, block_cache,
+                    attend=self.attend, constrain=self.constrain,
+                )  # fmt: skip
+                if block_cache is not None:
+                    keys = (*keys[:b], block_cache.keys, *keys[b + 1 :])
+                    values = (*values[:b], block_cache.values, *values[b + 1 :])
+            return (x, keys, values), None
+
+        keys, values = ((), ()) if cache is None else (cache.keys[s], cache.values[s])
+        layers = jnp.arange(stack.repeats, dtype=jnp.int32)
+        (x, keys, values), _ = lax.scan(_remat(body, self.remat), (x, keys, values), (weights, layers))
+        if cache is not None:
+            cache = cache._replace(
+                keys=(*cache.keys[:s], keys, *cache.keys[s + 1 :]),
+                values=(*cache.values[:s], values, *cache.values[s + 1 :]),
+            )
+        return x, cache
+
+    def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Logits in float32, soft-capped where the architecture says so."""
+        if self.config.tie_embeddings:
+            table = self.modules["embed"]()["table"]
+            if isinstance(table, jax.Array):
+                table = self.constrain(table, ("vocab", None))
+            logits = linear_transposed(hidden, table, dtype=jnp.float32)
+        else:
+            logits = linear(hidden, self.modules["lm_head"]()["kernel"], dtype=jnp.float32)
+        axes = ("batch", *([None] * (hidden.ndim - 2)), "act_vocab")
+        logits = self.constrain(logits, axes)
+        cap = self.config.final_softcap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def _identity(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    return x
+
+
+def build_model(
+    config: ModelConfig,
+    constrain: Constrain = _identity,
+    *,
+    attention: attention_ops.Implementation = "auto",
+    remat: platform.Remat = "auto",
+    compute_dtype: DTypeLike = jnp.float32,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Model:
+    """The pure functions of one architecture.
+
+    Args:
+        config: the architecture.
+        constrain: shards activations by logical axes; `sharding.make_constrain(mesh)` on a mesh.
+        attention: implementation; the mesh is handed to it alone, for kernels that run per device.
+        remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "full" or "auto".
+        compute_dtype: of activations; parameters keep their own and are cast where they are used.
+
+    Example:
+        >>> from jaxpost.models.config import RopeConfig, StackConfig
+        >>> stack = StackConfig(repeats=2, period=(BlockConfig(rope=RopeConfig()),))
+        >>> model = build_model(ModelConfig(
+        ...     family="llama", vocab_size=8, width=4, mlp_width=6, heads=2, kv_heads=1, head_dim=2,
+        ...     stacks=(stack,), max_positions=16))
+        >>> params = model.init(jax.random.key(0))
+        >>> tokens = jnp.asarray([[1, 2, 3]])
+        >>> out = model.forward(params, Inputs(tokens, jnp.arange(3)[None], jnp.ones_like(tokens)))
+        >>> model.unembed(params, out.hidden).shape
+        (1, 3, 8)
+    """
+    module = Transformer(config, attention_ops.select(attention, mesh=mesh), constrain, remat, compute_dtype)
+
+    def init(key: Array, dtype: Any = jnp.float32) -> Params:
+        return module.init(key, dtype, method="declare")["params"]
+
+    def forward(params: Params, inputs: Inputs, cache: DenseCache | None = None) -> Outputs:
+        return module.apply({"params": params}, inputs, cache)
+
+    def unembed(params: Params, hidden: Array) -> Array:
+        return module.apply({"params": params}, hidden, method="unembed")
+
+    def new_cache(batch: int, capacity: int, dtype: Any = compute_dtype) -> DenseCache:
+        return init_cache(config, batch, capacity, dtype)
+
+    return Model(config, parameter_table(config), init, forward, unembed, new_cache)

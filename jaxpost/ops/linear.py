@@ -1,0 +1,120 @@
+"""Products of activations with weight leaves: plain arrays, or a frozen base with a low-rank update.
+
+Letters: I input width, O output width, R rank. Kernels are [I, O]; a stack's kernels lead with its repeats.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Shaped
+
+from jaxpost.ops import platform
+
+
+class LoRA(NamedTuple):
+    """The weight `base + scale * a @ b` that is never formed (2106.09685).
+
+    `scale` has the leading axes of the kernels (one number per layer), so that the leaf scans like an array.
+    """
+
+    base: Shaped[Array, "*L I O"]
+    a: Float[Array, "*L I R"]
+    b: Float[Array, "*L R O"]
+    scale: Float[Array, "*L"]
+
+
+Weight = Array | LoRA
+
+
+def materialize(weight: Weight) -> Array:
+    """The plain array that a weight leaf stands for, in the base's dtype.
+
+    Example:
+        >>> leaf = LoRA(jnp.ones((2, 3)), jnp.ones((2, 1)), jnp.ones((1, 3)), jnp.asarray(0.5))
+        >>> float(materialize(leaf)[0, 0])
+        1.5
+    """
+    if isinstance(weight, LoRA):
+        product = jnp.matmul(weight.a, weight.b, preferred_element_type=jnp.float32)
+        update = weight.scale.astype(jnp.float32)[..., None, None] * product
+        return (weight.base.astype(jnp.float32) + update).astype(weight.base.dtype)
+    return weight
+
+
+def linear(
+    x: Float[Array, "*B I"], weight: Weight, bias: Array | None = None, *, dtype: DTypeLike | None = None
+) -> Float[Array, "*B O"]:
+    """x W + bias; for a LoRA leaf x W0 + scale (x A) B + bias.
+
+    Leading axes are flattened before the product: one large matrix product is much faster than many small
+    ones on a CPU, and no slower elsewhere.
+
+    Args:
+        x: activations; their dtype is the dtype of computation.
+        weight: kernel [I, O] or a leaf without leading axes, of any float dtype.
+        bias: [O] or None.
+        dtype: of the result; None for x's own.
+
+    Example:
+        >>> linear(jnp.ones((2, 5, 3)), jnp.ones((3, 4)), jnp.ones(4)).shape
+        (2, 5, 4)
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if isinstance(weight, LoRA):
+        low = _dot(_dot(rows, weight.a, 0), weight.b, 0, dtype)
+        y = _dot(rows, weight.base, 0, dtype) + weight.scale.astype(low.dtype) * low
+    else:
+        y = _dot(rows, weight, 0, dtype)
+    if bias is not None:
+        y = y + bias.astype(y.dtype)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def linear_transposed(
+    x: Float[Array, "*B O"], weight: Weight, *, dtype: DTypeLike | None = None
+) -> Float[Array, "*B I"]:
+    """x W^T, without forming the transpose: the unembedding with a tied table. `dtype`: of the result."""
+    rows = x.reshape(-1, x.shape[-1])
+    if isinstance(weight, LoRA):
+        low = _dot(_dot(rows, weight.b, 1), weight.a, 1, dtype)
+        y = _dot(rows, weight.base, 1, dtype) + weight.scale.astype(low.dtype) * low
+    else:
+        y = _dot(rows, weight, 1, dtype)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def take_rows(weight: Weight, ids: Int[Array, "*B"]) -> Float[Array, "*B O"]:
+    """Rows of a table, W[ids]. An id outside the table gives NaN, not another row."""
+    if isinstance(weight, LoRA):
+        low = take_rows(weight.a, ids)
+        update = weight.scale.astype(low.dtype) * _dot(low.reshape(-1, low.shape[-1]), weight.b, 0)
+        rows = take_rows(weight.base, ids)
+        return rows + update.reshape(rows.shape).astype(rows.dtype)
+    return jnp.take(weight, ids, axis=0, mode="fill", fill_value=jnp.nan)
+
+
+def _dot(rows: Array, kernel: Array, contract: int, dtype: DTypeLike | None = None) -> Array:
+    """rows [M, I] times kernel over its axis `contract`, in `dtype` or the rows' own."""
+    out = dtype or rows.dtype
+    wide = jnp.dtype(out) != rows.dtype or (platform.choices().float32_products and rows.dtype != jnp.float32)
+    y = lax.dot_general(
+        rows,
+        kernel.astype(rows.dtype),
+        (((1,), (contract,)), ((), ())),
+        preferred_element_type=jnp.float32 if wide else None,
+    )
+    return y.astype(out)
+
+
+def is_leaf(x: object) -> bool:
+    """Whether a tree traversal should stop: at weight leaves that hold several arrays.
+
+    Example:
+        >>> is_leaf(LoRA(jnp.ones((2, 3)), jnp.ones((2, 1)), jnp.ones((1, 3)), jnp.asarray(0.5)))
+        True
+    """
+    return isinstance(x, LoRA)
