@@ -11,7 +11,7 @@ L layers of a stack, N query heads, K key/value heads, H head width, F feed-forw
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
@@ -99,6 +99,7 @@ Hyper = Mapping[str, Array]
 """Traced scalars (beta, temperature, smoothing ...): changing them never recompiles."""
 
 
+@runtime_checkable
 class LossFn(Protocol):
     """A method's mathematics: `total = sum over terms of coef * mean(term)`.
 
@@ -122,6 +123,7 @@ class TrainState(NamedTuple):
     """Method state beside the optimiser's: the guard's statistics, an exponential moving average ..."""
 
 
+@runtime_checkable
 class TrainStep(Protocol):
     """step(state, frozen, batch, key, hyper) -> (state, metrics). Not jitted: the loop jits and donates."""
 

@@ -1,0 +1,1 @@
+"""What a run measures: exact means over whole batches, and the places they are written to."""

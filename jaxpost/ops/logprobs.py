@@ -1,0 +1,274 @@
+"""Log-probabilities of given tokens without ever holding [B T V] logits.
+
+Let z = unembed(h) be a token's logits and y its target: log p(y) = z_y - logZ with logZ = log sum_v exp z_v.
+The vocabulary is by far the widest axis of a language model, so tokens pass through the head in chunks: the
+logits of one chunk exist at a time, forward and backward.
+
+Two functions share the machinery:
+
+- `token_stats` returns log p and logZ per token and accepts any cotangent. Its backward pass recomputes a
+  chunk's logits and reads logZ from the forward pass (four products with the head's matrix in all, three with a
+  frozen head).
+- `weighted_sum` returns sum_t w_t f(z_t) for weights known beforehand. A scalar's gradient is known up to one
+  factor, so it is taken in the forward pass while the logits are at hand (three products; two with a frozen
+  head), and the backward pass only scales it.
+
+Chunks take tokens by stride from every row (never whole rows), so each chunk is spread over all devices that
+hold the batch. Gradients of the head add up over chunks in float32. Only leaves of `params` that `unembed`
+really reads, and that are being differentiated, get a gradient at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxpost.types import Params
+
+Unembed = Callable[[Params, Array], Array]
+TokenFn = Callable[[Array, Any], tuple[Array, Any]]
+
+
+class TokenStats(NamedTuple):
+    """Per-token statistics of the logits, float32."""
+
+    logprob: Float[Array, "*S"]
+    """log p(target)."""
+    logz: Float[Array, "*S"]
+    """log sum exp of the logits."""
+    correct: Bool[Array, "*S"]
+    """Whether no other token is more likely than the target."""
+
+
+@jax.custom_vjp
+def log_normaliser(logits: Float[Array, "*S V"]) -> Float[Array, "*S"]:
+    """log sum_v exp(logits_v), its gradient computed from logits and result alone (nothing else is saved)."""
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    return jnp.squeeze(top, -1) + jnp.log(jnp.sum(jnp.exp(logits - top), axis=-1))
+
+
+def _log_normaliser_fwd(logits: Array) -> tuple[Array, tuple[Array, Array]]:
+    logz = log_normaliser(logits)
+    return logz, (logits, logz)
+
+
+def _log_normaliser_bwd(saved: tuple[Array, Array], g: Array) -> tuple[Array]:
+    logits, logz = saved
+    return (g[..., None] * jnp.exp(logits - logz[..., None]),)
+
+
+log_normaliser.defvjp(_log_normaliser_fwd, _log_normaliser_bwd)
+
+
+def stats_of_logits(logits: Float[Array, "*S V"], targets: Int[Array, "*S"]) -> TokenStats:
+    """The statistics of logits that already exist (of one chunk, or in a test).
+
+    Example:
+      >>> float(stats_of_logits(jnp.zeros((1, 4)), jnp.array([2])).logprob[0])  # log(1/4)
+      -1.3862943649291992
+    """
+    # A comparison with iota fuses into the reduction and stays local when the vocabulary is sharded; a gather does not.
+    hit = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
+    target = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+    logz = log_normaliser(logits)
+    return TokenStats(target - logz, logz, target >= jnp.max(jax.lax.stop_gradient(logits), axis=-1))
+
+
+class _Chunks(NamedTuple):
+    """How [B, T, ...] becomes [n, B, T/n, ...]: T is padded to a multiple of n and split by stride."""
+
+    count: int
+    length: int
+
+    @staticmethod
+    def plan(batch: int, length: int, chunk_tokens: int) -> _Chunks:
+        if chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
+        per_row = max(1, chunk_tokens // max(batch, 1))
+        return _Chunks(max(1, math.ceil(length / per_row)), length)
+
+    def split(self, x: Array) -> Array:
+        pad = -self.length % self.count
+        x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2)) if pad else x
+        x = x.reshape(x.shape[0], -1, self.count, *x.shape[2:])
+        return jnp.moveaxis(x, 2, 0)
+
+    def join(self, x: Array) -> Array:
+        x = jnp.moveaxis(x, 0, 2)
+        return x.reshape(x.shape[0], -1, *x.shape[3:])[:, : self.length]
+
+
+def _scan(body: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any, count: int) -> tuple[Any, Any]:
+    """`lax.scan`, without a loop when there is one chunk."""
+    if count > 1:
+        return jax.lax.scan(body, init, xs)
+    carry, y = body(init, jax.tree.map(lambda x: x[0], xs))
+    return carry, jax.tree.map(lambda x: x[None], y)
+
+
+class _Head(NamedTuple):
+    """`unembed` as a function of only those leaves of `params` that it reads."""
+
+    leaves: list[Array]
+    apply: Callable[[list[Array], Array], Array]
+
+    @staticmethod
+    def of(unembed: Unembed, params: Params, hidden: Array) -> _Head:
+        every, treedef = jax.tree.flatten(params)
+        shape = jax.ShapeDtypeStruct((1, 1, hidden.shape[-1]), hidden.dtype)
+        abstract = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in every]
+        jaxpr = jax.make_jaxpr(lambda xs, h: unembed(treedef.unflatten(xs), h))(abstract, shape).jaxpr
+        read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
+        used = [i for i, v in enumerate(jaxpr.invars[: len(every)]) if id(v) in read]
+
+        def apply(leaves: list[Array], h: Array) -> Array:
+            merged = list(every)
+            for i, leaf in zip(used, leaves, strict=True):
+                merged[i] = leaf
+            return unembed(treedef.unflatten(merged), h)
+
+        return _Head([every[i] for i in used], apply)
+
+
+def _part(leaves: list[Any]) -> tuple[list[Array | None], list[Array | None]]:
+    """Differentiated and fixed leaves of `CustomVJPPrimal`s; None marks the other list's places."""
+    diff = [x.value if x.perturbed else None for x in leaves]
+    return diff, [None if x.perturbed else x.value for x in leaves]
+
+
+def _merge(diff: list[Array | None], fixed: list[Array | None]) -> list[Array]:
+    return [f if d is None else d for d, f in zip(diff, fixed, strict=True)]
+
+
+def _zeros32(leaves: list[Array | None]) -> list[Array | None]:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), leaves)
+
+
+def _add32(total: Any, new: Any) -> Any:
+    return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, new)
+
+
+def token_stats(
+    unembed: Unembed,
+    params: Params,
+    hidden: Float[Array, "B T D"],
+    targets: Int[Array, "B T"],
+    *,
+    chunk_tokens: int,
+) -> TokenStats:
+    """log p(target) and logZ of every token, float32 [B T], without [B T V].
+
+    Args:
+      unembed: (params, hidden[... D]) -> logits[... V], a row-wise function.
+      hidden: final hidden states.
+      targets: token ids in [0, V).
+      chunk_tokens: tokens whose logits exist at one time, over all devices; T is padded where it does not divide.
+
+    Example:
+      >>> hidden, targets = jnp.zeros((1, 5, 3)), jnp.zeros((1, 5), int)
+      >>> stats = token_stats(lambda w, h: h @ w, jnp.eye(3), hidden, targets, chunk_tokens=2)
+      >>> round(float(stats.logprob[0, 0]), 4)
+      -1.0986
+    """
+    chunks = _Chunks.plan(*hidden.shape[:2], chunk_tokens)
+    head = _Head.of(unembed, params, hidden)
+
+    @jax.custom_vjp
+    def run(leaves: list[Array], h: Array, y: Array) -> TokenStats:
+        def body(carry: None, x: tuple[Array, Array]) -> tuple[None, TokenStats]:
+            return carry, stats_of_logits(head.apply(leaves, x[0]), x[1])
+
+        return _scan(body, None, (h, y), chunks.count)[1]
+
+    def forward(leaves: Any, h: Any, y: Any) -> tuple[TokenStats, Any]:
+        out = run([x.value for x in leaves], h.value, y.value)
+        return out, (*_part(leaves), h.value, y.value, out.logz)
+
+    def backward(saved: Any, g: TokenStats) -> tuple[Any, Array, None]:
+        diff, fixed, h, y, logz = saved
+        g_logprob, g_logz = (
+            jnp.zeros(logz.shape, logz.dtype) if isinstance(x, jax.custom_derivatives.SymbolicZero) else x
+            for x in (g.logprob, g.logz)
+        )
+
+        def body(total: Any, x: tuple[Array, ...]) -> tuple[Any, Array]:
+            h, y, logz, g_lp, g_lz = x
+            logits, pull = jax.vjp(lambda d, h: head.apply(_merge(d, fixed), h), diff, h)
+            hit = jax.lax.broadcasted_iota(y.dtype, logits.shape, logits.ndim - 1) == y[..., None]
+            p = jnp.exp(logits - logz[..., None])
+            g_logits = jnp.where(hit, g_lp[..., None], 0.0) + (g_lz - g_lp)[..., None] * p
+            g_diff, g_h = pull(g_logits.astype(logits.dtype))
+            return _add32(total, g_diff), g_h
+
+        total, g_h = _scan(body, _zeros32(diff), (h, y, logz, g_logprob, g_logz), chunks.count)
+        return jax.tree.map(lambda t, d: t.astype(d.dtype), total, diff), g_h, None
+
+    run.defvjp(forward, backward, symbolic_zeros=True)
+    return jax.tree.map(chunks.join, run(head.leaves, chunks.split(hidden), chunks.split(targets)))
+
+
+def weighted_sum(
+    unembed: Unembed,
+    params: Params,
+    hidden: Float[Array, "B T D"],
+    weights: Float[Array, "B T"],
+    per_token: Any,
+    fn: TokenFn,
+    *,
+    chunk_tokens: int,
+) -> tuple[Float[Array, ""], Any]:
+    """sum_t w_t f(logits_t), differentiated while the logits are at hand; and what f says of each token beside.
+
+    Args:
+      weights: w, known beforehand: they get no gradient. f counts only where w is not 0.
+      per_token: a pytree of [B T ...] arrays (targets, teacher's choices ...), cut into chunks like the tokens.
+      fn: (logits[B t V], per_token of the chunk) -> (values[B t], aux); pure and row-wise. aux, a pytree of
+        [B t ...] arrays, comes back joined to [B T ...] and without gradient.
+      chunk_tokens: as in `token_stats`.
+
+    Returns:
+      The sum, float32, and aux.
+    """
+    chunks = _Chunks.plan(*hidden.shape[:2], chunk_tokens)
+    head = _Head.of(unembed, params, hidden)
+
+    def part(leaves: list[Array], h: Array, w: Array, extra: Any) -> tuple[Array, Any]:
+        values, aux = fn(head.apply(leaves, h), extra)
+        return jnp.sum(w * jnp.where(w != 0, values, 0.0)), aux
+
+    @jax.custom_vjp
+    def run(leaves: list[Array], h: Array, w: Array, extra: Any) -> tuple[Array, Any]:
+        def body(total: Array, x: tuple[Array, Array, Any]) -> tuple[Array, Any]:
+            value, aux = part(leaves, *x)
+            return total + value, aux
+
+        return _scan(body, jnp.zeros((), jnp.float32), (h, w, extra), chunks.count)
+
+    def forward(leaves: Any, h: Any, w: Any, extra: Any) -> tuple[tuple[Array, Any], Any]:
+        diff, fixed = _part(leaves)
+        value_of = lambda tree: jax.tree.map(lambda x: x.value, tree, is_leaf=lambda x: hasattr(x, "perturbed"))  # noqa: E731
+
+        def body(carry: tuple[Array, Any], x: tuple[Array, Array, Any]) -> tuple[tuple[Array, Any], tuple[Array, Any]]:
+            h, w, extra = x
+            f = jax.value_and_grad(lambda d, h: part(_merge(d, fixed), h, w, extra), argnums=(0, 1), has_aux=True)
+            (value, aux), (g_diff, g_h) = f(diff, h)
+            return (carry[0] + value, _add32(carry[1], g_diff)), (aux, g_h)
+
+        start = (jnp.zeros((), jnp.float32), _zeros32(diff))
+        (total, g_diff), (aux, g_h) = _scan(body, start, (h.value, w.value, value_of(extra)), chunks.count)
+        g_diff = jax.tree.map(lambda t, d: t.astype(d.dtype), g_diff, diff)
+        return (total, aux), (g_diff, g_h)
+
+    def backward(saved: Any, g: tuple[Array, Any]) -> tuple[Any, Array, None, None]:
+        g_diff, g_h = saved
+        return *jax.tree.map(lambda x: (g[0] * x.astype(jnp.float32)).astype(x.dtype), (g_diff, g_h)), None, None
+
+    run.defvjp(forward, backward, symbolic_zeros=True)
+    split = jax.tree.map(chunks.split, (hidden, weights, per_token))
+    total, aux = run(head.leaves, *split)
+    return total, jax.tree.map(chunks.join, aux)

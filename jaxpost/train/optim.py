@@ -1,0 +1,154 @@
+"""Optimisers and learning-rate schedules, made from `config.OptimSection`.
+
+Parameters are matrices if their last two axes are one (kernels [in, out] or stacked [L, in, out], embeddings,
+adapter factors); norms and biases are not, stacked or not. Moments and arithmetic are float32 whatever the
+parameters' dtype. The learning rate is a function of the step given to `update`, not of a counter inside the
+optimiser's state: a skipped update does not delay the schedule, and `lr_at(step)` is what was used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+from jaxpost.config import AdafactorSection, AdamWSection, LionSection, OptimSection, ScheduleSection
+
+Schedule = Callable[[Any], Any]
+
+
+def make_schedule(section: ScheduleSection, num_steps: int) -> Schedule:
+    """Fraction of the learning rate at step t = 0, 1, ..., `num_steps` - 1, from 1 at the end of warm-up.
+
+    With w warm-up steps and u = (t - w) / (num_steps - 1 - w), clipped to [0, 1]:
+      warm-up (t < w)  (t + 1) / (w + 1)
+      constant         1
+      linear           1 - (1 - final) u
+      cosine           final + (1 - final) (1 + cos(pi u)) / 2
+      wsd              1, then linear to `final` over the last `decay` steps (2404.06395)
+
+    Raises:
+      ValueError: warm-up and decay do not fit into the run.
+
+    Example:
+      >>> f = make_schedule(ScheduleSection(kind="linear", warmup=2), 5)
+      >>> [round(float(f(t)), 3) for t in range(5)]
+      [0.333, 0.667, 1.0, 0.5, 0.0]
+    """
+    warmup = _steps(section.warmup, num_steps, "warmup")
+    decay = _steps(section.decay, num_steps, "decay") if section.kind == "wsd" else 0
+    if warmup + decay > num_steps:
+        raise ValueError(f"optim.schedule: {warmup} warm-up and {decay} decay steps exceed the run's {num_steps} steps")
+    last = num_steps - 1
+
+    def at(step: Any) -> Any:
+        t = jnp.asarray(step, jnp.float32)
+        ramp = jnp.minimum((t + 1.0) / (warmup + 1.0), 1.0)
+        if section.kind == "constant":
+            return ramp
+        start = last - decay if section.kind == "wsd" else warmup
+        u = jnp.clip((t - start) / max(last - start, 1), 0.0, 1.0)
+        shape = 0.5 * (1.0 + jnp.cos(jnp.pi * u)) if section.kind == "cosine" else 1.0 - u
+        return ramp * (section.final + (1.0 - section.final) * shape)
+
+    return at
+
+
+def _steps(value: float, num_steps: int, name: str) -> int:
+    """Steps (>= 1), or a fraction of all steps (< 1), as `ScheduleSection` counts."""
+    if value < 0:
+        raise ValueError(f"optim.schedule.{name} must not be negative, got {value}")
+    return math.ceil(value * num_steps) if value < 1 else round(value)
+
+
+def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
+    """Whether a parameter is a matrix, or a stack of matrices: norms and biases are vectors even when stacked."""
+    return leaf.ndim >= 2 and _names(path)[-1] not in ("scale", "bias")
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    return [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
+
+
+def _mask(params: Any) -> Any:
+    return jax.tree.map_with_path(is_matrix, params)
+
+
+def _muon_axes(params: Any) -> Any:
+    """Muon's axes for hidden matrices ([..., in, out]); None, that is AdamW, for embeddings, head and vectors."""
+
+    def axes(path: tuple[Any, ...], leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        outer = {"embed", "lm_head"} & set(_names(path))
+        return optax.contrib.MuonDimensionNumbers(-2, -1) if is_matrix(path, leaf) and not outer else None
+
+    return jax.tree.map_with_path(axes, params)
+
+
+def scale_by_step(schedule: Schedule, factor: float) -> optax.GradientTransformationExtraArgs:
+    """updates -> factor * schedule(step) * updates, with `step` given to `update` by the train step."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, step: Any, **_: Any) -> tuple[Any, Any]:
+        scale = factor * schedule(step)
+        return jax.tree.map(lambda u: scale.astype(u.dtype) * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The same optimiser with float32 moments and arithmetic, for parameters of any floating dtype."""
+    tx = optax.with_extra_args_support(tx)
+    cast = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)  # noqa: E731
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        return tx.update(cast(updates), state, None if params is None else cast(params), **extra)
+
+    return optax.GradientTransformationExtraArgs(lambda params: tx.init(cast(params)), update)
+
+
+def _direction(section: OptimSection, schedule: Schedule) -> optax.GradientTransformation:
+    """The update before clipping: every optimiser ends with -lr(step) and decays matrices only."""
+    step_down = lambda lr: scale_by_step(schedule, -lr)  # noqa: E731
+    decay = optax.add_decayed_weights(section.weight_decay, mask=_mask) if section.weight_decay else optax.identity()
+    if isinstance(section, AdamWSection):
+        return optax.chain(optax.scale_by_adam(section.b1, section.b2, section.eps), decay, step_down(section.lr))
+    if isinstance(section, LionSection):
+        return optax.chain(optax.scale_by_lion(section.b1, section.b2), decay, step_down(section.lr))
+    if isinstance(section, AdafactorSection):
+        factored = optax.scale_by_factored_rms(decay_rate=section.decay_rate)
+        return optax.chain(factored, optax.clip_by_block_rms(1.0), decay, step_down(section.lr))
+    muon = optax.contrib.scale_by_muon(
+        ns_steps=section.ns_steps, beta=section.momentum, weight_dimension_numbers=_muon_axes
+    )
+    shaped = optax.contrib.scale_by_shape(weight_dimension_numbers=_muon_axes)
+    return optax.partition(
+        {
+            "muon": optax.chain(muon, shaped, decay, step_down(section.lr)),
+            "adamw": optax.chain(optax.scale_by_adam(), decay, step_down(section.adam_lr)),
+        },
+        lambda params: jax.tree.map(lambda a: "adamw" if a is None else "muon", _muon_axes(params), is_leaf=_is_axes),
+    )
+
+
+def _is_axes(x: Any) -> bool:
+    return x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)
+
+
+def make_optimizer(section: OptimSection, num_steps: int) -> tuple[optax.GradientTransformationExtraArgs, Schedule]:
+    """The optimiser of a run, and the learning rate it uses at each step (for the log).
+
+    Its `update(grads, state, params, step=...)` wants the number of the step, from 0.
+
+    Example:
+      >>> tx, lr_at = make_optimizer(AdamWSection(lr=1e-3, schedule=ScheduleSection(kind="constant", warmup=0)), 10)
+      >>> round(float(lr_at(0)), 6)
+      0.001
+    """
+    schedule = make_schedule(section.schedule, num_steps)
+    direction = _direction(section, schedule)
+    clip = optax.identity() if section.clip_norm is None else optax.clip_by_global_norm(section.clip_norm)
+    return in_float32(optax.chain(clip, direction)), lambda step: section.lr * schedule(step)

@@ -1,0 +1,327 @@
+"""One optimiser step: exact means over microbatches, devices and hosts; guarded; never jitted inside.
+
+Let term i of the loss have values v and weights w over all elements of the whole batch, and coefficient c_i:
+
+  loss = sum_i c_i (sum v w) / W_i,  W_i = sum w   (a term with W_i = 0 counts 0)
+
+The W_i come from the batch alone, so they are summed over all microbatches before the first is differentiated,
+and every microbatch contributes sum_i c_i (sum of its own v w) / W_i. Gradients add up in float32.
+
+An update is skipped, inside the compiled step, when every W_i is 0 (nothing to learn from), when the loss or the
+gradient's norm is not finite, or when the norm exceeds `hyper["spike_factor"]` times its running mean. A skipped
+step leaves parameters, optimiser and everything in `state.extra` but the counters as they were; it counts as
+a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import optax
+from jax.interpreters import partial_eval
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jaxpost.metrics.terms import Sums, add, divide, means, reduce_term, reduce_terms
+from jaxpost.types import Hyper, LossFn, Params, TrainState, TrainStep
+
+GUARD_HISTORY = 10
+"""Accepted steps before the spike guard judges: a mean of fewer says little."""
+GUARD_MEMORY = 50
+"""Accepted steps over which the running mean of gradient norms forgets."""
+
+
+class Guard(NamedTuple):
+    """What the guard remembers, in `state.extra["guard"]`."""
+
+    skipped: Int[Array, ""]
+    """Updates skipped so far."""
+    consecutive: Int[Array, ""]
+    """Updates skipped since the last accepted one."""
+    accepted: Int[Array, ""]
+    norm_mean: Float[Array, ""]
+    """Running mean of accepted gradient norms."""
+
+
+@runtime_checkable
+class UpdateRule(Protocol):
+    """How gradients become new parameters: methods that are no plain gradient step replace it."""
+
+    def __call__(
+        self,
+        optimizer: optax.GradientTransformation,
+        grads: Params,
+        state: TrainState,
+        *,
+        frozen: Params,
+        batch: Any,
+        key: PRNGKeyArray,
+        hyper: Hyper,
+    ) -> tuple[Params, Any]:
+        """The new (params, opt_state)."""
+        ...
+
+
+PostUpdate = Callable[[TrainState], TrainState]
+
+
+def gradient_update(
+    optimizer: optax.GradientTransformation,
+    grads: Params,
+    state: TrainState,
+    *,
+    frozen: Params,
+    batch: Any,
+    key: PRNGKeyArray,
+    hyper: Hyper,
+) -> tuple[Params, Any]:
+    """The default rule: params + optimizer.update(grads), summed in float32 and stored in the parameters' dtype."""
+    tx = optax.with_extra_args_support(optimizer)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
+    add32 = lambda p, u: (p.astype(jnp.float32) + u.astype(jnp.float32)).astype(p.dtype)  # noqa: E731
+    return jax.tree.map(add32, state.params, updates), opt_state
+
+
+def ema_update(decay: float) -> PostUpdate:
+    """A `post_update`: extra["ema"] <- decay * ema + (1 - decay) * params, in float32.
+
+    Example:
+      >>> state = init_state({"policy": jnp.zeros(())}, optax.sgd(0.1), ema=True)
+      >>> state = state._replace(params={"policy": jnp.ones(())})
+      >>> float(ema_update(0.75)(state).extra["ema"]["policy"])
+      0.25
+    """
+    if not 0.0 <= decay < 1.0:
+        raise ValueError(f"ema_decay must lie in [0, 1), got {decay}")
+
+    def update(state: TrainState) -> TrainState:
+        mix = lambda e, p: decay * e + (1.0 - decay) * p.astype(jnp.float32)  # noqa: E731
+        ema = jax.tree.map(mix, state.extra["ema"], state.params)
+        return state._replace(extra=state.extra | {"ema": ema})
+
+    return update
+
+
+def row_keys(key: PRNGKeyArray, row_ids: Int[Array, " B"]) -> PRNGKeyArray:
+    """One key per row, by the row's identity: its noise does not depend on its slot or microbatch.
+
+    Example:
+      >>> keys = row_keys(jax.random.key(0), jnp.array([7, 9]))
+      >>> bool(keys[1] == row_keys(jax.random.key(0), jnp.array([9]))[0])
+      True
+    """
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(row_ids)
+
+
+def init_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema: bool = False,
+) -> TrainState:
+    """The state before the first step. Pure: `jax.eval_shape` and `jax.jit` with shardings take it as it is.
+
+    Args:
+      params: all that is trained, a dict of networks.
+      ema: also keep an exponential moving average (`ema_update`) in `extra["ema"]`, from a copy of `params`.
+
+    Example:
+      >>> state = init_state({"policy": jnp.zeros(3)}, optax.sgd(0.1))
+      >>> int(state.step), int(state.extra["guard"].skipped)
+      (0, 0)
+    """
+    # Separate arrays: a donated state must not hold one buffer twice.
+    zero = lambda dtype: jnp.zeros((), dtype)  # noqa: E731
+    guard = Guard(zero(jnp.int32), zero(jnp.int32), zero(jnp.int32), zero(jnp.float32))
+    extra = {"guard": guard}
+    if ema:
+        extra["ema"] = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
+    return TrainState(zero(jnp.int32), params, optimizer.init(params), extra)
+
+
+def split_microbatches(batch: Any, count: int) -> Any:
+    """[B, ...] -> [count, B / count, ...] by stride, which keeps a sharded B on its devices.
+
+    Raises:
+      ValueError: some leaf does not lead with B, or B is not divisible by `count`.
+
+    Example:
+      >>> split_microbatches(jnp.arange(6), 2)
+      Array([[0, 2, 4],
+             [1, 3, 5]], dtype=int32)
+    """
+    sizes = {x.shape[0] if x.ndim else None for x in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(f"every array of a batch must lead with the same number of rows, found {sizes}")
+    (rows,) = sizes
+    if rows % count:
+        raise ValueError(
+            f"a batch of {rows} rows cannot be split into {count} microbatches of equal size; "
+            f"choose a batch size that is a multiple of {count}"
+        )
+    return jax.tree.map(lambda x: x.reshape(rows // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def weights_only(loss_fn: LossFn, *args: Any) -> Callable[..., dict[str, Array]]:
+    """The total weight of each term of `loss_fn(*args)`, as a function that reads no parameter.
+
+    The loss function is traced once and everything that the weights do not need is removed.
+
+    Returns:
+      f(frozen, batch, key, hyper) -> {term: sum of weights}.
+
+    Raises:
+      ValueError: some weight depends on params: it would change the mean that is being differentiated.
+    """
+
+    def total_weights(*args: Any) -> dict[str, Array]:
+        return {name: reduce_term(term).weight for name, term in loss_fn(*args)[0].items()}
+
+    closed, shapes = jax.make_jaxpr(total_weights, return_shape=True)(*args)
+    jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    num_params = len(jax.tree.leaves(args[0]))
+    if any(used[:num_params]):
+        paths = jax.tree.leaves_with_path(args[0])
+        read = [jax.tree_util.keystr(path) for (path, _), u in zip(paths, used, strict=False) if u]
+        raise ValueError(f"weights of loss terms must come from the batch alone, but they depend on params{read[0]}")
+    run = jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(jaxpr, closed.consts))
+
+    def weights(*rest: Any) -> dict[str, Array]:
+        flat = [x for x, u in zip(jax.tree.leaves(rest), used[num_params:], strict=True) if u]
+        return jax.tree.unflatten(jax.tree.structure(shapes), run(*flat))
+
+    return weights
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_microbatches: int = 1,
+    update_rule: UpdateRule = gradient_update,
+    post_update: PostUpdate | None = None,
+) -> TrainStep:
+    """step(state, frozen, batch, key, hyper) -> (state, metrics); the caller jits it and donates the state.
+
+    Args:
+      loss_fn: unreduced terms and metrics (`types.LossFn`); its key is `key` folded by the step's number.
+      num_microbatches: pieces whose gradients are summed one after another; must divide the batch's rows.
+      update_rule: gradients -> (params, opt_state).
+      post_update: a pure state -> state after an accepted update (moving averages, reference sync).
+
+    Returns:
+      The step. Its metrics, float32 or int32 scalars: "loss", every term and metric by name, "weight/<term>" (the
+      term's total weight), "grad_norm", "skipped" with its reasons "empty", "nonfinite", "spike" (0 or 1), and the
+      counts "skips" and "consecutive_skips".
+
+    Example:
+      >>> from jaxpost.types import Term
+      >>> def mse(params, frozen, batch, key, hyper):
+      ...     return {"mse": Term((batch - params["w"]) ** 2, jnp.ones_like(batch))}, {}
+      >>> tx = optax.sgd(0.5)
+      >>> step = jax.jit(make_train_step(mse, tx, num_microbatches=2))
+      >>> state, metrics = step(init_state({"w": jnp.zeros(())}, tx), None, jnp.arange(4.0), jax.random.key(0), {})
+      >>> float(state.params["w"]), float(metrics["loss"])  # the mean of 0..3; (0 + 1 + 4 + 9) / 4
+      (1.5, 3.5)
+    """
+
+    def step(
+        state: TrainState, frozen: Params, batch: Any, key: PRNGKeyArray, hyper: Hyper
+    ) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(key, state.step)
+        pieces = split_microbatches(batch, num_microbatches)
+        first = jax.tree.map(lambda x: x[0], pieces)
+        weights_of = weights_only(loss_fn, state.params, frozen, first, key, hyper)
+        weights = jax.tree.map(jnp.sum, jax.lax.map(lambda piece: weights_of(frozen, piece, key, hyper), pieces))
+
+        differentiate = partial(_piece_grads, loss_fn, weights, state.params, frozen, key, hyper)
+        grads, sums = differentiate(first) if num_microbatches == 1 else _accumulate(differentiate, pieces, first)
+        metrics = means(sums)
+        grad_norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
+        guard, reasons = _judge(state.extra["guard"], metrics["loss"], grad_norm, weights, hyper)
+
+        params, opt_state = update_rule(optimizer, grads, state, frozen=frozen, batch=batch, key=key, hyper=hyper)
+        new = TrainState(state.step + 1, params, opt_state, state.extra)
+        new = new if post_update is None else post_update(new)
+        new = jax.tree.map(partial(jnp.where, reasons["skipped"] > 0), state, new)
+        new = new._replace(step=state.step + 1, extra=new.extra | {"guard": guard})
+        metrics |= {f"weight/{name}": w for name, w in weights.items()}
+        metrics |= {"grad_norm": grad_norm, "skips": guard.skipped, "consecutive_skips": guard.consecutive}
+        return new, metrics | reasons
+
+    return step
+
+
+def _piece_grads(
+    loss_fn: LossFn,
+    weights: dict[str, Array],
+    params: Params,
+    frozen: Params,
+    key: PRNGKeyArray,
+    hyper: Hyper,
+    piece: Any,
+) -> tuple[Params, dict[str, Sums]]:
+    """One microbatch's share of the whole batch's gradient, and its sums."""
+
+    def share(params: Params) -> tuple[Array, dict[str, Sums]]:
+        sums = reduce_terms(*loss_fn(params, frozen, piece, key, hyper))
+        parts = [sums[name].coef * divide(sums[name].total, weight) for name, weight in weights.items()]
+        return sum(parts, start=jnp.zeros((), jnp.float32)), sums
+
+    return jax.grad(share, has_aux=True)(params)
+
+
+def _accumulate(differentiate: Callable[[Any], Any], pieces: Any, first: Any) -> tuple[Params, dict[str, Sums]]:
+    """Sum gradients (in float32) and sums over the microbatches, one at a time."""
+    grads, sums = jax.eval_shape(differentiate, first)
+
+    def body(carry: tuple[Any, Any], piece: Any) -> tuple[tuple[Any, Any], None]:
+        grads, sums = differentiate(piece)
+        return (jax.tree.map(lambda a, g: a + g.astype(jnp.float32), carry[0], grads), add(sums, carry[1])), None
+
+    start = (
+        jax.tree.map(lambda g: jnp.zeros(g.shape, jnp.float32), grads),
+        jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums),
+    )
+    return jax.lax.scan(body, start, pieces)[0]
+
+
+def _judge(
+    guard: Guard, loss: Array, grad_norm: Array, weights: dict[str, Array], hyper: Hyper
+) -> tuple[Guard, dict[str, Array]]:
+    """Whether to skip this update and why, and what the guard remembers after it."""
+    empty = jnp.all(jnp.stack([w == 0 for w in weights.values()]))
+    nonfinite = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
+    spike = jnp.zeros((), bool)
+    if "spike_factor" in hyper:
+        spike = (guard.accepted >= GUARD_HISTORY) & (grad_norm > hyper["spike_factor"] * guard.norm_mean)
+    skip = empty | nonfinite | spike
+    accepted = guard.accepted + 1
+    rate = 1.0 / jnp.minimum(accepted, GUARD_MEMORY).astype(jnp.float32)
+    norm_mean = guard.norm_mean + rate * (grad_norm - guard.norm_mean)
+    one = skip.astype(jnp.int32)
+    new = Guard(
+        guard.skipped + one,
+        jnp.where(skip, guard.consecutive + 1, 0),
+        jnp.where(skip, guard.accepted, accepted),
+        jnp.where(skip, guard.norm_mean, norm_mean),
+    )
+    reasons = {"skipped": skip, "empty": empty, "nonfinite": nonfinite & ~empty, "spike": spike & ~empty & ~nonfinite}
+    return new, {name: flag.astype(jnp.int32) for name, flag in reasons.items()}
+
+
+def make_eval_step(loss_fn: LossFn) -> Callable[..., dict[str, Sums]]:
+    """eval_step(params, frozen, batch, key, hyper) -> unreduced sums of every term and metric. Not jitted.
+
+    Add them over batches (`metrics.terms.add`) and divide once (`metrics.terms.means`): the result is the mean over
+    all tokens of all batches, whatever their sizes.
+    """
+
+    def eval_step(params: Params, frozen: Params, batch: Any, key: PRNGKeyArray, hyper: Hyper) -> dict[str, Sums]:
+        return reduce_terms(*loss_fn(params, frozen, batch, key, hyper))
+
+    return eval_step
