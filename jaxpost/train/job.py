@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import jax
@@ -15,9 +14,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jaxpost.config import RunSection, TrainSection
+from jaxpost.metrics.terms import Sums
 from jaxpost.types import Hyper, Params, TrainState, TrainStep
-
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Source(Protocol):
@@ -33,11 +31,9 @@ class Source(Protocol):
 
 
 class EvalStep(Protocol):
-    """eval_step(params, frozen, batch, key, hyper) -> {name: (sum, weight)}: exact over batches of any raggedness."""
+    """eval_step(params, frozen, batch, key, hyper) -> sums and weights, added over batches and divided once."""
 
-    def __call__(
-        self, params: Params, frozen: Params, batch: Any, key: Any, hyper: Hyper
-    ) -> Mapping[str, tuple[Array, Array]]: ...
+    def __call__(self, params: Params, frozen: Params, batch: Any, key: Any, hyper: Hyper) -> Mapping[str, Sums]: ...
 
 
 def token_counts(batch: Any) -> dict[str, Array]:
@@ -70,11 +66,11 @@ class SupervisedJob:
     source: Source
     frozen: Params = field(default_factory=dict)
     """What the loss reads and nobody trains, already on its devices."""
-    hyper: Hyper = _NOTHING
+    hyper: Hyper = field(default_factory=dict)
     mesh: Mesh | None = None
     place: Callable[[Any], Any] = jax.device_put
     """This process's rows -> the global batch (`sharding.to_global` bound to a mesh)."""
-    evals: Mapping[str, Source] = _NOTHING
+    evals: Mapping[str, Source] = field(default_factory=dict)
     eval_step: EvalStep | None = None
     eval_params: Callable[[TrainState], Params] = trained_params
     """What evaluation, samples and export read (a moving average, if one is kept)."""
@@ -88,7 +84,7 @@ class SupervisedJob:
     """Traced: {"tokens", "tokens_trained"} of a batch."""
     flops_per_token: float | None = None
     """Forward and backward; None: utilisation is not reported."""
-    identity: Mapping[str, str] = _NOTHING
+    identity: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints (base model, tokenizer ...) that a resumed run must share; the data's are added."""
     command: tuple[str, ...] = field(default_factory=lambda: tuple(sys.argv))
 

@@ -1,0 +1,89 @@
+"""What stops a run before its end: signals, and updates that go wrong again and again."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+from jaxpost.config import GuardSection
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on; the message names the step, the metric and what to do."""
+
+
+class StopSignals:
+    """Turns the first SIGTERM or SIGINT into a request that the loop sees; a second one kills as usual.
+
+    Signals are only caught in the main thread; elsewhere (a notebook's worker, a server) nothing is changed.
+
+    Example:
+        >>> import os, signal
+        >>> with StopSignals() as signals:
+        ...     os.kill(os.getpid(), signal.SIGTERM)
+        ...     signals.received
+        'SIGTERM'
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        for each in self._previous:
+            signal.signal(each, signal.SIG_DFL)
+
+    def __exit__(self, *_: object) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+
+
+def check_step(metrics: Mapping[str, float], step: int, skips: int, guard: GuardSection) -> int:
+    """Count consecutive skipped updates; stop when the guard says so.
+
+    Args:
+        metrics: of update `step` (counted from 1), with `skipped` 0 or 1.
+        skips: consecutive skipped updates before this one.
+
+    Returns:
+        Consecutive skipped updates after this one.
+
+    Raises:
+        TrainingStopped: at the first one that is not finite under on_nonfinite "stop"; after `max_skips` in a row.
+
+    >>> check_step({"loss": 1.0, "skipped": 0.0}, 7, 3, GuardSection())
+    0
+    """
+    if not metrics.get("skipped"):
+        return 0
+    skips += 1
+    bad = [f"{name} = {metrics[name]}" for name in metrics if not math.isfinite(metrics[name])]
+    if bad and guard.on_nonfinite == "stop":
+        raise TrainingStopped(
+            f"Update {step}: {', '.join(bad)}. train.guard.on_nonfinite is 'stop', so the run ends here; the last "
+            f"checkpoint is from before it. {_ADVICE}"
+        )
+    if skips >= guard.max_skips:
+        why = ", ".join(bad) if bad else f"gradient norm {metrics.get('grad_norm', math.nan):.4g} (a spike)"
+        raise TrainingStopped(
+            f"{skips} updates in a row were skipped, the last at step {step}: {why}. The parameters are those of "
+            f"update {step - skips}. {_ADVICE}"
+        )
+    return skips
+
+
+_ADVICE = (
+    "Usual causes: a learning rate that is too high (lower optim.lr, lengthen optim.schedule.warmup), too little "
+    "precision (model.compute_dtype float32), or a batch without one trained token (jaxpost data inspect)."
+)

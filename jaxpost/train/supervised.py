@@ -1,0 +1,307 @@
+"""The supervised loop: batches come from data; it knows nothing of the method that learns from them.
+
+At the top of the loop `k` updates are done: evaluate if due, save if due, then dispatch update k + 1 and, while it
+runs, read the metrics of update k. A checkpoint thus holds everything up to its step: the state, the data position
+(the integer k), and the lengths of metrics.jsonl and samples.jsonl, which a resumed run cuts back to. That is why
+a run killed at any moment ends with the same parameters, metrics and samples as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import jax
+
+from jaxpost.checkpoint import Checkpoints
+from jaxpost.metrics.writers import JsonlFile, Writer, open_writers
+from jaxpost.train.compiled import CompiledEval, CompiledStep, state_shardings, with_shardings
+from jaxpost.train.folder import RunFolder, open_folder
+from jaxpost.train.guards import StopSignals, TrainingStopped, check_step
+from jaxpost.train.job import EvalStep, RunResult, Source, SupervisedJob
+from jaxpost.train.meters import Meter, peak_flops, peak_memory_gib
+from jaxpost.train.position import Position, check_same_run
+from jaxpost.train.progress import Progress, duration
+from jaxpost.train.report import describe_run, plain_config
+from jaxpost.types import TrainState
+
+__all__ = ["EvalStep", "RunResult", "Source", "SupervisedJob", "run_supervised"]
+
+
+def run_supervised(job: SupervisedJob) -> RunResult:
+    """Train to the end, or to a signal; go on from the last checkpoint if the folder holds one.
+
+    Every process of a multi-host run calls it with the same job (but for its own rows); process 0 writes.
+
+    Returns:
+        The final state and how the run ended. On SIGTERM or SIGINT a checkpoint is saved first.
+
+    Raises:
+        RunFolderError: the folder cannot be used (another run's, another configuration, in use).
+        CheckpointError: a checkpoint cannot be written, or does not fit.
+        TrainingStopped: updates went wrong; says at which step, why, and what to do.
+        ShapeChanged: a batch of other shapes than the first.
+    """
+    if job.evals and job.eval_step is None:
+        raise ValueError("The job has evaluation data but no eval_step.")
+    with ExitStack() as stack:
+        if job.mesh is not None:
+            stack.enter_context(jax.set_mesh(job.mesh))
+        folder = stack.enter_context(
+            open_folder(
+                job.folder,
+                config_text=job.config_text,
+                resume=job.run.resume,
+                allow_changed_config=job.run.allow_changed_config,
+            )
+        )
+        log = folder.path / "log.txt"
+        progress = Progress(job.num_steps, log=log, enabled=folder.writes)
+        stack.callback(progress.close)
+        signals = stack.enter_context(StopSignals())
+        checkpoints = stack.enter_context(Checkpoints(folder.checkpoints, keep=job.train.keep_checkpoints))
+        run = _Run(job, folder, progress, signals, checkpoints)
+        stack.callback(run.close)
+        try:
+            return run.train()
+        except TrainingStopped as error:
+            progress.say(str(error))
+            describe_run(job, folder, f"Stopped at step {run.position.step}: {error}", run.position.results)
+            raise
+
+
+class _Run:
+    """One attempt at a job: what the loop's parts share."""
+
+    def __init__(
+        self,
+        job: SupervisedJob,
+        folder: RunFolder,
+        progress: Progress,
+        signals: StopSignals,
+        checkpoints: Checkpoints,
+    ) -> None:
+        self.job, self.folder, self.progress = job, folder, progress
+        self.signals, self.checkpoints = signals, checkpoints
+        self.alone = jax.process_count() == 1
+        self.state, self.position = self._start()
+        files = self.position.files
+        self.files = {
+            name: JsonlFile(folder.path / name, files.get(name, 0))
+            for name in ("metrics.jsonl", "samples.jsonl")
+            if folder.writes
+        }
+        self.writers: list[Writer] = []
+        if folder.writes:
+            config = plain_config(job.config_text)
+            self.writers = open_writers(
+                job.run.loggers, folder.path, name=job.run.name, config=config, start_step=self.position.step
+            )
+        folder.record_start(job.command, self.position.step)
+        self.step = CompiledStep(job)
+        self.eval_steps = {name: CompiledEval(job, name) for name in job.evals}
+        devices = list(job.mesh.devices.flat) if job.mesh is not None else jax.devices()[:1]
+        self.devices = devices
+        peak = peak_flops(devices) if job.flops_per_token else None
+        self.meter = Meter(flops_per_token=job.flops_per_token, peak=peak)
+        self.saved: int | None = checkpoints.latest
+        self.pending: tuple[int, dict[str, Any]] | None = None
+        self.asked_to_stop = False
+
+    def _start(self) -> tuple[TrainState, Position]:
+        job, latest = self.job, self.checkpoints.latest
+        identity = {**job.identity, "data": job.source.fingerprint}
+        identity |= {f"eval {name}": source.fingerprint for name, source in job.evals.items()}
+        if latest is None:
+            if job.run.resume == "must":
+                raise TrainingStopped(f"--run.resume must: there is no complete checkpoint in {self.folder.path}.")
+            state = jax.device_put(job.init_state(), state_shardings(job.abstract_state, job.mesh))
+            return state, Position(identity=identity, config=job.config_text)
+        check_same_run(
+            self.checkpoints.meta(),
+            identity=identity,
+            config_text=job.config_text,
+            allow_changed=job.run.allow_changed_config,
+        )
+        self.progress.busy(f"restoring step {latest} ...")
+        state, meta = self.checkpoints.restore(with_shardings(job.abstract_state, job.mesh))
+        self.progress.say(f"Resumed from the checkpoint of step {latest} in {self.folder.path}")
+        return state, Position.from_meta(meta, identity=identity, config=job.config_text)
+
+    def train(self) -> RunResult:
+        """The loop of the module's description."""
+        job, position = self.job, self.position
+        batches: Iterator[Any] | None = None
+        try:
+            while True:
+                if self._evaluation_due():
+                    self._drain()
+                    self._evaluate()
+                finished = position.step >= job.num_steps and not self._evaluation_due()
+                stopping = not finished and (self.asked_to_stop or self._interrupted())
+                if stopping or finished or (job.train.save_every and position.step % job.train.save_every == 0):
+                    self._drain()
+                    self._save()
+                if stopping or finished:
+                    break
+                if batches is None:
+                    batches = job.source.iterate(position.step)
+                self._update(batches)
+        finally:
+            if (close := getattr(batches, "close", None)) is not None:
+                close()
+        self.checkpoints.wait()
+        return self._finish((self.signals.received or "SIGTERM") if stopping else None)
+
+    def _interrupted(self) -> bool:
+        # Alone, a signal acts at once; with others, only through the step, so that all stop at the same update.
+        return self.alone and self.signals.received is not None
+
+    def _update(self, batches: Iterator[Any]) -> None:
+        with self.meter.waiting():
+            batch = next(batches, None)
+        if batch is None:
+            raise ValueError(
+                f"The training data ended after batch {self.position.step}; sources must go on without end."
+            )
+        compiling = self.step.compile_seconds == 0.0
+        if compiling:
+            self.progress.busy("compiling the training step ...")
+            with self.meter.pause():
+                self.state, metrics = self.step(
+                    self.state, batch, self.position.step, self.signals.received is not None
+                )
+            self.progress.say(f"Compiled the training step in {duration(self.step.compile_seconds)}")
+        else:
+            self.state, metrics = self.step(self.state, batch, self.position.step, self.signals.received is not None)
+        self.position.step += 1
+        previous, self.pending = self.pending, (self.position.step, metrics)
+        if previous is not None:
+            self._read(*previous)
+
+    def _drain(self) -> None:
+        previous, self.pending = self.pending, None
+        if previous is not None:
+            self._read(*previous)
+
+    def _read(self, step: int, device_metrics: Mapping[str, Any]) -> None:
+        """Take in the metrics of update `step`, which blocks until the device has them."""
+        job, position = self.job, self.position
+        metrics = {name: float(value) for name, value in jax.device_get(dict(device_metrics)).items()}
+        self.asked_to_stop |= metrics.pop("halt") > 0
+        tokens, trained = int(metrics.pop("tokens")), int(metrics.pop("tokens_trained"))
+        self.meter.add(tokens=tokens, trained=trained)
+        lr = None if job.lr_at is None else float(job.lr_at(step - 1 - position.skipped))
+        position.add(metrics, tokens=tokens, trained=trained)
+        try:
+            position.skips = check_step(metrics, step, position.skips, job.train.guard)
+        except TrainingStopped:
+            self._log(step, lr)
+            raise
+        if step % max(job.train.log_every, 1) == 0 or step == job.num_steps:
+            self._log(step, lr)
+
+    def _log(self, step: int, lr: float | None) -> None:
+        record: dict[str, Any] = {"step": step, "kind": "train", **self.position.close_window()}
+        if lr is not None:
+            record["lr"] = lr
+        record["time"] = self.meter.read() | {"peak_memory_gib": round(peak_memory_gib(self.devices), 3)}
+        self._write(record)
+        self.progress.update(record, self.meter.seconds_per_update * (self.job.num_steps - step))
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        if self.files:
+            self.files["metrics.jsonl"].write(record)
+        for writer in self.writers:
+            writer.write(record)
+
+    def _evaluation_due(self) -> bool:
+        job, step = self.job, self.position.step
+        if self.position.evaluated == step or not (job.evals or job.sample):
+            return False
+        return step in (0, job.num_steps) or (job.train.eval_every > 0 and step % job.train.eval_every == 0)
+
+    def _evaluate(self) -> None:
+        """Evaluate every source and draw samples; a signal gives it up, to be done again on resume."""
+        start = time.perf_counter()
+        job, position = self.job, self.position
+        with self.meter.pause():
+            params = job.eval_params(self.state)
+            record: dict[str, Any] = {"step": position.step, "kind": "eval"}
+            for name, source in job.evals.items():
+                means = self._evaluate_source(name, source, params)
+                if means is None:
+                    return
+                record |= means if len(job.evals) == 1 else {f"{name}/{k}": v for k, v in means.items()}
+            samples = job.sample(params, job.frozen) if job.sample is not None else []
+            if self._interrupted():
+                return
+            self._record_evaluation(record, samples, time.perf_counter() - start)
+
+    def _record_evaluation(self, record: dict[str, Any], samples: list[dict[str, str]], seconds: float) -> None:
+        job, position = self.job, self.position
+        if job.evals:
+            position.keep_best(record)
+            self._write(record | {"time": {"seconds": round(seconds, 3)}})
+            losses = [f"{k} {v:.4f}" for k, v in record.items() if k.endswith("loss")]
+            self.progress.say(f"Evaluation at step {position.step}: {', '.join(losses)}  ({duration(seconds)})")
+        for sample in samples:
+            if self.files:
+                self.files["samples.jsonl"].write({"step": position.step, **sample})
+        position.evaluated = position.step
+        describe_run(job, self.folder, f"At step {position.step} of {job.num_steps}.", position.results)
+
+    def _evaluate_source(self, name: str, source: Source, params: Any) -> dict[str, float] | None:
+        count = source.num_batches_per_epoch
+        if self.job.train.eval_batches is not None:
+            count = min(count, self.job.train.eval_batches)
+        totals: dict[str, list[float]] = {}
+        batches = source.iterate(0)
+        for index in range(count):
+            if self._interrupted():
+                return None
+            self.progress.busy(f"evaluating '{name}' {index + 1}/{count} ...")
+            sums = jax.device_get(dict(self.eval_steps[name](params, next(batches))))
+            for key, (total, weight, coef) in sums.items():
+                old = totals.get(key, [0.0, 0.0, 0.0])
+                totals[key] = [old[0] + float(total), old[1] + float(weight), float(coef)]
+        return _means(totals)
+
+    def _save(self) -> None:
+        if self.position.step in (0, self.saved):
+            return
+        with self.meter.pause():
+            self.progress.busy("saving a checkpoint ...")
+            for name, file in self.files.items():
+                self.position.files[name] = file.sync()
+            self.checkpoints.save(self.position.step, self.state, self.position.to_meta())
+        self.saved = self.position.step
+
+    def _finish(self, stopped: str | None) -> RunResult:
+        job, position = self.job, self.position
+        if stopped is not None:
+            text = (
+                f"Stopped by {stopped} after update {position.step} of {job.num_steps}; everything is saved. "
+                "Run the same command again to go on from here."
+            )
+        else:
+            text = f"Finished {job.num_steps} updates."
+            if job.export is not None and not self.folder.export.exists():
+                self.progress.busy("exporting ...")
+                job.export(self.state, self.folder.export)
+        self.progress.say(text)
+        describe_run(job, self.folder, text, position.results)
+        return RunResult(self.folder.path, position.step, self.state, position.results, stopped)
+
+    def close(self) -> None:
+        for file in (*self.files.values(), *self.writers):
+            file.close()
+
+
+def _means(totals: Mapping[str, list[float]]) -> dict[str, float]:
+    """Means in float64, and "loss" = sum of coef * mean; a weight of 0 gives 0."""
+    out = {name: total / weight if weight else 0.0 for name, (total, weight, _) in totals.items()}
+    return {"loss": math.fsum(coef * out[name] for name, (_, _, coef) in totals.items() if coef)} | out
