@@ -9,6 +9,7 @@ Letters: B rows, T queries, S keys, N query heads, K key/value heads, G = N / K 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import jax
@@ -124,8 +125,22 @@ def _attend(
 
 
 def select(impl: Implementation = "auto", *, mesh: jax.sharding.Mesh | None = None) -> AttentionFn:
-    """The attention function that `impl` names on this platform."""
+    """The attention function that `impl` names on this platform.
+
+    Args:
+        impl: "auto" is `ops.platform`'s choice; on a TPU host with several devices it needs the mesh for splash.
+        mesh: what the arrays are spread over; bound into splash, which runs per device.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if impl not in ("auto", "xla", "cudnn", "splash"):
+        raise ValueError(f"attention {impl!r} is none of auto, xla, cudnn, splash")
     chosen = platform.choices().attention if impl == "auto" else impl
-    if chosen == "xla" or (impl == "auto" and chosen == "splash" and mesh is None):
+    if impl == "auto" and chosen == "splash" and mesh is None and jax.device_count() > 1:
+        chosen = "xla"
+    if chosen == "xla":
         return attention
-    raise ValueError(f"attention implementation {chosen!r} is not one of auto, xla")
+    from jaxpost.ops import kernels  # Pallas for TPU is slow to import and of use to few programs.
+
+    return kernels.cudnn_attention if chosen == "cudnn" else partial(kernels.splash_attention, mesh=mesh)

@@ -16,6 +16,9 @@ from typing import Literal
 import jax
 
 Platform = Literal["cpu", "gpu", "tpu"]
+ATTENTION_RESIDUALS = "attention"
+"""Checkpoint name of what attention kernels keep for their backward pass."""
+
 Remat = Literal["auto", "none", "dots", "full"]
 
 
@@ -32,6 +35,8 @@ class Choices:
     anyway; a CPU has fast kernels only for this form)."""
     query_block: int
     """Queries that the xla attention handles at one time once a row has more than twice as many."""
+    splash_block: int = 512
+    """Largest tile of the splash kernel, in tokens; a power of two from 128."""
 
 
 CHOICES: dict[Platform, Choices] = {
