@@ -42,12 +42,12 @@ def check(config: SFTConfig) -> SFTConfig:
     return config
 
 
-def _at_least(key: str, value: float | None, least: float) -> Iterator[str]:
+def _at_least(key: str, value: int | float | None, least: int | float) -> Iterator[str]:
     if value is not None and value < least:
         yield f"{key} is {value:g}; it must be at least {least:g}"
 
 
-def _above(key: str, value: float | None, least: float) -> Iterator[str]:
+def _above(key: str, value: int | float | None, least: int | float) -> Iterator[str]:
     if value is not None and value <= least:
         yield f"{key} is {value:g}; it must be above {least:g}"
 

@@ -15,6 +15,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
@@ -127,7 +128,7 @@ def flatten(section: Any) -> dict[str, str]:
     'cosine'
     """
 
-    def walk(value: Any, key: str) -> typing.Iterator[tuple[str, str]]:
+    def walk(value: Any, key: str) -> Iterator[tuple[str, str]]:
         items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         if not items or (isinstance(value, list) and not any(isinstance(item, dict) for item in value)):
             yield key, json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
@@ -184,7 +185,7 @@ def tag_of(section: type) -> tuple[str, str]:
     return "", ""
 
 
-def nearest(word: str, known: typing.Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
     """The words to add to "unknown": the closest known one, or all."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
@@ -266,7 +267,7 @@ class _Reader:
             self.fail(node, key, f"lacks the key {missing[0]}, {_describe(types_of[missing[0]])}")
         return chosen(**values)
 
-    def items(self, node: yaml.MappingNode, key: str) -> typing.Iterator[tuple[str, yaml.Node]]:
+    def items(self, node: yaml.MappingNode, key: str) -> Iterator[tuple[str, yaml.Node]]:
         """Keys and values; a repeated key is an error (YAML keeps the last in silence)."""
         seen: set[str] = set()
         for name, value in node.value:

@@ -1,0 +1,275 @@
+"""The `jaxpost` command: arguments, messages, exit codes. What is done is in `jaxpost.assemble`.
+
+Only a command that computes imports jax, so `--help`, `config` and every complaint about arguments are immediate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxpost import __version__, cli_help
+from jaxpost.config_check import check
+from jaxpost.config_flags import apply_flags, flags_help
+from jaxpost.config_io import METHODS, ConfigError, diff, dump, hints, load
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+      argv: the arguments after the program's name; None: the process's.
+
+    Returns:
+      The exit code: 0 done, 1 the run failed, 2 something that the user gave is wrong, 128 + n for signal n.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = bool(os.environ.get("JAXPOST_DEBUG"))
+    if "--debug" in args:
+        args.remove("--debug")
+        debug = True
+    try:
+        own, flags = split_flags(args)
+        options = parser().parse_args(own)
+        if flags and not options.takes_flags:
+            parser().error(f"{options.command} takes no settings, but got {flags[0]}")
+        return options.run(options, flags)
+    except KeyboardInterrupt:
+        print("jaxpost: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output (head, less) has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return complain(error, debug=debug)
+
+
+def complain(error: Exception, *, debug: bool) -> int:
+    """Say what went wrong in the error's own words; the exit code."""
+    usage = is_usage(error)
+    text = str(error) if usage or type(error).__module__.startswith("jaxpost.") else f"{type(error).__name__}: {error}"
+    print(f"jaxpost: {'error' if usage else 'failed'}: {text}", file=sys.stderr)
+    if not usage and not debug:
+        print("(--debug shows where)", file=sys.stderr)
+    return USAGE if usage else FAILED
+
+
+def is_usage(error: Exception) -> bool:
+    """Whether the user can mend it: a missing file, or a value that jaxpost itself turned down.
+
+    A ValueError from inside another library is a fault of ours, not the user's.
+    """
+    if type(error).__name__ in USAGE_ERRORS or isinstance(error, (FileNotFoundError, PermissionError)):
+        return True
+    frames = list(traceback.walk_tb(error.__traceback__))
+    raised_in = frames[-1][0].f_globals.get("__name__", "") if frames else ""
+    return isinstance(error, ValueError) and raised_in.partition(".")[0] == "jaxpost"
+
+
+USAGE_ERRORS = ("RunFolderError",)
+"""By name, because their modules are too slow to import before they are needed."""
+
+
+def split_flags(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command's own arguments, and the settings among them (`--optim.lr 1e-6`) with their words.
+
+    >>> split_flags(["train", "p.yaml", "--optim.lr", "1e-6", "--help"])
+    (['train', 'p.yaml', '--help'], ['--optim.lr', '1e-6'])
+    """
+    names = {name for method in METHODS.values() for name in hints(method)}
+    own: list[str] = []
+    flags: list[str] = []
+    target = own
+    for arg in args:
+        if arg.startswith("-") and not _is_number(arg):
+            name = arg[2:].partition("=")[0].replace("-", "_")
+            target = flags if arg.startswith("--") and ("." in name or name in names) else own
+        target.append(arg)
+    return own, flags
+
+
+def _is_number(arg: str) -> bool:
+    try:
+        float(arg)
+    except ValueError:
+        return False
+    return True
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their own arguments."""
+    top = argparse.ArgumentParser(
+        prog="jaxpost",
+        description=cli_help.MAIN,
+        epilog=cli_help.MAIN_EPILOG + "\n--debug, or JAXPOST_DEBUG=1, shows an error's traceback.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"jaxpost {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    train = _command(commands, "train", "train a model", cli_help.TRAIN, run_train, flags=True, add_help=False)
+    train.add_argument("preset", nargs="?", metavar="PRESET", help="a YAML file, e.g. configs/sft/demo.yaml")
+    train.add_argument("-h", "--help", action="store_true", help="with a PRESET: every flag and its value")
+
+    generate = _command(commands, "generate", "answer prompts", cli_help.GENERATE, run_generate)
+    generate.add_argument("model", metavar="MODEL", help="folder, hub id or smollm2-135m-instruct")
+    generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="none: one a line from standard input")
+    generate.add_argument("--file", type=Path, metavar="FILE", help="a text file with one prompt a line")
+    generate.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
+    generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default: the best token")
+    generate.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling noise (default: 0)")
+    generate.add_argument("--system", metavar="TEXT", help="a system turn before the prompt")
+    generate.add_argument("--raw", action="store_true", help="no chat format: continue the text as it stands")
+    generate.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    convert = _command(commands, "convert", "write a model as a Hugging Face folder", cli_help.CONVERT, run_convert)
+    convert.add_argument("source", metavar="SOURCE", help=".gguf file, folder, hub id or adapter folder")
+    convert.add_argument("out", type=Path, metavar="OUT", help="a folder that does not exist yet")
+    convert.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+
+    data = commands.add_parser("data", help="look at training data", description="Look at training data.")
+    data_commands = data.add_subparsers(metavar="COMMAND", required=True)
+    inspect = _command(data_commands, "inspect", "rows, masks, lengths", cli_help.INSPECT, run_inspect, flags=True)
+    inspect.add_argument("preset", metavar="PRESET", help="a YAML file")
+    inspect.add_argument("--rows", type=int, default=3, metavar="N", help="rows to print (default: 3)")
+    inspect.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="default: auto")
+
+    config = commands.add_parser("config", help="look at presets", description="Look at presets.")
+    config_commands = config.add_subparsers(metavar="COMMAND", required=True)
+    show = _command(config_commands, "show", "every setting", cli_help.SHOW, run_show, flags=True)
+    show.add_argument("preset", metavar="PRESET", help="a YAML file")
+    compare = _command(config_commands, "diff", "what differs", cli_help.DIFF, run_diff, flags=True)
+    compare.add_argument("first", metavar="PRESET", help="a YAML file")
+    compare.add_argument("second", metavar="OTHER", help="a YAML file")
+
+    env = _command(commands, "env", "versions and devices", cli_help.ENV, run_env)
+    env.add_argument("--json", action="store_true", help="as JSON")
+    return top
+
+
+def _command(
+    commands: Any,
+    name: str,
+    summary: str,
+    description: str,
+    run: Callable[[argparse.Namespace, list[str]], int],
+    *,
+    flags: bool = False,
+    add_help: bool = True,
+) -> argparse.ArgumentParser:
+    made = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=getattr(cli_help, f"{name.upper()}_EPILOG"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=add_help,
+    )
+    made.set_defaults(run=run, command=name, takes_flags=flags, print_help=made.print_help)
+    return made
+
+
+def run_train(options: argparse.Namespace, flags: list[str]) -> int:
+    if options.preset is None:
+        if options.help:
+            options.print_help()
+            return OK
+        raise ConfigError("train needs a preset, before any flag: jaxpost train configs/sft/demo.yaml --train.steps 50")
+    config = apply_flags(load(options.preset), flags)
+    if options.help:
+        print(flags_help(config, f"jaxpost train {options.preset}", cli_help.TRAIN + "\n" + cli_help.TRAIN_EPILOG))
+        return OK
+    check(config)
+
+    from jaxpost import assemble
+
+    text = Path(options.preset).read_text(encoding="utf-8")
+    result = assemble.train(config, preset_text=text, command=["jaxpost", "train", options.preset, *flags])
+    return result.exit_code
+
+
+def run_generate(options: argparse.Namespace, flags: list[str]) -> int:
+    prompts = options.prompts
+    if options.file is not None:
+        prompts = prompts + options.file.read_text(encoding="utf-8").splitlines()
+    if not prompts and not sys.stdin.isatty():
+        prompts = sys.stdin.read().splitlines()
+    prompts = [prompt for prompt in prompts if prompt.strip()]
+    if not prompts:
+        raise ConfigError('generate needs a prompt: jaxpost generate MODEL "What is the capital of France?"')
+
+    from jaxpost import assemble
+
+    answers = assemble.generate(
+        options.model,
+        prompts,
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        system=options.system,
+        chat=not options.raw,
+    )
+    for answer in answers:
+        if options.json:
+            print(json.dumps(answer, ensure_ascii=False), flush=True)
+        else:
+            print(f"> {answer['prompt']}\n{answer['text']}\n", flush=True)
+    return OK
+
+
+def run_convert(options: argparse.Namespace, flags: list[str]) -> int:
+    from jaxpost import assemble
+
+    print(assemble.convert(options.source, options.out, dtype=options.dtype))
+    return OK
+
+
+def run_inspect(options: argparse.Namespace, flags: list[str]) -> int:
+    config = check(apply_flags(load(options.preset), flags))
+    color = options.color == "always" or (
+        options.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    )
+
+    from jaxpost import assemble
+
+    print(assemble.inspect(config, rows=options.rows, color=color))
+    return OK
+
+
+def run_show(options: argparse.Namespace, flags: list[str]) -> int:
+    print(dump(apply_flags(load(options.preset), flags)), end="")
+    return OK
+
+
+def run_diff(options: argparse.Namespace, flags: list[str]) -> int:
+    changes = diff(load(options.first), apply_flags(load(options.second), flags))
+    print("\n".join(map(str, changes)) if changes else "no difference")
+    return OK
+
+
+def run_env(options: argparse.Namespace, flags: list[str]) -> int:
+    from jaxpost import assemble
+
+    facts = assemble.environment()
+    if options.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        width = max(map(len, facts))
+        print("\n".join(f"{name:<{width}}  {value}" for name, value in facts.items()))
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
