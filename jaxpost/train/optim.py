@@ -36,7 +36,7 @@ def make_schedule(section: ScheduleSection, num_steps: int) -> Schedule:
       ValueError: warm-up and decay do not fit into the run.
 
     Example:
-      >>> f = make_schedule(ScheduleSection(kind="linear", warmup=2), 5)
+      >>> f = make_schedule(ScheduleSection(kind="linear", warmup=2.0), 5)
       >>> [round(float(f(t)), 3) for t in range(5)]
       [0.333, 0.667, 1.0, 0.5, 0.0]
     """
@@ -144,7 +144,7 @@ def make_optimizer(section: OptimSection, num_steps: int) -> tuple[optax.Gradien
     Its `update(grads, state, params, step=...)` wants the number of the step, from 0.
 
     Example:
-      >>> tx, lr_at = make_optimizer(AdamWSection(lr=1e-3, schedule=ScheduleSection(kind="constant", warmup=0)), 10)
+      >>> tx, lr_at = make_optimizer(AdamWSection(lr=1e-3, schedule=ScheduleSection(kind="constant", warmup=0.0)), 10)
       >>> round(float(lr_at(0)), 6)
       0.001
     """

@@ -24,7 +24,7 @@ import jax.extend.core
 import jax.numpy as jnp
 import optax
 from jax.interpreters import partial_eval
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from jaxpost.metrics.terms import Sums, add, divide, means, reduce_term, reduce_terms
 from jaxpost.types import Hyper, LossFn, Params, TrainState, TrainStep
@@ -106,7 +106,7 @@ def ema_update(decay: float) -> PostUpdate:
     return update
 
 
-def row_keys(key: PRNGKeyArray, row_ids: Int[Array, " B"]) -> PRNGKeyArray:
+def row_keys(key: PRNGKeyArray, row_ids: Int[Array, " B"]) -> Key[Array, " B"]:
     """One key per row, by the row's identity: its noise does not depend on its slot or microbatch.
 
     Example:
