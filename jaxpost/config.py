@@ -41,11 +41,11 @@ class SourceSection:
     format: Literal[
         "auto", "language_modeling", "prompt_only", "prompt_completion", "preference", "unpaired_preference", "stepwise"
     ] = "auto"
-    convert: Literal["auto", "none", "sharegpt", "alpaca", "openai"] = "auto"
+    convert: Literal["auto", "none", "sharegpt", "alpaca", "openai", "oasst"] = "auto"
     columns: dict[str, str] = field(default_factory=dict)
-    """Renames: {prompt: question, completion: answer}."""
-    weight: float = 1.0
-    """Share of this source in the mixture (relative)."""
+    """Renames {prompt: question, completion: answer}, or texts of columns {completion: "{steps} Answer: {answer}"}."""
+    weight: float | None = None
+    """Share of the mixture's examples (relative); None in all sources: by size, each example once an epoch."""
     limit: int | None = None
     """Use only the first rows."""
     skip: int = 0

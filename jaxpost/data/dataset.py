@@ -1,0 +1,378 @@
+"""Rows to cached tokens: read, convert, check, tokenise, and count all that was left out.
+
+Each source is tokenised once and kept on disk as plain .npy files under a key made of the source's bytes, the
+tokenizer and the options; the second start reads them back. Counts are kept with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxpost.config import DataSection, SourceSection
+from jaxpost.data.convert import as_json, convert, detect_converter, is_linked, link_messages
+from jaxpost.data.encode import Encoded, EncodeOptions, Pieced, encode_batch, to_pieces
+from jaxpost.data.formats import detect_format, parse_example
+from jaxpost.data.sources import Reader, Row, open_source
+from jaxpost.text.messages import DataError
+from jaxpost.text.tokenizer import Tokenizer
+
+CACHE_VERSION = 1
+CHUNK = 256
+
+
+class Progress(NamedTuple):
+    """How far a source's tokenisation is. `fraction` and `seconds_left` are None where the size is not known."""
+
+    source: str
+    rows: int
+    fraction: float | None
+    seconds_left: float | None
+
+    def __str__(self) -> str:
+        done = "" if self.fraction is None else f" ({self.fraction:.0%}, {self.seconds_left:.0f} s left)"
+        return f"tokenising {self.source}: {self.rows} rows{done}"
+
+
+@dataclass
+class SourceStats:
+    """Counts of one source. Tokens are those kept; `bad` and `dropped` say why rows are missing."""
+
+    name: str
+    rows: int = 0
+    examples: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    truncated: int = 0
+    truncated_tokens: int = 0
+    bad: dict[str, int] = field(default_factory=dict)
+    """Rows left out under on_bad_row: skip, by kind of error."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Rows left out by on_long_row, or whose trained tokens all lay beyond the window."""
+    formats: dict[str, int] = field(default_factory=dict)
+    ignored: dict[str, int] = field(default_factory=dict)
+    """Columns and message keys that nothing reads."""
+    notes: dict[str, int] = field(default_factory=dict)
+
+
+class Reject(NamedTuple):
+    """A row left out: where it stood, why, and its text."""
+
+    where: str
+    kind: str
+    reason: str
+    row: str
+
+
+@dataclass
+class TokenDataset:
+    """All sources' examples as token ids and loss weights, numbered 0 .. len - 1 through the sources in order."""
+
+    tokens: list[np.ndarray]
+    """Of each source: int32, examples one after another."""
+    weights: list[np.ndarray]
+    """Of each source: float32, weight of each token as a target."""
+    offsets: list[np.ndarray]
+    """Of each source: int64 [examples + 1]."""
+    shares: tuple[float, ...] | None
+    """Relative weights of the sources; None: by size."""
+    stats: list[SourceStats]
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        self.sizes = np.array([len(offsets) - 1 for offsets in self.offsets], np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self.lengths = np.concatenate([np.diff(offsets) for offsets in self.offsets]).astype(np.int32)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def example(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens int32 [n] and weights float32 [n] of an example."""
+        source = int(np.searchsorted(self.starts, index, side="right")) - 1
+        local = index - self.starts[source]
+        start, end = self.offsets[source][local : local + 2]
+        return self.tokens[source][start:end], self.weights[source][start:end]
+
+
+def examples_of(row: Row, section: SourceSection, stats: _Counts) -> list:
+    """Typed examples of a row. Raises: DataError."""
+    if row.error is not None:
+        raise row.error
+    assert row.value is not None
+    name = section.convert
+    if name == "auto" and section.format != "auto" and detect_converter(row.value) == "none":
+        name = "none"
+    out = []
+    for item in convert(row.value, name, stats.ignored):
+        format_name = detect_format(list(item)) if section.format == "auto" else section.format
+        out.append(parse_example(item, format_name, stats.ignored))
+        stats.formats[format_name] += 1
+    return out
+
+
+@dataclass
+class _Counts:
+    ignored: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    bad: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    truncated_tokens: int = 0
+
+    def add(self, other: _Counts) -> None:
+        for name in ("ignored", "notes", "formats", "bad", "dropped"):
+            getattr(self, name).update(getattr(other, name))
+        self.truncated += other.truncated
+        self.truncated_tokens += other.truncated_tokens
+
+
+class _Chunk(NamedTuple):
+    rows: int
+    examples: list[Encoded]
+    rejects: list[Reject]
+    counts: _Counts
+
+
+def encode_rows(
+    rows: Sequence[Row], section: SourceSection, tokenizer: Tokenizer, options: EncodeOptions, on_bad_row: str
+) -> _Chunk:
+    """Tokenises some rows. Raises: DataError with the place of the row, unless bad rows are skipped."""
+    counts, rejects = _Counts(), []
+    pieced: list[Pieced] = []
+    origin: list[Row] = []
+
+    def reject(row: Row, error: DataError) -> None:
+        if on_bad_row == "error":
+            raise DataError(f"{row.where}: {error}", kind=error.kind) from None
+        counts.bad[error.kind] += 1
+        rejects.append(Reject(row.where, error.kind, str(error), row.raw or as_json(row.value or {})))
+
+    for row in rows:
+        try:
+            found = [
+                to_pieces(example, tokenizer, options, counts.notes) for example in examples_of(row, section, counts)
+            ]
+        except DataError as error:
+            reject(row, error)
+            continue
+        pieced += found
+        origin += [row] * len(found)
+    examples = []
+    for row, encoded in zip(origin, encode_batch(pieced, tokenizer, options), strict=True):
+        if isinstance(encoded, DataError):
+            reject(row, encoded)
+        elif encoded is None:
+            counts.dropped["too long" if options.on_long_row == "drop" else "nothing trained within the window"] += 1
+        else:
+            cut = encoded.full_length - len(encoded.tokens)
+            counts.truncated += cut > 0
+            counts.truncated_tokens += cut
+            examples.append(encoded)
+    return _Chunk(len(rows), examples, rejects, counts)
+
+
+def _chunks(reader: Reader) -> Iterator[list[Row]]:
+    rows = reader.rows()
+    first = list(islice(rows, 1))
+    linked = first and first[0].value is not None and is_linked(first[0].value)
+    if linked and reader.section.convert in ("auto", "oasst"):
+        everything = [*first, *rows]
+        for row in everything:
+            if row.error is not None:
+                raise DataError(f"{row.where}: {row.error}", kind=row.error.kind)
+        trees = link_messages([row.value for row in everything if row.value is not None])
+        rows = iter(Row(f"{reader.name}: tree {n}", tree) for n, tree in enumerate(trees))
+        first = []
+    while chunk := first + list(islice(rows, CHUNK - len(first))):
+        first = []
+        yield chunk
+
+
+_worker: dict = {}
+
+
+def _start_worker(folder: str, chat_template: str | None, args: tuple) -> None:
+    from jaxpost.text.tokenizer import load_tokenizer
+
+    _worker["args"] = (load_tokenizer(folder, chat_template=chat_template), *args)
+
+
+def _work(rows: list[Row]) -> _Chunk:
+    tokenizer, section, options, on_bad_row = _worker["args"]
+    return encode_rows(rows, section, tokenizer, options, on_bad_row)
+
+
+def _encoded_chunks(
+    reader: Reader, tokenizer: Tokenizer, options: EncodeOptions, on_bad_row: str, workers: int
+) -> Iterator[_Chunk]:
+    if workers == 0:
+        for rows in _chunks(reader):
+            yield encode_rows(rows, reader.section, tokenizer, options, on_bad_row)
+        return
+    import multiprocessing
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        context = multiprocessing.get_context("spawn")  # a fork would copy the locks of JAX's threads
+        args = (folder, tokenizer.chat_request, (reader.section, options, on_bad_row))
+        with context.Pool(workers, _start_worker, args) as pool:
+            waiting: deque = deque()
+            for rows in _chunks(reader):
+                waiting.append(pool.apply_async(_work, (rows,)))
+                if len(waiting) > 2 * workers:  # bounded: the file is not read far ahead of its tokens
+                    yield waiting.popleft().get()
+            while waiting:
+                yield waiting.popleft().get()
+
+
+def prepare(
+    section: DataSection,
+    sources: Sequence[SourceSection],
+    tokenizer: Tokenizer,
+    *,
+    cache_dir: str | Path,
+    report: Callable[[Progress], None] | None = None,
+    rejected: str | Path | None = None,
+) -> TokenDataset:
+    """Tokenises sources, or reads them back from the cache.
+
+    Args:
+      section: mask, window, policies for bad and long rows, worker processes.
+      sources: what to read (`section.train` or `section.eval`).
+      cache_dir: where token files are kept.
+      report: called about twice a second while rows are tokenised.
+      rejected: file (JSON lines) that the rows left out as bad are written to; not made where there are none.
+    Raises: DataError or FileNotFoundError, naming the file, the row and what to do.
+    """
+    if not sources:
+        raise DataError("no data: give at least one source (data.train)")
+    parts = [_prepare_source(section, source, tokenizer, Path(cache_dir), report) for source in sources]
+    if rejected is not None:
+        _gather_rejected([folder / "rejected.jsonl" for folder, _ in parts], Path(rejected))
+    given = [source.weight for source in sources]
+    if any(weight is not None for weight in given) and any(weight is None or weight <= 0 for weight in given):
+        raise DataError("give every source a weight > 0, or none of them one")
+    digest = hashlib.sha256(repr(([folder.name for folder, _ in parts], given)).encode())
+    return TokenDataset(
+        tokens=[np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False) for folder, _ in parts],
+        weights=[np.load(folder / "weights.npy", mmap_mode="r", allow_pickle=False) for folder, _ in parts],
+        offsets=[np.load(folder / "offsets.npy", allow_pickle=False) for folder, _ in parts],
+        shares=None if given[0] is None else tuple(float(weight) for weight in given if weight is not None),
+        stats=[stats for _, stats in parts],
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def _prepare_source(
+    section: DataSection,
+    source: SourceSection,
+    tokenizer: Tokenizer,
+    cache_dir: Path,
+    report: Callable[[Progress], None] | None,
+) -> tuple[Path, SourceStats]:
+    reader = open_source(source)
+    options = EncodeOptions(
+        mask=section.mask,
+        seq_len=section.seq_len,
+        system_prompt=section.system_prompt,
+        on_long_row=section.on_long_row,
+    )
+    read = {k: v for k, v in asdict(source).items() if k not in ("path", "weight", "split", "subset")}
+    key = repr(
+        (CACHE_VERSION, reader.digest(), sorted(read.items()), options, section.on_bad_row, tokenizer.fingerprint)
+    )
+    folder = cache_dir / hashlib.sha256(key.encode()).hexdigest()[:32]
+    if not (folder / "stats.json").is_file():
+        _tokenise(reader, tokenizer, options, section, folder, report)
+    stats = SourceStats(**json.loads((folder / "stats.json").read_text(encoding="utf-8")))
+    stats.name = source.path
+    return folder, stats
+
+
+def _tokenise(
+    reader: Reader,
+    tokenizer: Tokenizer,
+    options: EncodeOptions,
+    section: DataSection,
+    folder: Path,
+    report: Callable[[Progress], None] | None,
+) -> None:
+    counts, examples, rejects, rows = _Counts(), [], [], 0
+    began = told = time.monotonic()
+    for chunk in _encoded_chunks(reader, tokenizer, options, section.on_bad_row, section.workers):
+        rows += chunk.rows
+        examples += [(e.tokens, e.weights) for e in chunk.examples]
+        rejects += chunk.rejects
+        counts.add(chunk.counts)
+        now = time.monotonic()
+        if report is not None and now - told > 0.5:
+            told, part = now, reader.fraction
+            left = None if not part else (now - began) * (1 - part) / part
+            report(Progress(reader.name, rows, part, left))
+    if rows == 0:
+        raise DataError(f"{reader.name} holds no rows")
+    if not examples:
+        why = ", ".join(f"{n} {kind}" for kind, n in {**counts.bad, **counts.dropped}.items())
+        hint = f"; the first: {rejects[0].where}: {rejects[0].reason}" if rejects else ""
+        raise DataError(f"{reader.name}: none of its {rows} rows can be trained on ({why}){hint}")
+    if report is not None:
+        report(Progress(reader.name, rows, 1.0, 0.0))
+    lengths = [len(tokens) for tokens, _ in examples]
+    weights = np.concatenate([weights for _, weights in examples])
+    stats = SourceStats(
+        name=reader.name,
+        rows=rows,
+        examples=len(examples),
+        tokens=sum(lengths),
+        trained_tokens=int((weights > 0).sum()),
+        truncated=counts.truncated,
+        truncated_tokens=counts.truncated_tokens,
+        **{k: dict(+getattr(counts, k)) for k in ("bad", "dropped", "formats", "ignored", "notes")},
+    )
+    arrays = {
+        "tokens": np.concatenate([tokens for tokens, _ in examples]),
+        "weights": weights,
+        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    }
+    _write(folder, arrays, stats, rejects)
+
+
+def _write(folder: Path, arrays: dict[str, np.ndarray], stats: SourceStats, rejects: Sequence[Reject]) -> None:
+    """Writes beside the folder and renames, so that a killed process leaves no half of a cache."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
+    try:
+        for name, array in arrays.items():
+            np.save(draft / f"{name}.npy", array, allow_pickle=False)
+        with (draft / "rejected.jsonl").open("w", encoding="utf-8") as stream:
+            for reject in rejects:
+                stream.write(json.dumps(reject._asdict(), ensure_ascii=False) + "\n")
+        (draft / "stats.json").write_text(json.dumps(asdict(stats)), encoding="utf-8")
+        try:
+            os.replace(draft, folder)
+        except OSError:
+            if not (folder / "stats.json").is_file():  # another process was not first
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _gather_rejected(files: Sequence[Path], target: Path) -> None:
+    lines = "".join(path.read_text(encoding="utf-8") for path in files)
+    if lines:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(lines, encoding="utf-8")

@@ -1,0 +1,165 @@
+"""An example becomes tokens and loss weights: text -> pieces -> token ids, each with the weight of its piece.
+
+What is trained, by `mask`:
+
+    assistant    assistant turns, end-of-turn token included; a turn with `train: false` or `loss_weight: 0` is read
+                 only. A plain prompt and completion are a user and an assistant turn.
+    weights      the same, each turn times its `loss_weight`
+    completion   the completion of prompt_completion rows: its assistant turns, or, of plain text, all of it and the
+                 end token, without any template
+    all          every token
+
+The first token of an example is never a target (nothing predicts it), so its weight is 0.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxpost.data.formats import Example, LanguageModeling, PromptCompletion, Tools
+from jaxpost.text.messages import Conversation, DataError, Message
+from jaxpost.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeOptions:
+    """What decides the tokens of a row, beside the tokenizer."""
+
+    mask: str
+    seq_len: int
+    system_prompt: str | None = None
+    on_long_row: str = "truncate"
+
+
+class Pieced(NamedTuple):
+    """Texts that are concatenated, the weight of each, and whether the sequence ends with the end token."""
+
+    pieces: list[str]
+    weights: list[float]
+    add_bos: bool
+    end_weight: float | None
+
+
+class Encoded(NamedTuple):
+    """tokens int32 [n], weights float32 [n]; `full_length` is n before any truncation."""
+
+    tokens: np.ndarray
+    weights: np.ndarray
+    full_length: int
+
+
+def to_pieces(example: Example, tokenizer: Tokenizer, options: EncodeOptions, notes: Counter[str]) -> Pieced:
+    """Splits an example into pieces of text, each trained with one weight.
+
+    Raises: DataError where the example's format and the mask do not go together.
+    """
+    mask = options.mask
+    if isinstance(example, LanguageModeling):
+        if isinstance(example.content, str):
+            if mask != "all":
+                raise DataError(f"plain text has no assistant turns, so mask: {mask} trains none of it; use mask: all")
+            return Pieced([example.content], [1.0], tokenizer.adds_bos, 1.0)
+        if mask == "completion":
+            raise DataError("mask: completion needs rows of prompt and completion, not messages; use mask: assistant")
+        return _conversation(example.content, 0, example.tools, tokenizer, options, notes)
+    if isinstance(example, PromptCompletion):
+        if isinstance(example.prompt, str):
+            if mask in ("completion", "all"):
+                weights = [1.0 if mask == "all" else 0.0, 1.0]
+                return Pieced([example.prompt, example.completion], weights, tokenizer.adds_bos, 1.0)
+            notes["plain pairs shown as a user and an assistant turn"] += 1
+            turns = (
+                Message(role="user", content=example.prompt),
+                Message(role="assistant", content=example.completion),
+            )
+            return _conversation(turns, 0, example.tools, tokenizer, options, notes)
+        turns = example.prompt + example.completion
+        return _conversation(turns, len(example.prompt), example.tools, tokenizer, options, notes)
+    name = type(example).__name__
+    raise DataError(f"{name} rows are not for supervised training; it takes language_modeling or prompt_completion")
+
+
+def _conversation(
+    turns: Conversation, completion: int, tools: Tools, tokenizer: Tokenizer, options: EncodeOptions, notes: Counter
+) -> Pieced:
+    """`completion` is the number of the completion's first turn (0: there is no prompt of its own)."""
+    if options.system_prompt is not None and turns[0].role != "system":
+        turns = (Message(role="system", content=options.system_prompt), *turns)
+        completion += 1 if completion else 0
+    rendered = tokenizer.chat.render(turns, tools)
+    if options.mask == "all":
+        return Pieced([rendered.text], [1.0], False, None)
+    written = [(n, message) for n, message in enumerate(turns) if message.role == "assistant"]
+    if not written:
+        raise DataError("the conversation has no assistant turn, so nothing of it is trained", kind="empty_mask")
+    if len(written) != len(rendered.spans):
+        raise DataError(
+            f"the chat template marks {len(rendered.spans)} generated parts for {len(written)} assistant turns",
+            kind="template",
+        )
+    pieces, weights, at = [], [], 0
+    for (n, message), (start, end) in zip(written, rendered.spans, strict=True):
+        pieces += [rendered.text[at:start], rendered.text[start:end]]
+        weights += [0.0, _turn_weight(message, options.mask, n >= completion, notes)]
+        at = end
+    if at < len(rendered.text):
+        pieces.append(rendered.text[at:])
+        weights.append(0.0)
+    for message in turns:
+        if message.role != "assistant" and message.weight and options.mask == "weights":
+            raise DataError(
+                f"a {message.role} turn has loss_weight {message.weight}, but only assistant turns can be trained "
+                "by turn; give it 0, or use mask: all",
+                kind="weight",
+            )
+    return Pieced(pieces, weights, False, None)
+
+
+def _turn_weight(message: Message, mask: str, in_completion: bool, notes: Counter[str]) -> float:
+    weight = 1.0 if message.weight is None else message.weight
+    if mask == "weights":
+        return weight
+    if mask == "completion" and not in_completion:
+        return 0.0
+    if weight not in (0.0, 1.0):
+        notes[f"turns whose loss_weight counts as 1 under mask: {mask}"] += 1
+    return float(weight > 0)
+
+
+def encode_batch(
+    batch: Sequence[Pieced], tokenizer: Tokenizer, options: EncodeOptions
+) -> list[Encoded | DataError | None]:
+    """Tokens and weights of each example; an error where nothing is trained; None for a dropped row."""
+    out: list[Encoded | DataError | None] = []
+    for pieced, (ids, owner) in zip(batch, tokenizer.encode_pieces([p.pieces for p in batch]), strict=True):
+        weights = [pieced.weights[n] for n in owner]
+        if pieced.add_bos:
+            ids, weights = [tokenizer.bos_id, *ids], [0.0, *weights]
+        if pieced.end_weight is not None and tokenizer.eos_id is not None:
+            ids, weights = [*ids, tokenizer.eos_id], [*weights, pieced.end_weight]
+        out.append(_finish(np.asarray(ids, np.int32), np.asarray(weights, np.float32), options))
+    return out
+
+
+def _finish(tokens: np.ndarray, weights: np.ndarray, options: EncodeOptions) -> Encoded | DataError | None:
+    if weights.size:
+        weights[0] = 0.0
+    if not weights.any():
+        return DataError("nothing of the row is trained (every token's weight is 0)", kind="empty_mask")
+    full, limit = len(tokens), options.seq_len
+    if full > limit:
+        if options.on_long_row == "error":
+            return DataError(
+                f"the row has {full} tokens and the window {limit}; raise data.seq_len or set data.on_long_row to "
+                "truncate or drop",
+                kind="too_long",
+            )
+        tokens, weights = tokens[:limit], weights[:limit]
+        if options.on_long_row == "drop" or not weights.any():
+            return None
+    return Encoded(tokens, weights, full)

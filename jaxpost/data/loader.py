@@ -1,0 +1,137 @@
+"""Batches of a data set by number: batch k is a pure function of the data, the seed and k.
+
+Each process makes only its own rows of the global batch: process p of P holds rows p*B/P .. (p+1)*B/P - 1, which is
+how `jax.make_array_from_process_local_data` lays out a batch sharded over the mesh's first axes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxpost.data.dataset import TokenDataset
+from jaxpost.data.packing import Plan, make_plan
+from jaxpost.data.prefetch import prefetched
+from jaxpost.text.messages import DataError
+from jaxpost.types import TokenBatch
+
+ENDLESS = 2**31 - 1
+
+
+@dataclass
+class BatchSource:
+    """Reads `plan` over `dataset`: the batches of one process.
+
+    Attributes:
+      pad_id: fills the rest of each row (segment 0, weight 0).
+      prefetch: batches made ahead in `iterate`.
+    """
+
+    dataset: TokenDataset
+    plan: Plan
+    pad_id: int = 0
+    process_index: int = 0
+    process_count: int = 1
+    prefetch: int = 4
+
+    def __post_init__(self) -> None:
+        if self.plan.batch_size % self.process_count:
+            raise DataError(
+                f"batch_size {self.plan.batch_size} cannot be divided among {self.process_count} processes; "
+                f"use a multiple of {self.process_count}"
+            )
+
+    @property
+    def num_batches_per_epoch(self) -> int:
+        """Batches of one epoch, rounded up; of an evaluation plan, exactly all its batches."""
+        return self.plan.num_batches_per_epoch
+
+    def num_steps(self, epochs: float) -> int:
+        """Optimiser steps that see so many epochs."""
+        return self.plan.num_steps(epochs)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that would change a batch; a resumed run compares it."""
+        plan = self.plan
+        parts = (self.dataset.fingerprint, plan.seq_len, plan.batch_size, plan.packing, plan.seed, plan.endless)
+        return hashlib.sha256(repr((parts, plan.shares, self.pad_id)).encode()).hexdigest()
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Counts for logs and reports: examples, tokens, rows left out, packing efficiency."""
+        sources = self.dataset.stats
+        return {
+            "examples": len(self.dataset),
+            "tokens": sum(s.tokens for s in sources),
+            "trained_tokens": sum(s.trained_tokens for s in sources),
+            "truncated": sum(s.truncated for s in sources),
+            "dropped": sum(sum(s.dropped.values()) for s in sources),
+            "bad": sum(sum(s.bad.values()) for s in sources),
+            "rows_per_epoch": self.plan.rows_per_epoch,
+            "batches_per_epoch": self.num_batches_per_epoch,
+            "packing_efficiency": self.plan.efficiency,
+        }
+
+    def batch(self, k: int) -> TokenBatch:
+        """Batch k: numpy arrays of this process's B / P rows.
+
+        Row r of batch k has row id k * B + r (wrapped to int32), whichever process holds it.
+        """
+        plan = self.plan
+        rows, width = plan.batch_size // self.process_count, plan.seq_len
+        first = k * plan.batch_size + self.process_index * rows
+        out = TokenBatch(
+            tokens=np.full((rows, width), self.pad_id, np.int32),
+            positions=np.zeros((rows, width), np.int32),
+            segment_ids=np.zeros((rows, width), np.int32),
+            weights=np.zeros((rows, width), np.float32),
+            row_ids=np.arange(first, first + rows, dtype=np.int64).astype(np.int32),
+        )
+        for r in range(rows):
+            at = 0
+            for segment, example in enumerate(plan.row(first + r).tolist(), 1):
+                tokens, weights = self.dataset.example(example)
+                end = at + len(tokens)
+                out.tokens[r, at:end] = tokens
+                out.positions[r, at:end] = np.arange(len(tokens))
+                out.segment_ids[r, at:end] = segment
+                out.weights[r, at:end] = weights
+                at = end
+        return out
+
+    def iterate(self, start: int = 0) -> Iterator[TokenBatch]:
+        """batch(start), batch(start + 1) ...: without end in training, all that remain in evaluation."""
+        stop = ENDLESS if self.plan.endless else self.num_batches_per_epoch
+        return prefetched(self.batch, start, stop, ahead=self.prefetch)
+
+
+def make_source(
+    dataset: TokenDataset,
+    *,
+    seq_len: int,
+    batch_size: int,
+    packing: bool = True,
+    seed: int = 0,
+    endless: bool = True,
+    pad_id: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 4,
+) -> BatchSource:
+    """Plans a data set and reads it: `endless` True for training, False for one ordered pass of evaluation."""
+    plan = make_plan(
+        dataset.lengths,
+        seq_len=seq_len,
+        batch_size=batch_size,
+        packing=packing,
+        seed=seed,
+        endless=endless,
+        starts=dataset.starts,
+        shares=dataset.shares,
+    )
+    return BatchSource(dataset, plan, pad_id, process_index, process_count, prefetch)
