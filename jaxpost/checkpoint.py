@@ -10,7 +10,9 @@ casts another dtype in silence and reports another shape obscurely.
 from __future__ import annotations
 
 import errno
+import json
 import logging
+import shutil
 from collections.abc import Mapping
 from importlib import metadata as package_metadata
 from pathlib import Path
@@ -23,6 +25,7 @@ from jaxpost import __version__
 
 Meta = dict[str, Any]
 _SHOWN = 6
+_UNFINISHED = "*.orbax-checkpoint-tmp*"
 
 
 class CheckpointError(RuntimeError):
@@ -52,13 +55,13 @@ class Checkpoints:
         if keep < 1:
             raise ValueError(f"train.keep_checkpoints is {keep}; it must be at least 1.")
         self.folder = Path(folder).absolute()
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        _quiet_tracebacks()
+        self._remove_unfinished()
         policies = ocp.training
         self._manager = policies.Checkpointer(
             self.folder,
             save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
         )
 
     def __enter__(self) -> Checkpoints:
@@ -84,7 +87,9 @@ class Checkpoints:
         Raises:
             CheckpointError: this save, or the one still running in the background, failed.
         """
-        full = {**meta, "step": step, "versions": versions(), "manifest": manifest(state)}
+        # Through text, so that what the caller changes while the save runs stays out of it.
+        full = json.loads(json.dumps(dict(meta)))
+        full |= {"step": step, "versions": versions(), "manifest": manifest(state)}
         try:
             self._manager.save_async(step, state, custom_metadata=full)
         except Exception as error:
@@ -140,6 +145,12 @@ class Checkpoints:
         except Exception as error:
             raise self._explained(error) from error
 
+    def _remove_unfinished(self) -> None:
+        # What a crash or a full disk left: never a checkpoint, because a complete one has been renamed.
+        if jax.process_index() == 0:
+            for path in self.folder.glob(_UNFINISHED):
+                shutil.rmtree(path, ignore_errors=True)
+
     def _close_quietly(self) -> None:
         # An error is already on its way to the user; a second one from here would hide it.
         try:
@@ -150,18 +161,32 @@ class Checkpoints:
     def _explained(self, error: BaseException) -> CheckpointError:
         if isinstance(error, CheckpointError):
             return error
+        self._remove_unfinished()
         self._manager.reload()
         kept = (
             f"The checkpoint of step {self.latest} is intact" if self.latest is not None else "There is none before it"
         )
         if _disk_full(error):
             return CheckpointError(
-                f"No space left on the disk of {self.folder} while saving a checkpoint. {kept}. "
+                f"The disk of {self.folder} is full, or a limit on it is reached, while saving a checkpoint. {kept}. "
                 "Free some space (or set --train.keep-checkpoints lower) and run the same command to resume."
             )
         return CheckpointError(
             f"Saving a checkpoint into {self.folder} failed ({type(error).__name__}: {error}). {kept}."
         )
+
+
+class _NoTracebacks(logging.Filter):
+    """Drops what Orbax logs of an error that it also raises, once from each of its threads."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and "orbax" in record.pathname)
+
+
+def _quiet_tracebacks() -> None:
+    logger = logging.getLogger("absl")
+    if not any(isinstance(each, _NoTracebacks) for each in logger.filters):
+        logger.addFilter(_NoTracebacks())
 
 
 def versions() -> dict[str, str]:

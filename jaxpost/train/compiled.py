@@ -68,33 +68,18 @@ class CompiledStep:
 
     def __init__(self, job: SupervisedJob) -> None:
         self._job = job
-        self._first: Signature | None = None
+        self._first: Signature = {}
         self._compiled: Any = None
         self._halts: dict[bool, Any] = {}
         self._hyper = dict(job.hyper)
         self.compile_seconds = 0.0
 
-    def __call__(self, state: TrainState, batch: Any, index: int, halt: bool) -> tuple[TrainState, dict[str, Any]]:
-        """Run update `index` on this process's rows; returns at once, the result is still being computed."""
-        if self._first is not None:
-            check_signature(self._first, batch, "The training step")
-        shapes = signature(batch) if self._first is None else self._first
-        seed = np.uint32(self._job.run.seed)
-        args = (
-            state,
-            self._job.frozen,
-            self._job.place(batch),
-            seed,
-            np.int32(index),
-            self._halt(halt),
-            self._hyper,
-        )
-        if self._compiled is None:
-            self._compile(args)
-            self._first = shapes
-        return self._compiled(*args)
+    @property
+    def compiled(self) -> bool:
+        return self._compiled is not None
 
-    def _compile(self, args: tuple[Any, ...]) -> None:
+    def compile(self, state: TrainState, batch: Any) -> None:
+        """Compile for the shapes of this state and this process's batch, and measure how long it takes."""
         job, start = self._job, time.perf_counter()
 
         def run(state: Any, frozen: Any, batch: Any, seed: Any, index: Any, halt: Any, hyper: Any) -> Any:
@@ -104,8 +89,24 @@ class CompiledStep:
 
         metrics_sharding = None if job.mesh is None else NamedSharding(job.mesh, PartitionSpec())
         out = (state_shardings(job.abstract_state, job.mesh), metrics_sharding)
+        args = self._arguments(state, batch, 0, False)
         self._compiled = jax.jit(run, donate_argnums=0, out_shardings=out).lower(*args).compile()
+        self._first = signature(batch)
         self.compile_seconds = time.perf_counter() - start
+
+    def __call__(self, state: TrainState, batch: Any, index: int, halt: bool) -> tuple[TrainState, dict[str, Any]]:
+        """Run update `index` (from 0) on this process's rows; returns at once, before the result is computed.
+
+        Raises:
+            ShapeChanged: the batch has other shapes than the one compiled for.
+        """
+        check_signature(self._first, batch, "The training step")
+        return self._compiled(*self._arguments(state, batch, index, halt))
+
+    def _arguments(self, state: TrainState, batch: Any, index: int, halt: bool) -> tuple[Any, ...]:
+        job = self._job
+        seed, step = np.uint32(job.run.seed), np.int32(index)
+        return state, job.frozen, job.place(batch), seed, step, self._halt(halt), self._hyper
 
     def _halt(self, wish: bool) -> Any:
         if wish not in self._halts:

@@ -18,12 +18,14 @@ import shlex
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 import yaml
+from jax.experimental import multihost_utils
 
 from jaxpost.checkpoint import versions
 
@@ -135,18 +137,41 @@ def open_folder(
         RunFolderError: another program's folder, another run's configuration (each difference is shown), a
             folder in use by another process, or against `resume`.
     """
+    if "://" in str(path) or str(path).startswith(("gs:/", "s3:/")):
+        raise RunFolderError(f"{path} is a bucket; mount it (for instance with gcsfuse) and give the mounted folder.")
     path = Path(path).expanduser().absolute()
-    writes = jax.process_index() == 0
-    _check(path, config_text, resume, allow_changed_config)
-    if not writes:
-        yield RunFolder(path, writes=False)
-        return
-    path.mkdir(parents=True, exist_ok=True)
-    folder = RunFolder(path, writes=True)
-    with open(path / ".lock", "a+") as lock:
-        _hold(lock, path)
-        _keep_config(folder, config_text)
+    with ExitStack() as stack:
+        folder, error = RunFolder(path, writes=jax.process_index() == 0), None
+        if folder.writes:
+            try:
+                _check(path, config_text, resume, allow_changed_config)
+                path.mkdir(parents=True, exist_ok=True)
+                _hold(stack.enter_context(open(path / ".lock", "a+")), path)
+                _keep_config(folder, config_text)
+            except (RunFolderError, OSError) as caught:
+                error = caught
+        _agree(path, error)
         yield folder
+
+
+def _agree(path: Path, error: Exception | None) -> None:
+    """All processes go on, or none: the first process's verdict, and whether the others see its folder."""
+    if jax.process_count() > 1:
+        mine = [int(error is not None), os.getpid() if jax.process_index() == 0 else 0]
+        first = multihost_utils.process_allgather(np.array(mine))[0]
+        lock = path / ".lock"
+        if first[0]:
+            error = error or RunFolderError(f"Process 0 cannot use {path}; its message says why.")
+        elif not lock.exists() or f"pid {first[1]} " not in lock.read_text(encoding="utf-8"):
+            error = RunFolderError(
+                f"Process {jax.process_index()} does not see process 0's {path}: put it on storage "
+                "that all hosts share."
+            )
+        failed = multihost_utils.process_allgather(np.array(int(error is not None)))
+        if error is None and failed.any():
+            error = RunFolderError(f"Process {int(failed.argmax())} cannot use {path}; its message says why.")
+    if error is not None:
+        raise error
 
 
 def _check(path: Path, config_text: str, resume: str, allow_changed_config: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 from collections.abc import Mapping
@@ -41,6 +42,9 @@ class StopSignals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
+        # Not print: a handler may interrupt one that is half done.
+        text = f"\n{self.received}: finishing this update and saving; a second one kills at once.\n"
+        os.write(2, text.encode())
         for each in self._previous:
             signal.signal(each, signal.SIG_DFL)
 
@@ -53,14 +57,15 @@ def check_step(metrics: Mapping[str, float], step: int, skips: int, guard: Guard
     """Count consecutive skipped updates; stop when the guard says so.
 
     Args:
-        metrics: of update `step` (counted from 1), with `skipped` 0 or 1.
+        metrics: of update `step` (counted from 1): `skipped` 0 or 1, its reasons `empty`, `nonfinite`, `spike`.
         skips: consecutive skipped updates before this one.
 
     Returns:
         Consecutive skipped updates after this one.
 
     Raises:
-        TrainingStopped: at the first one that is not finite under on_nonfinite "stop"; after `max_skips` in a row.
+        TrainingStopped: at a batch without a trained token; at the first update that is not finite under
+            on_nonfinite "stop"; after `max_skips` skipped ones in a row.
 
     >>> check_step({"loss": 1.0, "skipped": 0.0}, 7, 3, GuardSection())
     0
@@ -68,22 +73,30 @@ def check_step(metrics: Mapping[str, float], step: int, skips: int, guard: Guard
     if not metrics.get("skipped"):
         return 0
     skips += 1
-    bad = [f"{name} = {metrics[name]}" for name in metrics if not math.isfinite(metrics[name])]
+    if metrics.get("empty"):
+        raise TrainingStopped(
+            f"Update {step}: no token of its batch is trained (every weight is 0). See the masks with "
+            "`jaxpost data inspect`; data.mask and data.seq_len decide them."
+        )
+    bad = ", ".join(f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value))
     if bad and guard.on_nonfinite == "stop":
         raise TrainingStopped(
-            f"Update {step}: {', '.join(bad)}. train.guard.on_nonfinite is 'stop', so the run ends here; the last "
-            f"checkpoint is from before it. {_ADVICE}"
+            f"Update {step}: {bad}. train.guard.on_nonfinite is 'stop', so the run ends here; the parameters are "
+            f"those of update {step - 1}. {_ADVICE}"
         )
     if skips >= guard.max_skips:
-        why = ", ".join(bad) if bad else f"gradient norm {metrics.get('grad_norm', math.nan):.4g} (a spike)"
+        why = (
+            bad
+            or f"gradient norm {metrics.get('grad_norm', math.nan):.4g}, over train.guard.spike_factor times its mean"
+        )
         raise TrainingStopped(
-            f"{skips} updates in a row were skipped, the last at step {step}: {why}. The parameters are those of "
-            f"update {step - skips}. {_ADVICE}"
+            f"{skips} updates in a row were skipped (train.guard.max_skips), the last at step {step}: {why}. "
+            f"The parameters are those of update {step - skips}. {_ADVICE}"
         )
     return skips
 
 
 _ADVICE = (
-    "Usual causes: a learning rate that is too high (lower optim.lr, lengthen optim.schedule.warmup), too little "
-    "precision (model.compute_dtype float32), or a batch without one trained token (jaxpost data inspect)."
+    "The usual causes: a learning rate that is too high (lower optim.lr, lengthen optim.schedule.warmup) or too "
+    "little precision (model.compute_dtype float32). Resume from an earlier checkpoint by deleting later ones."
 )

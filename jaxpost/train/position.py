@@ -11,6 +11,10 @@ from typing import Any
 from jaxpost.checkpoint import CheckpointError
 from jaxpost.train.folder import config_changes
 
+_REASONS = ("empty", "nonfinite", "spike")
+_COUNTED = (*_REASONS, "skipped", "skips", "consecutive_skips")
+"""Metrics of a step that are counts, which a mean would hide."""
+
 
 @dataclass
 class Position:
@@ -29,6 +33,8 @@ class Position:
     """Sums of the metrics since the last log record, over updates that were not skipped."""
     window_counts: list[int] = field(default_factory=lambda: [0, 0])
     """Updates since the last log record: [applied, skipped]."""
+    window_reasons: dict[str, int] = field(default_factory=dict)
+    """Why those were skipped: empty, nonfinite or spike -> how often."""
     results: dict[str, float] = field(default_factory=dict)
     """The last evaluation and the best one."""
     files: dict[str, int] = field(default_factory=dict)
@@ -43,17 +49,20 @@ class Position:
         skipped = bool(metrics.get("skipped"))
         self.skipped += skipped
         self.window_counts[skipped] += 1
-        if not skipped:
-            for name, value in metrics.items():
-                if name != "skipped":
-                    self.window[name] = self.window.get(name, 0.0) + value
+        for name in _REASONS:
+            if metrics.get(name):
+                self.window_reasons[name] = self.window_reasons.get(name, 0) + 1
+        for name, value in metrics.items():
+            if not skipped and name not in _COUNTED:
+                self.window[name] = self.window.get(name, 0.0) + value
 
     def close_window(self) -> dict[str, float]:
         """Means over the updates since the last call (not the skipped ones), and running counts."""
         applied, skipped = self.window_counts
         means = {name: total / applied for name, total in self.window.items()} if applied else {"loss": math.nan}
-        self.window, self.window_counts = {}, [0, 0]
-        return {**means, "skipped": skipped, "tokens": self.tokens, "tokens_trained": self.tokens_trained}
+        counts = {"skipped": skipped, **{f"skipped/{name}": count for name, count in self.window_reasons.items()}}
+        self.window, self.window_counts, self.window_reasons = {}, [0, 0], {}
+        return {**means, **counts, "tokens": self.tokens, "tokens_trained": self.tokens_trained}
 
     def keep_best(self, record: dict[str, Any]) -> None:
         """Remember an evaluation, and add the best loss so far to its record."""
@@ -82,6 +91,7 @@ class Position:
             **{name: int(meta[name]) for name in names},
             window={name: float(value) for name, value in meta["window"].items()},
             window_counts=[int(n) for n in meta["window_counts"]],
+            window_reasons={name: int(n) for name, n in meta["window_reasons"].items()},
             results={name: float(value) for name, value in meta["results"].items()},
             files={name: int(n) for name, n in meta["files"].items()},
             identity=dict(identity),

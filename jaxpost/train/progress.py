@@ -113,7 +113,12 @@ class Progress:
         parts += [f"{label} {short_number(record[k])}" for k, label in _SHOWN if k in record]
         if record.get("skipped"):
             parts.append(f"SKIPPED {short_number(record['skipped'])}")
-        parts += [form.format(short_number(spent[k])) for k, form in _SHOWN_TIME if k in spent]
+        if "tokens_per_second" in spent:
+            parts.append(f"{short_number(spent['tokens_per_second'])} tok/s")
+        if "mfu_percent" in spent:
+            parts.append(f"mfu {spent['mfu_percent']:.1f}%")
+        if spent.get("data_wait_percent", 0.0) >= 1.0:
+            parts.append(f"waits for data {spent['data_wait_percent']:.0f}%")
         if eta is not None and step < self.total:
             parts.append(f"eta {duration(eta)}")
         return "  ".join(parts)
@@ -135,8 +140,3 @@ class Progress:
 
 
 _SHOWN = (("lr", "lr"), ("grad_norm", "grad"))
-_SHOWN_TIME = (
-    ("tokens_per_second", "{} tok/s"),
-    ("mfu_percent", "mfu {}%"),
-    ("data_wait_percent", "data {}%"),
-)

@@ -9,6 +9,7 @@ a run killed at any moment ends with the same parameters, metrics and samples as
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -17,9 +18,10 @@ from typing import Any
 import jax
 
 from jaxpost.checkpoint import Checkpoints
+from jaxpost.metrics.terms import Sums, add, to_host
 from jaxpost.metrics.writers import JsonlFile, Writer, open_writers
 from jaxpost.train.compiled import CompiledEval, CompiledStep, state_shardings, with_shardings
-from jaxpost.train.folder import RunFolder, open_folder
+from jaxpost.train.folder import RunFolder, RunFolderError, open_folder
 from jaxpost.train.guards import StopSignals, TrainingStopped, check_step
 from jaxpost.train.job import EvalStep, RunResult, Source, SupervisedJob
 from jaxpost.train.meters import Meter, peak_flops, peak_memory_gib
@@ -48,8 +50,6 @@ def run_supervised(job: SupervisedJob) -> RunResult:
     if job.evals and job.eval_step is None:
         raise ValueError("The job has evaluation data but no eval_step.")
     with ExitStack() as stack:
-        if job.mesh is not None:
-            stack.enter_context(jax.set_mesh(job.mesh))
         folder = stack.enter_context(
             open_folder(
                 job.folder,
@@ -58,8 +58,9 @@ def run_supervised(job: SupervisedJob) -> RunResult:
                 allow_changed_config=job.run.allow_changed_config,
             )
         )
-        log = folder.path / "log.txt"
-        progress = Progress(job.num_steps, log=log, enabled=folder.writes)
+        if job.mesh is not None:
+            stack.enter_context(jax.set_mesh(job.mesh))
+        progress = Progress(job.num_steps, log=folder.path / "log.txt", enabled=folder.writes)
         stack.callback(progress.close)
         signals = stack.enter_context(StopSignals())
         checkpoints = stack.enter_context(Checkpoints(folder.checkpoints, keep=job.train.keep_checkpoints))
@@ -110,6 +111,9 @@ class _Run:
         self.saved: int | None = checkpoints.latest
         self.pending: tuple[int, dict[str, Any]] | None = None
         self.asked_to_stop = False
+        self.started_at = self.position.step
+        kinds = f"{len(devices)} x {devices[0].device_kind}"
+        progress.say(f"{job.run.name}: updates {self.started_at} to {job.num_steps} on {kinds}, in {folder.path}")
 
     def _start(self) -> tuple[TrainState, Position]:
         job, latest = self.job, self.checkpoints.latest
@@ -117,7 +121,7 @@ class _Run:
         identity |= {f"eval {name}": source.fingerprint for name, source in job.evals.items()}
         if latest is None:
             if job.run.resume == "must":
-                raise TrainingStopped(f"--run.resume must: there is no complete checkpoint in {self.folder.path}.")
+                raise RunFolderError(f"--run.resume must: there is no complete checkpoint in {self.folder.path}.")
             state = jax.device_put(job.init_state(), state_shardings(job.abstract_state, job.mesh))
             return state, Position(identity=identity, config=job.config_text)
         check_same_run(
@@ -128,7 +132,7 @@ class _Run:
         )
         self.progress.busy(f"restoring step {latest} ...")
         state, meta = self.checkpoints.restore(with_shardings(job.abstract_state, job.mesh))
-        self.progress.say(f"Resumed from the checkpoint of step {latest} in {self.folder.path}")
+        self.progress.say(f"Resumed from the checkpoint of step {latest}")
         return state, Position.from_meta(meta, identity=identity, config=job.config_text)
 
     def train(self) -> RunResult:
@@ -167,16 +171,13 @@ class _Run:
             raise ValueError(
                 f"The training data ended after batch {self.position.step}; sources must go on without end."
             )
-        compiling = self.step.compile_seconds == 0.0
-        if compiling:
-            self.progress.busy("compiling the training step ...")
+        if not self.step.compiled:
             with self.meter.pause():
-                self.state, metrics = self.step(
-                    self.state, batch, self.position.step, self.signals.received is not None
-                )
+                self.progress.busy("compiling the training step ...")
+                self.step.compile(self.state, batch)
             self.progress.say(f"Compiled the training step in {duration(self.step.compile_seconds)}")
-        else:
-            self.state, metrics = self.step(self.state, batch, self.position.step, self.signals.received is not None)
+        wish = self.signals.received is not None
+        self.state, metrics = self.step(self.state, batch, self.position.step, wish)
         self.position.step += 1
         previous, self.pending = self.pending, (self.position.step, metrics)
         if previous is not None:
@@ -208,7 +209,10 @@ class _Run:
         record: dict[str, Any] = {"step": step, "kind": "train", **self.position.close_window()}
         if lr is not None:
             record["lr"] = lr
-        record["time"] = self.meter.read() | {"peak_memory_gib": round(peak_memory_gib(self.devices), 3)}
+        record["time"] = self.meter.read() | {
+            "compile_seconds": round(self.step.compile_seconds, 3),
+            "peak_memory_gib": round(peak_memory_gib(self.devices), 3),
+        }
         self._write(record)
         self.progress.update(record, self.meter.seconds_per_update * (self.job.num_steps - step))
 
@@ -246,8 +250,13 @@ class _Run:
         if job.evals:
             position.keep_best(record)
             self._write(record | {"time": {"seconds": round(seconds, 3)}})
-            losses = [f"{k} {v:.4f}" for k, v in record.items() if k.endswith("loss")]
-            self.progress.say(f"Evaluation at step {position.step}: {', '.join(losses)}  ({duration(seconds)})")
+            losses = [
+                f"{name} {value:.4f} (best {position.results[f'best/{name}']:.4f})"
+                for name, value in record.items()
+                if f"best/{name}" in position.results
+            ]
+            head = f"step {position.step:>{len(str(job.num_steps))}}/{job.num_steps}  held out: "
+            self.progress.say(f"{head}{', '.join(losses)}  in {duration(seconds)}")
         for sample in samples:
             if self.files:
                 self.files["samples.jsonl"].write({"step": position.step, **sample})
@@ -258,17 +267,19 @@ class _Run:
         count = source.num_batches_per_epoch
         if self.job.train.eval_batches is not None:
             count = min(count, self.job.train.eval_batches)
-        totals: dict[str, list[float]] = {}
+        totals: dict[str, Sums] = {}
+        pending: Mapping[str, Sums] | None = None
         batches = source.iterate(0)
         for index in range(count):
             if self._interrupted():
                 return None
-            self.progress.busy(f"evaluating '{name}' {index + 1}/{count} ...")
-            sums = jax.device_get(dict(self.eval_steps[name](params, next(batches))))
-            for key, (total, weight, coef) in sums.items():
-                old = totals.get(key, [0.0, 0.0, 0.0])
-                totals[key] = [old[0] + float(total), old[1] + float(weight), float(coef)]
-        return _means(totals)
+            self.progress.busy(f"evaluating {name} {index + 1}/{count} ...")
+            # One batch is computed while the one before it is added up.
+            previous, pending = pending, self.eval_steps[name](params, next(batches))
+            totals = _added(totals, previous)
+        if (close := getattr(batches, "close", None)) is not None:
+            close()
+        return _means(_added(totals, pending))
 
     def _save(self) -> None:
         if self.position.step in (0, self.saved):
@@ -282,26 +293,46 @@ class _Run:
 
     def _finish(self, stopped: str | None) -> RunResult:
         job, position = self.job, self.position
-        if stopped is not None:
+        if stopped is None:
+            self._export()
+            text = f"Finished {job.num_steps} updates; everything is in {self.folder.path}"
+        elif position.step:
             text = (
                 f"Stopped by {stopped} after update {position.step} of {job.num_steps}; everything is saved. "
                 "Run the same command again to go on from here."
             )
         else:
-            text = f"Finished {job.num_steps} updates."
-            if job.export is not None and not self.folder.export.exists():
-                self.progress.busy("exporting ...")
-                job.export(self.state, self.folder.export)
+            text = f"Stopped by {stopped} before the first update. Run the same command again to start."
         self.progress.say(text)
         describe_run(job, self.folder, text, position.results)
         return RunResult(self.folder.path, position.step, self.state, position.results, stopped)
 
+    def _export(self) -> None:
+        # Under another name until it is whole; made again if this attempt trained further.
+        job, final = self.job, self.folder.export
+        if job.export is None or (final.exists() and self.started_at == job.num_steps):
+            return
+        self.progress.busy("exporting the model ...")
+        unfinished = final.with_name("export.unfinished")
+        if self.folder.writes:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        job.export(self.state, unfinished)
+        if self.folder.writes:
+            shutil.rmtree(final, ignore_errors=True)
+            unfinished.rename(final)
+
     def close(self) -> None:
+        """Close files and loggers."""
         for file in (*self.files.values(), *self.writers):
             file.close()
 
 
-def _means(totals: Mapping[str, list[float]]) -> dict[str, float]:
+def _added(totals: Mapping[str, Sums], device_sums: Mapping[str, Sums] | None) -> dict[str, Sums]:
+    new = {} if device_sums is None else to_host(device_sums)
+    return dict(add(totals, new) if totals and new else totals or new)
+
+
+def _means(totals: Mapping[str, Sums]) -> dict[str, float]:
     """Means in float64, and "loss" = sum of coef * mean; a weight of 0 gives 0."""
-    out = {name: total / weight if weight else 0.0 for name, (total, weight, _) in totals.items()}
-    return {"loss": math.fsum(coef * out[name] for name, (_, _, coef) in totals.items() if coef)} | out
+    out = {name: float(s.total / s.weight) if s.weight else 0.0 for name, s in totals.items()}
+    return {"loss": math.fsum(float(s.coef) * out[name] for name, s in totals.items() if s.coef)} | out
