@@ -57,6 +57,8 @@ def flags_help(config: Any, prog: str, description: str) -> str:
 
     import tyro
 
+    for key in _empty_lists(config, ""):
+        description += f"\n{key} is empty; --{key}.0.path FILE adds an item."
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         tyro.cli(
@@ -69,6 +71,16 @@ def flags_help(config: Any, prog: str, description: str) -> str:
             config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
         )
     return out.getvalue()
+
+
+def _empty_lists(section: Any, prefix: str) -> Iterator[str]:
+    """Keys of lists of sections that hold none, whose flags the help can therefore not show."""
+    for name, hint in hints(type(section)).items():
+        value, kind = getattr(section, name), members(hint)[0]
+        if dataclasses.is_dataclass(value):
+            yield from _empty_lists(value, f"{prefix}{name}.")
+        elif value == () and get_origin(kind) is tuple and sections(get_args(kind)[0]):
+            yield f"{prefix}{name}"
 
 
 def _split(args: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
