@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         debug = True
     try:
         own, flags = split_flags(args)
-        options = parser().parse_args(own)
+        options = parse(own)
         if flags and not options.takes_flags:
             parser().error(f"{options.command} takes no settings, but got {flags[0]}")
         return options.run(options, flags)
@@ -156,6 +156,16 @@ def parser() -> argparse.ArgumentParser:
     env = _command(commands, "env", "versions and devices", cli_help.ENV, run_env)
     env.add_argument("--json", action="store_true", help="as JSON")
     return top
+
+
+def parse(args: Sequence[str]) -> argparse.Namespace:
+    """The parsed arguments. Prompts may also follow options, which argparse alone would not take."""
+    options, rest = parser().parse_known_args(args)
+    if rest and hasattr(options, "prompts") and not any(word.startswith("-") for word in rest):
+        options.prompts += rest
+    elif rest:
+        parser().error(f"unrecognized arguments: {' '.join(rest)} (see jaxpost {options.command} --help)")
+    return options
 
 
 def _command(

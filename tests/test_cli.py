@@ -1,0 +1,241 @@
+"""The command line: exit codes, one sentence for an error, help that teaches. What commands do is tested elsewhere."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+import jaxpost
+from jaxpost import cli, cli_help
+from jaxpost.config_io import METHODS, load, loads
+
+PRESET = "method: sft\ndata:\n  train: [{path: a.jsonl}]\n"
+COMMANDS = (["train"], ["generate"], ["convert"], ["data", "inspect"], ["config", "show"], ["config", "diff"], ["env"])
+
+
+@pytest.fixture
+def preset(tmp_path: Path) -> str:
+    path = tmp_path / "p.yaml"
+    path.write_text(PRESET)
+    return str(path)
+
+
+@pytest.fixture
+def assemble(monkeypatch) -> SimpleNamespace:
+    """Records calls in place of the real module, which would load a model."""
+    fake, calls = ModuleType("jaxpost.assemble"), []
+
+    def record(name, result):
+        return lambda *args, **kwargs: calls.append((name, args, kwargs)) or result
+
+    fake.train = record("train", SimpleNamespace(exit_code=0))
+    fake.generate = record("generate", [{"prompt": "a", "text": "b", "finish": "stop"}])
+    fake.convert = record("convert", "written")
+    fake.inspect = record("inspect", "rows")
+    fake.environment = record("environment", {"jax": "1", "devices": "8 x cpu"})
+    monkeypatch.setitem(sys.modules, "jaxpost.assemble", fake)
+    monkeypatch.setattr(jaxpost, "assemble", fake, raising=False)
+    return SimpleNamespace(module=fake, calls=calls)
+
+
+def run(*args: str) -> int:
+    """The exit code of a command, however it ends."""
+    try:
+        return cli.main(args)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def test_nothing_slow_is_imported_before_a_command_computes(preset):
+    """The help, complaints and `config` are quick because jax and its kin are not imported at all."""
+    script = f"""
+import sys
+from jaxpost.cli import main
+for args in (["--help"], ["train", "--help"], ["generate", "--help"], ["train", {preset!r}, "--help"],
+             ["train", "none.yaml"], ["train", {preset!r}, "--optim.lrr", "1"], ["config", "show", {preset!r}]):
+    try:
+        main(args)
+    except SystemExit:
+        pass
+slow = {{"jax", "jaxlib", "numpy", "flax", "optax", "transformers", "datasets", "torch"}} & set(sys.modules)
+assert not slow, slow
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_help_has_examples_that_parse(command, capsys):
+    assert run(*command, "--help") == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    examples = re.findall(r"^  jaxpost (.*?)(?:  .*)?$", text.split("examples:")[1], flags=re.M)
+    assert examples
+    for example in examples:
+        words = [word.strip("'\"") for word in re.findall(r"'[^']*'|\"[^\"]*\"|\S+", example.split(" > ")[0])]
+        own, flags = cli.split_flags(words)
+        options = cli.parse(own)
+        assert " ".join(words).startswith(" ".join(command))
+        assert options.takes_flags or not flags
+
+
+def test_the_main_help_names_every_command(capsys):
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    assert all(command[0] in text for command in COMMANDS)
+    assert text.startswith("usage: jaxpost")
+    assert cli_help.MAIN in text
+
+
+def test_help_of_a_preset_shows_its_values(preset, capsys):
+    assert run("train", preset, "--optim.lr", "3e-5", "--help") == 0
+    text = capsys.readouterr().out
+    assert "--optim.lr FLOAT" in text
+    assert "(default: 3e-05)" in text
+
+
+MISTAKES = {
+    "no command": ([], "required"),
+    "unknown command": (["tain"], "invalid choice: 'tain'"),
+    "no preset": (["train"], "train needs a preset, before any flag"),
+    "flag before preset": (["train", "--optim.lr", "1", "PRESET"], "train needs a preset, before any flag"),
+    "no such preset": (["train", "none.yaml"], "none.yaml: no such file"),
+    "unknown setting": (["train", "PRESET", "--optim.lrr", "1"], "--optim.lrr: unknown flag; did you mean lr?"),
+    "unknown option": (["train", "PRESET", "--lr", "1"], "unrecognized arguments: --lr 1"),
+    "impossible value": (
+        ["train", "PRESET", "--train.batch_size", "3", "--train.microbatches", "2"],
+        "not a multiple of",
+    ),
+    "setting for a command without": (["env", "--optim.lr", "1"], "env takes no settings, but got --optim.lr"),
+    "no prompt": (["generate", "m"], "generate needs a prompt"),
+    "no prompt file": (["generate", "m", "--file", "none.txt"], "none.txt"),
+    "bad number": (["generate", "m", "x", "--max-tokens", "many"], "invalid int value: 'many'"),
+}
+
+
+@pytest.mark.parametrize(("args", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_give_a_sentence_and_exit_code_2(args, message, preset, assemble, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    assert run(*(preset if arg == "PRESET" else arg for arg in args)) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert not assemble.calls
+
+
+def test_train_passes_on_the_resolved_configuration(preset, assemble):
+    assert run("train", preset, "--optim.kind", "lion", "--train.steps", "7") == 0
+    ((name, (config,), kwargs),) = assemble.calls
+    assert name == "train"
+    assert (config.optim.kind, config.train.steps) == ("lion", 7)
+    assert kwargs["preset_text"] == PRESET
+    assert kwargs["command"] == ["jaxpost", "train", preset, "--optim.kind", "lion", "--train.steps", "7"]
+
+
+@pytest.mark.parametrize("code", [130, 143])
+def test_a_stopped_run_exits_as_its_signal_does(code, preset, assemble):
+    assemble.module.train = lambda *_, **__: SimpleNamespace(exit_code=code)
+    assert run("train", preset) == code
+
+
+def raising(error):
+    def train(*_, **__):
+        raise error
+
+    return train
+
+
+def test_a_failed_run_exits_with_1_and_shows_where_only_on_request(preset, assemble, capsys, monkeypatch):
+    assemble.module.train = raising(RuntimeError("disk full"))
+    assert run("train", preset) == 1
+    err = capsys.readouterr().err
+    assert err == "jaxpost: failed: RuntimeError: disk full\n(--debug shows where)\n"
+    assert run("train", preset, "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setenv("JAXPOST_DEBUG", "1")
+    assert run("train", preset) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_value_error_is_the_users_only_where_jaxpost_raised_it(preset, assemble, capsys):
+    assemble.module.train = lambda *_, **__: loads("method: sfd")
+    assert run("train", preset) == 2
+    assert capsys.readouterr().err.startswith("jaxpost: error: <text>: method: 'sfd'")
+    assemble.module.train = lambda *_, **__: json.loads("{")
+    assert run("train", preset) == 1
+    assert capsys.readouterr().err.startswith("jaxpost: failed: JSONDecodeError")
+
+
+def test_interrupts_exit_with_130(preset, assemble, capsys):
+    assemble.module.train = raising(KeyboardInterrupt())
+    assert run("train", preset) == 130
+    assert capsys.readouterr().err == "jaxpost: interrupted\n"
+
+
+def test_generate_takes_prompts_from_arguments_files_and_standard_input(assemble, tmp_path, monkeypatch, capsys):
+    (tmp_path / "p.txt").write_text("b\n\nc\n")
+    assert run("generate", "m", "a", "--file", str(tmp_path / "p.txt"), "--temperature", "0.5", "--system", "s") == 0
+    ((_, args, kwargs),) = assemble.calls
+    assert args == ("m", ["a", "b", "c"])
+    assert kwargs == {"max_tokens": 256, "temperature": 0.5, "seed": 0, "system": "s", "chat": True}
+    assert capsys.readouterr().out == "> a\nb\n\n"
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False, read=lambda: "x\ny\n"))
+    assert run("generate", "m", "--raw", "--json") == 0
+    assert assemble.calls[1][1:] == (("m", ["x", "y"]), {**kwargs, "temperature": 0.0, "system": None, "chat": False})
+    assert json.loads(capsys.readouterr().out)["text"] == "b"
+
+
+def test_the_other_commands_pass_on_their_arguments(preset, assemble, tmp_path, capsys):
+    assert run("convert", "m.gguf", str(tmp_path / "out"), "--dtype", "bfloat16") == 0
+    assert assemble.calls[-1] == ("convert", ("m.gguf", tmp_path / "out"), {"dtype": "bfloat16"})
+    assert run("data", "inspect", preset, "--rows", "5", "--color", "always", "--data.seq_len", "64") == 0
+    _, (config,), kwargs = assemble.calls[-1]
+    assert config.data.seq_len == 64
+    assert kwargs == {"rows": 5, "color": True}
+    assert run("data", "inspect", preset) == 0
+    assert assemble.calls[-1][2] == {"rows": 3, "color": False}
+    assert run("env") == 0
+    assert run("env", "--json") == 0
+    assert capsys.readouterr().out.endswith(
+        'jax      1\ndevices  8 x cpu\n{\n  "jax": "1",\n  "devices": "8 x cpu"\n}\n'
+    )
+
+
+def test_config_show_is_itself_a_preset_and_diff_names_what_differs(preset, tmp_path, capsys):
+    assert run("config", "show", preset, "--optim.kind", "muon") == 0
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(capsys.readouterr().out)
+    assert load(shown).optim.kind == "muon"
+    assert run("config", "diff", preset, str(shown), "--train.steps", "3") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "optim.kind: adamw -> muon" in lines
+    assert "train.steps: null -> 3" in lines
+    assert run("config", "diff", preset, preset) == 0
+    assert capsys.readouterr().out == "no difference\n"
+
+
+def test_a_reader_that_leaves_early_is_no_error(preset):
+    done = subprocess.run(
+        f"{sys.executable} -m jaxpost.cli config show {preset} | head -n 1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "method: sft\n"
+    assert "Traceback" not in done.stderr
+    assert "Broken" not in done.stderr
+
+
+def test_settings_are_told_from_a_commands_own_options():
+    own, flags = cli.split_flags(
+        ["inspect", "p", "--rows", "2", "--mesh.fsdp", "-1", "--adapter", "{kind: lora}", "--color", "never"]
+    )
+    assert own == ["inspect", "p", "--rows", "2", "--color", "never"]
+    assert flags == ["--mesh.fsdp", "-1", "--adapter", "{kind: lora}"]
+    assert set(METHODS) == {"sft"}
