@@ -40,12 +40,13 @@ RULES: Rules = {
     "vocab": "tensor",
     # activations
     "batch": ("data", "fsdp"),
+    "batch_copies": "data",  # rows of one copy of the weights stay together
     "length": "seq",
     "act_embed": None,
     "act_heads": "tensor",
     "act_kv_heads": "tensor",
     "act_mlp": "tensor",
-    "act_vocab": "tensor",
+    "act_vocab": ("tensor", "fsdp"),
 }
 
 REPLICABLE = frozenset({"kv_heads", "vocab"})

@@ -238,10 +238,9 @@ class Transformer(nn.Module):
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         table = self.modules["embed"]()["table"]
-        if isinstance(table, jax.Array):
-            # A gather from a table sharded along its width makes the partitioner replicate the activations.
-            table = self.constrain(table, ("vocab", None))
-        x = take_rows(table, tokens)
+        # Every device looks up all tokens of its copy in its own columns of the table, then tokens are dealt
+        # out again: activations move, and the table and its gradient never leave their shards.
+        x = self.constrain(take_rows(table, tokens), ("batch_copies", "length", "embed"))
         if self.config.embed_scale != 1.0:
             x = x * jnp.asarray(self.config.embed_scale, x.dtype)
         return self.constrain(x.astype(self.compute_dtype), ("batch", "length", "act_embed"))
@@ -278,15 +277,21 @@ class Transformer(nn.Module):
 
     def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Logits in float32, soft-capped where the architecture says so."""
+        # Logits are split by vocabulary over the devices that share the weights (hidden states move, they are
+        # small): split by row, the head's gradient would be summed over all devices for every chunk of tokens.
+        rows = ("batch_copies", *([None] * (hidden.ndim - 2)))
+        hidden = self.constrain(hidden, (*rows, "act_embed"))
         if self.config.tie_embeddings:
             table = self.modules["embed"]()["table"]
             if isinstance(table, jax.Array):
-                table = self.constrain(table, ("vocab", None))
+                table = self.constrain(table.astype(hidden.dtype), ("act_vocab", None))
             logits = linear_transposed(hidden, table, dtype=jnp.float32)
         else:
-            logits = linear(hidden, self.modules["lm_head"]()["kernel"], dtype=jnp.float32)
-        axes = ("batch", *([None] * (hidden.ndim - 2)), "act_vocab")
-        logits = self.constrain(logits, axes)
+            kernel = self.modules["lm_head"]()["kernel"]
+            if isinstance(kernel, jax.Array):
+                kernel = self.constrain(kernel.astype(hidden.dtype), (None, "act_vocab"))
+            logits = linear(hidden, kernel, dtype=jnp.float32)
+        logits = self.constrain(logits, (*rows, "act_vocab"))
         cap = self.config.final_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 

@@ -1,0 +1,99 @@
+"""The real model on 8 devices computes what it computes on one, and the partitioner never gives up on it."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpost import sharding
+from jaxpost.losses.supervised import cross_entropy
+from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig, StackConfig
+from jaxpost.models.table import axes_tree
+from jaxpost.models.transformer import build_model
+from jaxpost.types import TokenBatch
+
+COMPLAINT = "Involuntary full rematerialization"
+
+TINY = ModelConfig(
+    family="llama",
+    vocab_size=64,
+    width=32,
+    mlp_width=48,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    stacks=(StackConfig(repeats=2, period=(BlockConfig(rope=RopeConfig()),)),),
+    max_positions=64,
+)
+MODELS = {"tied": TINY, "untied": replace(TINY, tie_embeddings=False)}
+MESHES = {
+    "data2_fsdp2_tensor2": {"data": 2, "fsdp": 2, "tensor": 2},
+    "fsdp8": {"fsdp": 8},
+    "tensor4": {"data": 2, "tensor": 4},  # more tensor shards than key/value heads
+    "seq2": {"fsdp": 4, "seq": 2},
+}
+
+
+@contextmanager
+def compiled_afresh():
+    """The partitioner speaks only while it compiles: a program out of the cache is silent."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+
+
+def packed_batch(rows=8, length=16):
+    rng = np.random.default_rng(0)
+    segments = np.where(np.arange(length) < 6, 1, np.where(np.arange(length) < 13, 2, 0)) + np.zeros((rows, 1), int)
+    positions = np.where(segments == 2, np.arange(length) - 6, np.arange(length))
+    return TokenBatch(
+        rng.integers(0, 64, (rows, length), dtype=np.int32),
+        positions.astype(np.int32),
+        segments.astype(np.int32),
+        (rng.random((rows, length)) < 0.7).astype(np.float32),
+        np.arange(rows, dtype=np.int32),
+    )
+
+
+def loss_of(model, params, batch):
+    terms, _ = cross_entropy(model, {"policy": params}, {}, batch, jax.random.key(0), {}, chunk_tokens=32)
+    return terms["cross_entropy"].value
+
+
+@pytest.mark.parametrize("mesh_name", MESHES)
+@pytest.mark.parametrize("model_name", MODELS)
+def test_gradients_equal_one_device(model_name, mesh_name, capfd):
+    config, mesh, batch = MODELS[model_name], sharding.make_mesh(MESHES[mesh_name]), packed_batch()
+    one = build_model(config, remat="full")
+    params = one.init(jax.random.key(1))
+    expected_loss, expected = jax.jit(jax.value_and_grad(partial(loss_of, one)))(params, batch)
+
+    many = build_model(config, sharding.make_constrain(mesh), remat="full", mesh=mesh)
+    places = sharding.param_shardings(axes_tree(many.table), mesh, params, report=lambda _: None)
+    capfd.readouterr()
+    with compiled_afresh():
+        loss, grads = jax.jit(jax.value_and_grad(partial(loss_of, many)), out_shardings=(None, places))(
+            jax.device_put(params, places), sharding.to_global(batch, mesh)
+        )
+    assert COMPLAINT not in capfd.readouterr().err
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(grads), strict=True):
+        error = np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(a)
+        assert error < 1e-5, (jax.tree_util.keystr(path), error)
+
+
+def test_the_complaint_is_seen_when_there_is_one(capfd):
+    """A plain lookup in a table split over both axes makes the partitioner complain: the check above can fail."""
+    mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
+    table = jax.device_put(jnp.zeros((64, 32)), jax.NamedSharding(mesh, sharding.spec(("vocab", "embed"), mesh=mesh)))
+    tokens = sharding.to_global(np.zeros((8, 16), np.int32), mesh)
+    constrain = sharding.make_constrain(mesh)
+    with compiled_afresh():
+        jax.jit(lambda w, t: constrain(w[t], ("batch", "length", "act_embed")))(table, tokens)
+    assert COMPLAINT in capfd.readouterr().err
