@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parse(own)
         if flags and not options.takes_flags:
             parser().error(f"{options.command} takes no settings, but got {flags[0]}")
-        return options.run(options, flags)
+        code = options.run(options, flags)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("jaxpost: interrupted", file=sys.stderr)
         return INTERRUPTED
