@@ -12,25 +12,21 @@ import os
 import shutil
 import tempfile
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxpost.config import DataSection, SourceSection
-from jaxpost.data.convert import as_json, convert, detect_converter, is_linked, link_messages
-from jaxpost.data.encode import Encoded, EncodeOptions, Pieced, encode_batch, to_pieces
-from jaxpost.data.formats import detect_format, parse_example
-from jaxpost.data.sources import Reader, Row, open_source
+from jaxpost.data.encode import EncodeOptions
+from jaxpost.data.sources import Reader, open_source
+from jaxpost.data.tokenise import Counts, Reject, encoded_chunks
 from jaxpost.text.messages import DataError
 from jaxpost.text.tokenizer import Tokenizer
 
 CACHE_VERSION = 1
-CHUNK = 256
 
 
 class Progress(NamedTuple):
@@ -67,15 +63,6 @@ class SourceStats:
     notes: dict[str, int] = field(default_factory=dict)
 
 
-class Reject(NamedTuple):
-    """A row left out: where it stood, why, and its text."""
-
-    where: str
-    kind: str
-    reason: str
-    row: str
-
-
 @dataclass
 class TokenDataset:
     """All sources' examples as token ids and loss weights, numbered 0 .. len - 1 through the sources in order."""
@@ -105,138 +92,6 @@ class TokenDataset:
         local = index - self.starts[source]
         start, end = self.offsets[source][local : local + 2]
         return self.tokens[source][start:end], self.weights[source][start:end]
-
-
-def examples_of(row: Row, section: SourceSection, stats: _Counts) -> list:
-    """Typed examples of a row. Raises: DataError."""
-    if row.error is not None:
-        raise row.error
-    assert row.value is not None
-    name = section.convert
-    if name == "auto" and section.format != "auto" and detect_converter(row.value) == "none":
-        name = "none"
-    out = []
-    for item in convert(row.value, name, stats.ignored):
-        format_name = detect_format(list(item)) if section.format == "auto" else section.format
-        out.append(parse_example(item, format_name, stats.ignored))
-        stats.formats[format_name] += 1
-    return out
-
-
-@dataclass
-class _Counts:
-    ignored: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
-    formats: Counter[str] = field(default_factory=Counter)
-    bad: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
-    truncated: int = 0
-    truncated_tokens: int = 0
-
-    def add(self, other: _Counts) -> None:
-        for name in ("ignored", "notes", "formats", "bad", "dropped"):
-            getattr(self, name).update(getattr(other, name))
-        self.truncated += other.truncated
-        self.truncated_tokens += other.truncated_tokens
-
-
-class _Chunk(NamedTuple):
-    rows: int
-    examples: list[Encoded]
-    rejects: list[Reject]
-    counts: _Counts
-
-
-def encode_rows(
-    rows: Sequence[Row], section: SourceSection, tokenizer: Tokenizer, options: EncodeOptions, on_bad_row: str
-) -> _Chunk:
-    """Tokenises some rows. Raises: DataError with the place of the row, unless bad rows are skipped."""
-    counts, rejects = _Counts(), []
-    pieced: list[Pieced] = []
-    origin: list[Row] = []
-
-    def reject(row: Row, error: DataError) -> None:
-        if on_bad_row == "error":
-            raise DataError(f"{row.where}: {error}", kind=error.kind) from None
-        counts.bad[error.kind] += 1
-        rejects.append(Reject(row.where, error.kind, str(error), row.raw or as_json(row.value or {})))
-
-    for row in rows:
-        try:
-            found = [
-                to_pieces(example, tokenizer, options, counts.notes) for example in examples_of(row, section, counts)
-            ]
-        except DataError as error:
-            reject(row, error)
-            continue
-        pieced += found
-        origin += [row] * len(found)
-    examples = []
-    for row, encoded in zip(origin, encode_batch(pieced, tokenizer, options), strict=True):
-        if isinstance(encoded, DataError):
-            reject(row, encoded)
-        elif encoded is None:
-            counts.dropped["too long" if options.on_long_row == "drop" else "nothing trained within the window"] += 1
-        else:
-            cut = encoded.full_length - len(encoded.tokens)
-            counts.truncated += cut > 0
-            counts.truncated_tokens += cut
-            examples.append(encoded)
-    return _Chunk(len(rows), examples, rejects, counts)
-
-
-def _chunks(reader: Reader) -> Iterator[list[Row]]:
-    rows = reader.rows()
-    first = list(islice(rows, 1))
-    linked = first and first[0].value is not None and is_linked(first[0].value)
-    if linked and reader.section.convert in ("auto", "oasst"):
-        everything = [*first, *rows]
-        for row in everything:
-            if row.error is not None:
-                raise DataError(f"{row.where}: {row.error}", kind=row.error.kind)
-        trees = link_messages([row.value for row in everything if row.value is not None])
-        rows = iter(Row(f"{reader.name}: tree {n}", tree) for n, tree in enumerate(trees))
-        first = []
-    while chunk := first + list(islice(rows, CHUNK - len(first))):
-        first = []
-        yield chunk
-
-
-_worker: dict = {}
-
-
-def _start_worker(folder: str, chat_template: str | None, args: tuple) -> None:
-    from jaxpost.text.tokenizer import load_tokenizer
-
-    _worker["args"] = (load_tokenizer(folder, chat_template=chat_template), *args)
-
-
-def _work(rows: list[Row]) -> _Chunk:
-    tokenizer, section, options, on_bad_row = _worker["args"]
-    return encode_rows(rows, section, tokenizer, options, on_bad_row)
-
-
-def _encoded_chunks(
-    reader: Reader, tokenizer: Tokenizer, options: EncodeOptions, on_bad_row: str, workers: int
-) -> Iterator[_Chunk]:
-    if workers == 0:
-        for rows in _chunks(reader):
-            yield encode_rows(rows, reader.section, tokenizer, options, on_bad_row)
-        return
-    import multiprocessing
-
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(folder)
-        context = multiprocessing.get_context("spawn")  # a fork would copy the locks of JAX's threads
-        args = (folder, tokenizer.chat_request, (reader.section, options, on_bad_row))
-        with context.Pool(workers, _start_worker, args) as pool:
-            waiting: deque = deque()
-            for rows in _chunks(reader):
-                waiting.append(pool.apply_async(_work, (rows,)))
-                if len(waiting) > 2 * workers:  # bounded: the file is not read far ahead of its tokens
-                    yield waiting.popleft().get()
-            while waiting:
-                yield waiting.popleft().get()
 
 
 def prepare(
@@ -311,9 +166,9 @@ def _tokenise(
     folder: Path,
     report: Callable[[Progress], None] | None,
 ) -> None:
-    counts, examples, rejects, rows = _Counts(), [], [], 0
+    counts, examples, rejects, rows = Counts(), [], [], 0
     began = told = time.monotonic()
-    for chunk in _encoded_chunks(reader, tokenizer, options, section.on_bad_row, section.workers):
+    for chunk in encoded_chunks(reader, tokenizer, options, section.on_bad_row, section.workers):
         rows += chunk.rows
         examples += [(e.tokens, e.weights) for e in chunk.examples]
         rejects += chunk.rejects

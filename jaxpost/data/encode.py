@@ -59,6 +59,8 @@ def to_pieces(example: Example, tokenizer: Tokenizer, options: EncodeOptions, no
     Raises: DataError where the example's format and the mask do not go together.
     """
     mask = options.mask
+    if example.tools and any(isinstance(value, str) for value in vars(example).values()):
+        raise DataError("tools stand beside plain text, which has no place for them; use messages", kind="tools")
     if isinstance(example, LanguageModeling):
         if isinstance(example.content, str):
             if mask != "all":

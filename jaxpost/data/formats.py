@@ -102,6 +102,17 @@ _USED["language_modeling"] = {"text", "messages", "tools"}
 _DETECTION = ("preference", "stepwise", "unpaired_preference", "prompt_completion", "language_modeling", "prompt_only")
 
 
+def texts_of(example: Example) -> list[str]:
+    """Every text of an example, for counting and searching."""
+    out = []
+    for value in vars(example).values():
+        if isinstance(value, str):
+            out.append(value)
+        elif isinstance(value, tuple):
+            out += [v.content if isinstance(v, Message) else v for v in value if isinstance(v, Message | str)]
+    return out
+
+
 def detect_format(columns: Sequence[str]) -> str:
     """The format that a row with these columns has: the one that uses the most specific of them.
 
@@ -164,21 +175,20 @@ def parse_example(row: Mapping[str, Any], name: str, ignored: Counter[str] | Non
     if name == "prompt_only":
         return PromptOnly(prompt=text("prompt"), tools=tools)
     if name == "prompt_completion":
-        prompt, completion = _same_kind(text("prompt"), completion=text("completion"))
+        prompt, completion = _same_kind(text("prompt"), text("completion"))
         return PromptCompletion(prompt=prompt, completion=completion, tools=tools)
     if name == "preference":
         return _preference(text("prompt") if row.get("prompt") else None, text("chosen"), text("rejected"), tools)
     if name == "unpaired_preference":
-        prompt, completion = _same_kind(text("prompt"), completion=text("completion"))
+        prompt, completion = _same_kind(text("prompt"), text("completion"))
         return UnpairedPreference(
             prompt=prompt, completion=completion, label=_label(row["label"], "label"), tools=tools
         )
     return _stepwise(text("prompt"), row["completions"], row["labels"], tools)
 
 
-def _same_kind(prompt: Text, **other: Text) -> tuple[Text, Text]:
-    """A plain prompt beside a conversational answer is that answer's user turn; the reverse is an error."""
-    ((key, value),) = other.items()
+def _same_kind(prompt: Text, value: Text) -> tuple[Text, Text]:
+    """A plain prompt beside a conversational answer is that answer's user turn, and the reverse."""
     if isinstance(prompt, str) and not isinstance(value, str):
         return (Message(role="user", content=prompt),), value
     if not isinstance(prompt, str) and isinstance(value, str):
@@ -189,15 +199,17 @@ def _same_kind(prompt: Text, **other: Text) -> tuple[Text, Text]:
 def _label(value: Any, key: str) -> bool:
     if isinstance(value, bool) or value in (0, 1):
         return bool(value)
-    raise DataError(f"{key} must be true or false, not {value!r}")
+    raise DataError(
+        f"{key} must be true or false, not {value!r:.80}; if the column means something else, set the source's format"
+    )
 
 
 def _preference(prompt: Text | None, chosen: Text, rejected: Text, tools: Tools) -> Preference:
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise DataError("chosen and rejected must both be text or both be messages")
     if prompt is not None:
-        prompt, chosen = _same_kind(prompt, chosen=chosen)
-        prompt, rejected = _same_kind(prompt, rejected=rejected)
+        prompt, chosen = _same_kind(prompt, chosen)
+        prompt, rejected = _same_kind(prompt, rejected)
         # Some files repeat the prompt at the head of both answers.
         if not isinstance(prompt, str) and chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
             chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]

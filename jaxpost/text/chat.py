@@ -10,6 +10,7 @@ Rendering is transformers' sandboxed jinja (`ImmutableSandboxedEnvironment`); te
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,13 @@ _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PROBE_KWARGS = {"date_string": "26 Jul 2024"}
 
 
-class TemplateError(DataError):
-    """A chat template that cannot be used for training, or a conversation that it cannot show."""
+class TemplateError(ValueError):
+    """A chat template that cannot be used for training, with a sentence that says what to set."""
 
-    def __init__(self, message: str):
-        super().__init__(message, kind="template")
+
+def _refused(message: str) -> DataError:
+    """A conversation that a template cannot show: a bad row, not a bad template."""
+    return DataError(message, kind="template")
 
 
 class Rendered(NamedTuple):
@@ -55,10 +58,10 @@ class ChatTemplate:
     ) -> Rendered:
         """The conversation's text and the assistant's spans.
 
-        Raises: TemplateError where the template refuses the conversation, or leaves a part of it out.
+        Raises: DataError where the template refuses the conversation, or leaves a part of it out.
         """
         if not messages:
-            raise TemplateError("a conversation without messages cannot be rendered")
+            raise _refused("a conversation without messages cannot be rendered")
         rendered = _render(
             self.text, to_template(messages), tools, add_generation_prompt, dict(self.variables), name=self.name
         )
@@ -80,7 +83,13 @@ class Family:
     history: bool = True
 
 
-FAMILIES = (Family("chatml", r"<\|im_start\|>system\n(.*?)<\|im_end\|>\n"),)
+FAMILIES = (
+    Family("chatml", r"<\|im_start\|>system\n(.*?)<\|im_end\|>\n"),
+    Family("qwen3", None, history=False),
+    Family("llama3", r"<\|start_header_id\|>system<\|end_header_id\|>\n\n(.*?)<\|eot_id\|>"),
+    Family("llama2", None),
+    Family("gemma", None),
+)
 
 
 @cache
@@ -125,25 +134,30 @@ def _render(
             **variables,
         )
     except JinjaError as error:
-        raise TemplateError(f"the chat template {name} refuses this conversation: {error}") from None
+        raise _refused(f"the chat template {name} refuses this conversation: {error}") from None
     except (TypeError, AttributeError, KeyError) as error:
-        raise TemplateError(f"the chat template {name} fails on this conversation: {error}") from None
+        raise _refused(f"the chat template {name} fails on this conversation: {error}") from None
     return Rendered(texts[0], tuple(spans[0]) if marked else ())
 
 
 def _check_complete(name: str, text: str, messages: Sequence[Message], tools: Sequence[Mapping] | None) -> None:
     """A template that leaves out a tool, a call or a turn would train on another conversation than the row's."""
+    shown = "".join(text.split())  # templates trim and put newlines between parts
     for index, message in enumerate(messages):
         for what, part in (("text", message.content), ("reasoning", message.reasoning)):
-            if part and part.strip() not in text:
-                raise TemplateError(f"the chat template {name} leaves out the {what} of message {index}")
+            quoted = json.dumps(part, ensure_ascii=False)[1:-1]  # Llama 3 shows what tools say as JSON
+            if part and "".join(part.split()) not in shown and "".join(quoted.split()) not in shown:
+                raise _refused(
+                    f"the chat template {name} leaves out the {what} of message {index}; take it out of the rows, or "
+                    "set model.chat_template to a template that shows it"
+                )
         for call in message.tool_calls:
             if call.name not in text:
-                raise TemplateError(f"the chat template {name} leaves out message {index}'s call of {call.name}")
+                raise _refused(f"the chat template {name} leaves out message {index}'s call of {call.name}")
     for tool in tools or ():
         tool_name = tool.get("function", tool).get("name")
         if tool_name not in text:
-            raise TemplateError(f"the chat template {name} cannot show tools ({tool_name} is not in the text)")
+            raise _refused(f"the chat template {name} cannot show tools ({tool_name} is not in the text)")
 
 
 def _user(text: str) -> Message:
@@ -228,7 +242,7 @@ def _default_system(own: str, family: Family, variables: Mapping[str, Any]) -> s
         return None
     try:
         text = _render(own, to_template(PROBES[0]), None, False, {**variables, **_PROBE_KWARGS}, name="own").text
-    except TemplateError:
+    except DataError:
         return None
     bos = re.escape(variables.get("bos_token") or "")
     match = re.match(f"(?:{bos})?{family.preamble}", text, re.DOTALL)
@@ -249,12 +263,12 @@ def renders_like(template: ChatTemplate, own: str, *, history: bool = True) -> b
         for prompt in (False, True):
             try:
                 expected = _render(own, to_template(probe), None, prompt, variables, name="own").text
-            except TemplateError:
+            except DataError:
                 continue
             try:
                 if template.render(probe, add_generation_prompt=prompt).text != expected:
                     return False
-            except TemplateError:
+            except DataError:
                 return False
             compared += 1
     return compared > 0
@@ -273,9 +287,9 @@ def check_prefixes(template: ChatTemplate) -> None:
         tools = ({"type": "function", "function": {"name": "now", "parameters": {}}},) if calls else None
         try:
             whole = template.render(probe, tools)
-        except TemplateError:
+        except DataError as error:
             if probe in PROBES[1:2] + PROBES[3:]:
-                raise
+                raise TemplateError(str(error)) from None
             continue  # a family without system turns, tools or reasoning says so when a row has them
         _check_spans(template.name, probe, whole)
         for k, message in enumerate(probe):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,10 +104,8 @@ def parse_tool_call(value: Any) -> tuple[ToolCall, ...]:
     if not isinstance(name, str) or not name:
         raise DataError(f"a tool call has no name: {_show(value)}", kind="tool_call")
     if isinstance(arguments, str):
-        try:
+        with suppress(json.JSONDecodeError):  # some tools take free text, and that is what the model must write
             arguments = json.loads(arguments)
-        except json.JSONDecodeError:
-            pass  # some tools take free text, and the text is what the model must write
     return (ToolCall(name=name, arguments={} if arguments is None else arguments, id=call_id),)
 
 

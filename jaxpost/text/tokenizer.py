@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,6 +65,8 @@ class Tokenizer:
                 raise
         eos = {self.eos_id, self.end_of_turn_id, *extra_eos_ids} - {None}
         self.eos_ids = tuple(sorted(eos))
+        tokens = sorted({str(t.content) for t in hf.added_tokens_decoder.values() if t.special}, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, tokens))) if tokens else None
         self.pad_id = next((i for i in (hf.pad_token_id, self.eos_id) if i is not None), 0)
         digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode())
         digest.update(repr((self._chat, self.bos_id, self.eos_ids, self.adds_bos)).encode())
@@ -92,6 +95,10 @@ class Tokenizer:
         """Token ids of a text. Special tokens written in the text are recognised; none is added but `add_bos`."""
         ids = self._fast.encode(text).ids
         return [self.bos_id, *ids] if add_bos and self.bos_id is not None else ids
+
+    def holds_special(self, text: str) -> bool:
+        """Whether a text has special tokens written out in it."""
+        return self._special is not None and self._special.search(text) is not None
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids."""

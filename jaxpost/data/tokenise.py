@@ -1,0 +1,176 @@
+"""Rows to token ids: convert, check and tokenise in chunks, in this process or in several.
+
+A row may give several examples (a tree of messages, a task with many instances). What cannot be used raises, or is
+counted and kept with its reason, as `on_bad_row` says.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, NamedTuple
+
+from jaxpost.config import SourceSection
+from jaxpost.data.convert import as_json, convert, is_linked, link_messages
+from jaxpost.data.encode import Encoded, EncodeOptions, Pieced, encode_batch, to_pieces
+from jaxpost.data.formats import Example, detect_format, parse_example, texts_of
+from jaxpost.data.sources import Reader, Row
+from jaxpost.text.messages import DataError
+from jaxpost.text.tokenizer import Tokenizer
+
+CHUNK = 256
+_FORMAT_KEYS = frozenset({"prompt", "completion", "text", "messages", "chosen", "rejected", "completions"})
+
+
+class Reject(NamedTuple):
+    """A row left out: where it stood, why, and its text."""
+
+    where: str
+    kind: str
+    reason: str
+    row: str
+
+
+@dataclass
+class Counts:
+    """What happened to rows, by name."""
+
+    ignored: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    bad: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    truncated_tokens: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Adds another chunk's counts to these."""
+        for name in ("ignored", "notes", "formats", "bad", "dropped"):
+            getattr(self, name).update(getattr(other, name))
+        self.truncated += other.truncated
+        self.truncated_tokens += other.truncated_tokens
+
+
+class Chunk(NamedTuple):
+    """The examples of some rows, in order, and what was left out of them."""
+
+    rows: int
+    examples: list[Encoded]
+    rejects: list[Reject]
+    counts: Counts
+
+
+def examples_of(row: Row, section: SourceSection, counts: Counts) -> list[Example]:
+    """The typed examples of a row. Columns renamed to a format's keys are taken as they are, without a converter.
+
+    Raises: DataError.
+    """
+    if row.value is None:
+        raise row.error or DataError("the row is empty")
+    name = section.convert
+    if name == "auto" and section.columns.keys() & _FORMAT_KEYS:
+        name = "none"
+    out = []
+    for item in convert(row.value, name, counts.ignored):
+        format_name = detect_format(list(item)) if section.format == "auto" else section.format
+        out.append(parse_example(item, format_name, counts.ignored))
+        counts.formats[format_name] += 1
+    return out
+
+
+def encode_rows(
+    rows: Sequence[Row], section: SourceSection, tokenizer: Tokenizer, options: EncodeOptions, on_bad_row: str
+) -> Chunk:
+    """Tokenises some rows. Raises: DataError with the place of the row, unless bad rows are skipped."""
+    counts, rejects = Counts(), []
+    pieced: list[Pieced] = []
+    origin: list[Row] = []
+
+    def reject(row: Row, error: DataError) -> None:
+        if on_bad_row == "error":
+            raise DataError(f"{row.where}: {error}", kind=error.kind) from None
+        counts.bad[error.kind] += 1
+        rejects.append(Reject(row.where, error.kind, str(error), row.raw or as_json(row.value or {})))
+
+    for row in rows:
+        try:
+            examples = examples_of(row, section, counts)
+            found = [to_pieces(example, tokenizer, options, counts.notes) for example in examples]
+        except DataError as error:
+            reject(row, error)
+            continue
+        if any(tokenizer.holds_special(text) for example in examples for text in texts_of(example)):
+            counts.notes["rows whose own text holds special tokens, which are read as such"] += 1
+        pieced += found
+        origin += [row] * len(found)
+    kept = []
+    for row, encoded in zip(origin, encode_batch(pieced, tokenizer, options), strict=True):
+        if isinstance(encoded, DataError):
+            reject(row, encoded)
+        elif encoded is None:
+            counts.dropped["too long" if options.on_long_row == "drop" else "nothing trained within the window"] += 1
+        else:
+            cut = encoded.full_length - len(encoded.tokens)
+            counts.truncated += cut > 0
+            counts.truncated_tokens += cut
+            kept.append(encoded)
+    return Chunk(len(rows), kept, rejects, counts)
+
+
+def read_chunks(reader: Reader) -> Iterator[list[Row]]:
+    """A source's rows, some at a time; rows that are single linked messages are joined into trees first."""
+    rows = reader.rows()
+    first = list(islice(rows, 1))
+    linked = first and first[0].value is not None and is_linked(first[0].value)
+    if linked and reader.section.convert in ("auto", "oasst"):
+        everything = [*first, *rows]
+        for row in everything:
+            if row.error is not None:  # a missing message would break the tree that it belongs to
+                raise DataError(f"{row.where}: {row.error}", kind=row.error.kind)
+        trees = link_messages([row.value for row in everything if row.value is not None])
+        rows = iter([Row(f"{reader.name}: tree {n}", tree) for n, tree in enumerate(trees)])
+        first = []
+    while chunk := first + list(islice(rows, CHUNK - len(first))):
+        first = []
+        yield chunk
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(folder: str, chat_template: str | None, args: tuple) -> None:
+    from jaxpost.text.tokenizer import load_tokenizer
+
+    _worker["args"] = (load_tokenizer(folder, chat_template=chat_template), *args)
+
+
+def _work(rows: list[Row]) -> Chunk:
+    tokenizer, section, options, on_bad_row = _worker["args"]
+    return encode_rows(rows, section, tokenizer, options, on_bad_row)
+
+
+def encoded_chunks(
+    reader: Reader, tokenizer: Tokenizer, options: EncodeOptions, on_bad_row: str, workers: int
+) -> Iterator[Chunk]:
+    """A source's examples in order, whatever the number of worker processes (0: in this one)."""
+    if workers == 0:
+        for rows in read_chunks(reader):
+            yield encode_rows(rows, reader.section, tokenizer, options, on_bad_row)
+        return
+    import multiprocessing
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        context = multiprocessing.get_context("spawn")  # a fork would copy the locks of JAX's threads
+        args = (folder, tokenizer.chat_request, (reader.section, options, on_bad_row))
+        with context.Pool(workers, _start_worker, args) as pool:
+            waiting: deque = deque()
+            for rows in read_chunks(reader):
+                waiting.append(pool.apply_async(_work, (rows,)))
+                if len(waiting) > 2 * workers:  # bounded: the file is not read far ahead of its tokens
+                    yield waiting.popleft().get()
+            while waiting:
+                yield waiting.popleft().get()
