@@ -1,13 +1,12 @@
 """Batches of a data set by number: batch k is a pure function of the data, the seed and k.
 
-Each process makes only its own rows of the global batch: process p of P holds rows p*B/P .. (p+1)*B/P - 1, which is
-how `jax.make_array_from_process_local_data` lays out a batch sharded over the mesh's first axes.
+Each process makes only its own rows of the global batch, those that its devices hold (`sharding.local_rows`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,22 +27,21 @@ class BatchSource:
 
     Attributes:
       pad_id: fills the rest of each row (segment 0, weight 0).
+      rows: which rows of the global batch this process makes, ascending; None: all.
       prefetch: batches made ahead in `iterate`.
     """
 
     dataset: TokenDataset
     plan: Plan
     pad_id: int = 0
-    process_index: int = 0
-    process_count: int = 1
+    rows: Sequence[int] | np.ndarray | None = None
     prefetch: int = 4
 
     def __post_init__(self) -> None:
-        if self.plan.batch_size % self.process_count:
-            raise DataError(
-                f"batch_size {self.plan.batch_size} cannot be divided among {self.process_count} processes; "
-                f"use a multiple of {self.process_count}"
-            )
+        size = self.plan.batch_size
+        self.rows = np.arange(size) if self.rows is None else np.asarray(self.rows)
+        if self.rows.size == 0 or self.rows.min() < 0 or self.rows.max() >= size:
+            raise DataError(f"a process's rows must lie in 0 .. {size - 1}, got {self.rows.tolist()}")
 
     @property
     def num_batches_per_epoch(self) -> int:
@@ -78,23 +76,23 @@ class BatchSource:
         }
 
     def batch(self, k: int) -> TokenBatch:
-        """Batch k: numpy arrays of this process's B / P rows.
+        """Batch k: numpy arrays of this process's rows.
 
         Row r of batch k has row id k * B + r (wrapped to int32), whichever process holds it.
         """
         plan = self.plan
-        rows, width = plan.batch_size // self.process_count, plan.seq_len
-        first = k * plan.batch_size + self.process_index * rows
+        numbers = k * plan.batch_size + np.asarray(self.rows, np.int64)
+        rows, width = len(numbers), plan.seq_len
         out = TokenBatch(
             tokens=np.full((rows, width), self.pad_id, np.int32),
             positions=np.zeros((rows, width), np.int32),
             segment_ids=np.zeros((rows, width), np.int32),
             weights=np.zeros((rows, width), np.float32),
-            row_ids=np.arange(first, first + rows, dtype=np.int64).astype(np.int32),
+            row_ids=numbers.astype(np.int32),
         )
         for r in range(rows):
             at = 0
-            for segment, example in enumerate(plan.row(first + r).tolist(), 1):
+            for segment, example in enumerate(plan.row(int(numbers[r])).tolist(), 1):
                 tokens, weights = self.dataset.example(example)
                 end = at + len(tokens)
                 out.tokens[r, at:end] = tokens
@@ -119,8 +117,7 @@ def make_source(
     seed: int = 0,
     endless: bool = True,
     pad_id: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | np.ndarray | None = None,
     prefetch: int = 4,
 ) -> BatchSource:
     """Plans a data set and reads it: `endless` True for training, False for one ordered pass of evaluation."""
@@ -134,4 +131,4 @@ def make_source(
         starts=dataset.starts,
         shares=dataset.shares,
     )
-    return BatchSource(dataset, plan, pad_id, process_index, process_count, prefetch)
+    return BatchSource(dataset, plan, pad_id, rows, prefetch)

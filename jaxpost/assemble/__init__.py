@@ -1,0 +1,19 @@
+"""Resolved configuration -> model, data, loss, optimiser, loop: the one place where names become functions."""
+
+from jaxpost.assemble.commands import convert, environment, generate, inspect
+from jaxpost.assemble.model import Pretrained, load_model
+from jaxpost.assemble.training import Training, make_loss, make_training
+from jaxpost.assemble.sft import train
+
+__all__ = [
+    "Pretrained",
+    "Training",
+    "convert",
+    "environment",
+    "generate",
+    "inspect",
+    "load_model",
+    "make_loss",
+    "make_training",
+    "train",
+]

@@ -1,0 +1,125 @@
+"""What the other commands do: answer prompts, convert models, look at data and at the machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxpost import sharding
+from jaxpost.adapters import peft
+from jaxpost.adapters.bind import bind, merge
+from jaxpost.assemble.model import DTYPES, Pretrained, load_model
+from jaxpost.assemble.sft import cache_dir, chat_prompt
+from jaxpost.config import MeshSection, ModelSection, SFTConfig
+from jaxpost.data import inspect as data_inspect
+from jaxpost.generate.sampler import make_sampler
+from jaxpost.train.folder import environment as run_environment
+from jaxpost.types import Params
+from jaxpost.weights import gguf, huggingface
+
+
+def load_bound(path: str) -> tuple[Pretrained, Params]:
+    """A model and its weights; of a PEFT adapter folder, the base it names with the adapter bound around it.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_model` and `adapters.peft.load`.
+    """
+    adapter = Path(path).expanduser() / peft.CONFIG
+    base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") if adapter.is_file() else path
+    if not base:
+        raise ValueError(f"{adapter} names no base model (base_model_name_or_path)")
+    pretrained = load_model(ModelSection(path=base), sharding.make_mesh(MeshSection()))
+    params = pretrained.load()
+    if adapter.is_file():
+        placed = jax.device_put(peft.load(adapter.parent, pretrained.config), sharding.replicated(pretrained.mesh))
+        params = bind(params, *placed)
+    return pretrained, params
+
+
+def generate(
+    model: str,
+    prompts: Sequence[str],
+    *,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int = 0,
+    system: str | None = None,
+    chat: bool = True,
+    rows: int = 8,
+) -> Iterator[dict[str, Any]]:
+    """Answers prompts in order, some rows at a time: {"prompt", "text", "finish", "tokens"}.
+
+    Args:
+      model: folder (a PEFT adapter folder too), hub id or `smollm2-135m-instruct`.
+      chat: each prompt is a user turn in the model's chat format; otherwise its text is continued.
+
+    Raises:
+      ValueError: a prompt that does not fit the context, or a system turn without chat format.
+    """
+    if system and not chat:
+        raise ValueError("a system turn needs the chat format; leave out --raw or --system")
+    pretrained, params = load_bound(model)
+    tokenizer = pretrained.tokenizer
+    if chat:
+        encoded = [chat_prompt(tokenizer, text, system) for text in prompts]
+    else:
+        encoded = [tokenizer.encode(text, add_bos=tokenizer.adds_bos) for text in prompts]
+    sample = make_sampler(
+        pretrained.model,
+        eos_ids=tokenizer.eos_ids,
+        context=pretrained.config.max_positions,
+        rows=min(rows, len(encoded)),
+        jit=partial(jax.jit, out_shardings=sharding.replicated(pretrained.mesh)),
+    )
+    for at in range(0, len(encoded), rows):
+        answers = sample(
+            params,
+            encoded[at : at + rows],
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            first_id=at,
+        )
+        for prompt, answer in zip(prompts[at : at + rows], answers, strict=True):
+            text = tokenizer.decode(answer.tokens)
+            yield {"prompt": prompt, "text": text, "finish": answer.finish, "tokens": len(answer.tokens)}
+
+
+def convert(source: str, out: Path, *, dtype: str = "float32") -> str:
+    """Writes a Hugging Face folder from a GGUF file, a model folder, a hub id or a PEFT folder (merged).
+
+    Returns:
+      A line that says what was written.
+
+    Raises:
+      FileExistsError: `out` exists. FileNotFoundError, ValueError: a source that cannot be read.
+    """
+    out = Path(out)
+    if out.exists():
+        raise FileExistsError(f"{out} exists already: give a folder that does not")
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        gguf.convert(path, out, dtype=DTYPES[dtype])
+    else:
+        pretrained, params = load_bound(source)
+        huggingface.save(
+            out, pretrained.config, merge(params), tokenizer_from=pretrained.tokenizer_folder, dtype=DTYPES[dtype]
+        )
+    size = sum(f.stat().st_size for f in out.iterdir())
+    return f"wrote {out} ({size / 1e6:.0f} MB, {dtype})"
+
+
+def inspect(config: SFTConfig, *, rows: int = 3, color: bool = False) -> str:
+    """What a configuration would train on: rendered rows, lengths, counts (`data.inspect`)."""
+    tokenizer = load_model(config.model).tokenizer
+    return data_inspect.inspect(config.data, tokenizer, rows=rows, color=color, cache_dir=cache_dir() / "tokens")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and caches."""
+    return run_environment(("jaxpost", "env")) | {"cache": str(cache_dir())}

@@ -1,0 +1,87 @@
+"""A `model` section -> functions, shapes, shardings and, when asked for, weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxpost import sharding
+from jaxpost.config import MeshSection, ModelSection
+from jaxpost.models.config import ModelConfig
+from jaxpost.models.table import abstract_params, axes_tree
+from jaxpost.models.transformer import build_model
+from jaxpost.text.tokenizer import Tokenizer, load_tokenizer
+from jaxpost.types import Model, Params
+from jaxpost.weights import huggingface
+from jaxpost.weights.resolve import resolve_model
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained model whose weights are read only when they are needed: a resumed run never reads them."""
+
+    section: ModelSection
+    folder: Path
+    model: Model
+    mesh: Mesh
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        return self.folder if self.section.tokenizer is None else Path(self.section.tokenizer)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.tokenizer_folder, chat_template=self.section.chat_template)
+
+    @property
+    def dtype(self) -> Any:
+        return DTYPES[self.section.param_dtype]
+
+    @cached_property
+    def abstract(self) -> Params:
+        """Shapes and dtypes of the parameters."""
+        return abstract_params(self.model.table, self.dtype)
+
+    @cached_property
+    def shardings(self) -> Params:
+        return sharding.param_shardings(axes_tree(self.model.table), self.mesh, self.abstract)
+
+    def load(self) -> Params:
+        """Reads the weights straight into their shardings."""
+        return huggingface.load(self.folder, self.model, dtype=self.dtype, shardings=self.shardings)
+
+
+def load_model(section: ModelSection, mesh: Mesh | None = None) -> Pretrained:
+    """Finds a model and builds its functions; the weights wait for `load()`.
+
+    Args:
+      section: what and how; see `config.ModelSection`.
+      mesh: where it will live; None: all devices, weights split over all of them.
+
+    Raises:
+      FileNotFoundError: nothing is found under the path (says what would help).
+      ValueError: an architecture or option that is not supported, or a mesh that does not fit.
+    """
+    mesh = sharding.make_mesh(MeshSection()) if mesh is None else mesh
+    folder = Path(resolve_model(section.path, revision=section.revision))
+    model = build_model(
+        huggingface.read_config(folder),
+        sharding.make_constrain(mesh),
+        attention=section.attention,
+        remat=section.remat,
+        compute_dtype=DTYPES[section.compute_dtype],
+        mesh=mesh,
+    )
+    return Pretrained(section, folder, model, mesh)

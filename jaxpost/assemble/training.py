@@ -1,0 +1,153 @@
+"""Loss, adapter and optimiser sections -> one train step and the state it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxpost import sharding
+from jaxpost.adapters import lora, peft
+from jaxpost.adapters.bind import bind, bind_policy, count, select
+from jaxpost.assemble.model import Pretrained
+from jaxpost.config import AdapterSection, DFTSection, GuardSection, LoRASection, LossSection, OptimSection
+from jaxpost.losses import supervised
+from jaxpost.metrics.terms import Sums
+from jaxpost.models.table import axes_tree
+from jaxpost.train.optim import make_optimizer
+from jaxpost.train.step import ema_update, init_state, make_eval_step, make_train_step
+from jaxpost.types import Hyper, LossFn, Model, Params, TrainState, TrainStep
+
+
+@dataclass(frozen=True)
+class Training:
+    """The functions of one training, and what they work on. Nothing is jitted yet."""
+
+    step: TrainStep
+    eval_step: Callable[..., dict[str, Sums]]
+    init_state: Callable[[], TrainState]
+    """Reads weights or draws adapters, straight into their shardings."""
+    abstract_state: TrainState
+    frozen: Params
+    hyper: Hyper
+    lr_at: Callable[[int], Any]
+    eval_params: Callable[[TrainState], Params]
+    """What is evaluated and exported: the trained parameters, or their moving average."""
+    policy: Callable[[Params, Params], Params]
+    """policy(params, frozen) -> the tree that the model reads."""
+    trained: int
+    """Number of trained scalars."""
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What an adapter section says: where the trained network comes from and what stands still beside it."""
+
+    abstract: Params
+    axes: Params
+    load: Callable[[], Params]
+    frozen: Params
+    policy: Callable[[Params, Params], Params]
+
+
+def make_loss(section: LossSection, model: Model) -> LossFn:
+    """The loss function that a `loss` section names."""
+    common = {"z_loss": section.z_loss, "chunk_tokens": section.chunk_tokens}
+    if isinstance(section, DFTSection):
+        return partial(supervised.dft, model, **common)
+    return partial(supervised.cross_entropy, model, label_smoothing=section.label_smoothing, **common)
+
+
+def make_training(
+    pretrained: Pretrained,
+    *,
+    loss: LossSection,
+    adapter: AdapterSection,
+    optim: OptimSection,
+    num_steps: int,
+    microbatches: int = 1,
+    guard: GuardSection = GuardSection(),  # noqa: B008 - frozen
+    seed: int = 0,
+) -> Training:
+    """Joins a model, a loss, what is trained of the model, and an optimiser.
+
+    Raises:
+      ValueError: patterns that match nothing, an adapter that does not fit, a schedule that exceeds the run.
+    """
+    parts = _parts(pretrained, adapter, seed)
+    loss_fn = make_loss(loss, pretrained.model)
+    if parts.frozen:
+        loss_fn = bind_policy(loss_fn)
+    optimizer, lr_at = make_optimizer(optim, num_steps)
+    make_state = partial(init_state, optimizer=optimizer, ema=optim.ema_decay is not None)
+    abstract = {"policy": parts.abstract}
+    shapes = jax.eval_shape(make_state, abstract)
+    places = {"policy": sharding.param_shardings(parts.axes, pretrained.mesh, parts.abstract)}
+    state_places = sharding.state_shardings(shapes, places, pretrained.mesh)
+
+    def first_state() -> TrainState:
+        loaded = jax.device_put({"policy": parts.load()}, places)
+        return jax.jit(make_state, out_shardings=state_places, donate_argnums=0)(loaded)
+
+    def averaged(state: TrainState) -> Params:
+        return jax.tree.map(lambda e, p: e.astype(p.dtype), state.extra["ema"], state.params)
+
+    hyper = {} if guard.spike_factor is None else {"spike_factor": jnp.float32(guard.spike_factor)}
+    return Training(
+        step=make_train_step(
+            loss_fn,
+            optimizer,
+            num_microbatches=microbatches,
+            post_update=None if optim.ema_decay is None else ema_update(optim.ema_decay),
+        ),
+        eval_step=make_eval_step(loss_fn),
+        init_state=first_state,
+        abstract_state=jax.tree.map(
+            lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, state_places
+        ),
+        frozen=parts.frozen,
+        hyper=hyper,
+        lr_at=lr_at,
+        eval_params=averaged if optim.ema_decay is not None else lambda state: state.params,
+        policy=parts.policy,
+        trained=count(parts.abstract),
+    )
+
+
+def _parts(pretrained: Pretrained, adapter: AdapterSection, seed: int) -> _Parts:
+    table = pretrained.model.table
+    if isinstance(adapter, LoRASection):
+        return _lora_parts(pretrained, adapter, seed)
+    if adapter.trainable == ("*",):
+        whole = lambda params, frozen: params["policy"]  # noqa: E731
+        return _Parts(pretrained.abstract, axes_tree(table), pretrained.load, {}, whole)
+    trained, _ = select(pretrained.abstract, adapter.trainable)
+    return _Parts(
+        abstract=trained,
+        axes=lora.axes_tree(table, trained),
+        load=lambda: select(pretrained.load(), adapter.trainable)[0],
+        frozen={"base": select(pretrained.load(), adapter.trainable)[1]},
+        policy=_overlaid,
+    )
+
+
+def _lora_parts(pretrained: Pretrained, adapter: LoRASection, seed: int) -> _Parts:
+    table = pretrained.model.table
+    if adapter.init_from is None:
+        new = partial(lora.init, jax.random.key(seed), table, adapter)
+        abstract, scales = jax.eval_shape(new)[0], new()[1]
+        load = lambda: new()[0]  # noqa: E731
+    else:
+        loaded, scales = peft.load(adapter.init_from, pretrained.config)
+        abstract, load = jax.eval_shape(lambda: loaded), lambda: loaded
+    scales = jax.device_put(scales, sharding.replicated(pretrained.mesh))
+    axes = lora.axes_tree(table, abstract)
+    return _Parts(abstract, axes, load, {"base": pretrained.load(), "scales": scales}, _overlaid)
+
+
+def _overlaid(params: Params, frozen: Params) -> Params:
+    return bind(frozen["base"], params["policy"], frozen.get("scales"))
