@@ -68,7 +68,7 @@ notebook: $(VENV)/.ready-dev ## run the notebooks top to bottom
 papers: $(VENV)/.ready-dev ## configs/PAPERS.md from the presets' headers
 	$(BIN)/python tools/papers.py
 
-LOCKED := --quiet --no-header --no-emit-index-url --no-emit-find-links --no-annotate --universal --strip-extras --upgrade
+LOCKED := --quiet --no-header --no-annotate --universal --strip-extras --upgrade
 lock: export UV_PYTHON_DOWNLOADS := never
 lock: $(VENV)/.ready-dev ## newest versions into locks/ (no addresses in them)
 	$(VENV)/$(PIP_INSTALL) uv
