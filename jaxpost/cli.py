@@ -71,13 +71,14 @@ def is_usage(error: Exception) -> bool:
 
     A ValueError from inside another library is a fault of ours, not the user's.
     """
-    if type(error).__name__ in USAGE_ERRORS or isinstance(error, (FileNotFoundError, PermissionError)):
+    if type(error).__name__ in USAGE_ERRORS or isinstance(error, FILE_ERRORS):
         return True
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_in = frames[-1][0].f_globals.get("__name__", "") if frames else ""
     return isinstance(error, ValueError) and raised_in.partition(".")[0] == "jaxpost"
 
 
+FILE_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
 USAGE_ERRORS = ("RunFolderError",)
 """By name, because their modules are too slow to import before they are needed."""
 
@@ -208,7 +209,7 @@ def run_train(options: argparse.Namespace, flags: list[str]) -> int:
     from jaxpost import assemble
 
     text = Path(options.preset).read_text(encoding="utf-8")
-    result = assemble.train(config, preset_text=text, command=["jaxpost", "train", options.preset, *flags])
+    result = assemble.train(config, command=["jaxpost", "train", options.preset, *flags])
     return result.exit_code
 
 
@@ -277,9 +278,14 @@ def run_env(options: argparse.Namespace, flags: list[str]) -> int:
     facts = assemble.environment()
     if options.json:
         print(json.dumps(facts, indent=2))
-    else:
-        width = max(map(len, facts))
-        print("\n".join(f"{name:<{width}}  {value}" for name, value in facts.items()))
+        return OK
+    rows = [
+        (f"{name} {part}" if part else name, value)
+        for name, found in facts.items()
+        for part, value in (found.items() if isinstance(found, dict) else [("", found)])
+    ]
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
     return OK
 
 
