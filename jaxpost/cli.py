@@ -208,7 +208,6 @@ def run_train(options: argparse.Namespace, flags: list[str]) -> int:
 
     from jaxpost import assemble
 
-    text = Path(options.preset).read_text(encoding="utf-8")
     result = assemble.train(config, command=["jaxpost", "train", options.preset, *flags])
     return result.exit_code
 
