@@ -1,5 +1,6 @@
 """Every test runs on 8 CPU devices, with strict dtype promotion and a persistent compilation cache."""
 
+import json
 import os
 from pathlib import Path
 
@@ -25,3 +26,43 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real data folder {SHARED}, which is not here")
     return SHARED
+
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A Hugging Face folder: two random Llama layers of width 32 and a tokenizer of bytes with the ChatML format."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig, StackConfig
+    from jaxpost.models.transformer import build_model
+    from jaxpost.weights import huggingface
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    files = tmp_path_factory.mktemp("tiny_tokenizer")
+    alphabet = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in ("<|im_start|>", "<|im_end|>")])
+    tokenizer.save(str(files / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    (files / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": CHATML}))
+    config = ModelConfig(
+        family="llama",
+        vocab_size=264,
+        width=32,
+        mlp_width=48,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        stacks=(StackConfig(repeats=2, period=(BlockConfig(rope=RopeConfig()),)),),
+        max_positions=512,
+    )
+    params = build_model(config).init(jax.random.key(0))
+    huggingface.save(folder, config, params, tokenizer_from=files)
+    return folder
