@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from jaxpost import __version__
@@ -111,7 +112,8 @@ class Checkpoints:
         """Read a checkpoint (default: the newest) onto the shardings of `abstract_state`, on any mesh.
 
         Args:
-            abstract_state: arrays or ShapeDtypeStructs with the wanted shapes, dtypes and shardings.
+            abstract_state: arrays or ShapeDtypeStructs with the wanted shapes, dtypes and shardings; what has
+                no sharding goes to the first device.
 
         Raises:
             CheckpointError: no checkpoint; or another architecture, shape or dtype, naming the weights.
@@ -120,7 +122,7 @@ class Checkpoints:
         where = self.folder / str(meta["step"])
         check_manifest(meta["manifest"], manifest(abstract_state), where)
         try:
-            return self._manager.load(meta["step"], abstract_state), meta
+            return self._manager.load(meta["step"], jax.tree.map(_placed, abstract_state)), meta
         except Exception as error:
             raise CheckpointError(
                 f"{where} is damaged or unreadable ({type(error).__name__}: {error}). "
@@ -174,6 +176,11 @@ class Checkpoints:
         return CheckpointError(
             f"Saving a checkpoint into {self.folder} failed ({type(error).__name__}: {error}). {kept}."
         )
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    where = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
 
 class _NoTracebacks(logging.Filter):

@@ -11,11 +11,12 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 Record = Mapping[str, Any]
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Receives every record of a run, in order."""
 
@@ -100,8 +101,8 @@ def _whole_lines(file: Any, size: int) -> int:
     return min(end, size)
 
 
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Records of a JSONL file, "nan" and "inf" back as numbers; a torn last line is left out."""
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Records of metrics.jsonl, "nan" and "inf" back as numbers; a torn last line is left out."""
     numbers = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
     with open(path, "rb") as file:
         for line in file:

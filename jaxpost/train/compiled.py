@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -59,6 +60,15 @@ def with_shardings(abstract_state: TrainState, mesh: Mesh | None) -> TrainState:
     )
 
 
+def host_scalars(hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """Scalars as NumPy arrays, which every process may pass to a program over all devices.
+
+    >>> host_scalars({"beta": 0.5})
+    {'beta': array(0.5, dtype=float32)}
+    """
+    return {name: np.asarray(jax.device_get(jnp.asarray(value))) for name, value in hyper.items()}
+
+
 class CompiledStep:
     """The training step, jitted with the state donated and compiled at the first batch.
 
@@ -71,7 +81,7 @@ class CompiledStep:
         self._first: Signature = {}
         self._compiled: Any = None
         self._halts: dict[bool, Any] = {}
-        self._hyper = dict(job.hyper)
+        self._hyper = host_scalars(job.hyper)
         self.compile_seconds = 0.0
 
     @property
@@ -134,7 +144,7 @@ class CompiledEval:
         shapes = signature(batch)
         if self._first is not None:
             check_signature(self._first, batch, f"The evaluation step for '{self._name}'")
-        args = (params, job.frozen, job.place(batch), np.uint32(job.run.seed), dict(job.hyper))
+        args = (params, job.frozen, job.place(batch), np.uint32(job.run.seed), host_scalars(job.hyper))
         if self._compiled is None:
 
             def run(params: Any, frozen: Any, batch: Any, seed: Any, hyper: Any) -> Any:

@@ -81,7 +81,7 @@ def _smoothed(points: Points) -> Points:
     return out
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
+def ticks(low: float | int, high: float | int, count: int = 5) -> list[float]:
     """Round numbers that span [low, high].
 
     >>> ticks(0.0, 9.7), ticks(1.12, 1.31)
@@ -92,7 +92,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     size = 10 ** math.floor(math.log10(raw))
     step = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [round(float(i * step), 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _range(values: list[float]) -> tuple[float, float]:
@@ -102,7 +102,7 @@ def _range(values: list[float]) -> tuple[float, float]:
     return (max(low - margin, 0.0) if low >= 0 else low - margin), high + margin
 
 
-def _label(value: float) -> str:
+def _label(value: float | int) -> str:
     if value and (abs(value) < 1e-3 or abs(value) >= 1e5):
         return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:.10g}"

@@ -137,7 +137,7 @@ def open_folder(
         RunFolderError: another program's folder, another run's configuration (each difference is shown), a
             folder in use by another process, or against `resume`.
     """
-    if "://" in str(path) or str(path).startswith(("gs:/", "s3:/")):
+    if str(path).startswith(("gs:/", "s3:/")):
         raise RunFolderError(f"{path} is a bucket; mount it (for instance with gcsfuse) and give the mounted folder.")
     path = Path(path).expanduser().absolute()
     with ExitStack() as stack:

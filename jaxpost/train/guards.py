@@ -78,7 +78,9 @@ def check_step(metrics: Mapping[str, float], step: int, skips: int, guard: Guard
             f"Update {step}: no token of its batch is trained (every weight is 0). See the masks with "
             "`jaxpost data inspect`; data.mask and data.seq_len decide them."
         )
-    bad = ", ".join(f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value))
+    bad = ", ".join(
+        f"{name} = {metrics[name]}" for name in ("loss", "grad_norm") if not math.isfinite(metrics.get(name, 0.0))
+    )
     if bad and guard.on_nonfinite == "stop":
         raise TrainingStopped(
             f"Update {step}: {bad}. train.guard.on_nonfinite is 'stop', so the run ends here; the parameters are "

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxpost.metrics.terms import Sums
 from jaxpost.types import Hyper, Params, TrainState, TrainStep
 
 
+@runtime_checkable
 class Source(Protocol):
     """Batches by index: batch k is a pure function of (seed, k), so that a run's data position is an integer."""
 
@@ -30,6 +31,7 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
 class EvalStep(Protocol):
     """eval_step(params, frozen, batch, key, hyper) -> sums and weights, added over batches and divided once."""
 
@@ -66,7 +68,8 @@ class SupervisedJob:
     source: Source
     frozen: Params = field(default_factory=dict)
     """What the loss reads and nobody trains, already on its devices."""
-    hyper: Hyper = field(default_factory=dict)
+    hyper: Mapping[str, Any] = field(default_factory=dict)
+    """The loss's and the guard's scalars; traced, never compiled in."""
     mesh: Mesh | None = None
     place: Callable[[Any], Any] = jax.device_put
     """This process's rows -> the global batch (`sharding.to_global` bound to a mesh)."""

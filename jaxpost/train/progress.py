@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 
-def short_number(value: float) -> str:
+def short_number(value: float | int) -> str:
     """A number in few characters.
 
     >>> [short_number(x) for x in (0, 0.5, 12.345, 1234.5, 2.5e6, 1e-5, 1.2e12)]
@@ -22,7 +22,7 @@ def short_number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """Hours, minutes, seconds, the two largest that are not zero.
 
     >>> [duration(s) for s in (4.2, 65, 3_700, 200_000)]
@@ -80,7 +80,7 @@ class Progress:
         if self._enabled and self._terminal:
             self._replace(text)
 
-    def update(self, record: Mapping[str, Any], eta: float | None) -> None:
+    def update(self, record: Mapping[str, Any], eta: float | int | None) -> None:
         """Show a training record; permanent when the output is no terminal, at most every `interval` seconds."""
         if not self._enabled:
             return
@@ -103,7 +103,7 @@ class Progress:
             self._log.close()
             self._log = None
 
-    def _line(self, record: Mapping[str, Any], eta: float | None) -> str:
+    def _line(self, record: Mapping[str, Any], eta: float | int | None) -> str:
         step, spent = int(record["step"]), record.get("time", {})
         parts = [f"step {step:>{len(str(self.total))}}/{self.total}"]
         if self._terminal:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from jaxpost.metrics.writers import read_jsonl
+from jaxpost.metrics.writers import read_metrics
 from jaxpost.train.curves import draw_curves
 from jaxpost.train.folder import RunFolder, readme
 from jaxpost.train.job import SupervisedJob
@@ -19,7 +19,7 @@ def describe_run(job: SupervisedJob, folder: RunFolder, status: str, results: Ma
         return
     metrics = folder.path / "metrics.jsonl"
     if metrics.exists():
-        folder.write("curves.svg", draw_curves(list(read_jsonl(metrics)), title=folder.path.name))
+        folder.write("curves.svg", draw_curves(list(read_metrics(metrics)), title=folder.path.name))
     folder.write("README.md", readme(folder, command=job.command, status=status, results=results))
 
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxpost.config import GuardSection, RunSection, TrainSection
 from jaxpost.metrics.terms import Sums
-from jaxpost.train.supervised import SupervisedJob
+from jaxpost.sharding import make_mesh, to_global
+from jaxpost.train.supervised import SupervisedJob, run_supervised
 from jaxpost.types import TrainState
 
 WIDTH = 6
@@ -119,3 +127,63 @@ def toy_job(
         "command": ("jaxpost", "train", "toy.yaml"),
     }
     return SupervisedJob(**{**settings, **changes})
+
+
+def read_run(folder: Path) -> tuple[list[dict], str]:
+    """What a run promises to reproduce: its metrics without the clock's part, and its samples."""
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for record in metrics:
+        record.pop("time")
+    return metrics, (folder / "samples.jsonl").read_text()
+
+
+def export(state: TrainState, to: Path) -> None:
+    if jax.process_index() == 0:
+        to.mkdir()
+        (to / "params.bin").write_bytes(np.asarray(state.params["w"]).tobytes())
+
+
+def slow(folder: str, steps: str, seconds: str) -> int:
+    """Run the toy slowly enough to be killed."""
+
+    class Slow(ToySource):
+        def batch(self, k: int) -> ToyBatch:
+            time.sleep(float(seconds))
+            return super().batch(k)
+
+    train = {"eval_every": 7, "save_every": 3, "log_every": 2}
+    job = toy_job(Path(folder), num_steps=int(steps), train=train, source=Slow(), export=export)
+    return run_supervised(job).exit_code
+
+
+def pair(rank: str, port: str, folder: str, stop_at: str) -> int:
+    """One of two processes with two devices each; the second one signals itself while it makes batch `stop_at`."""
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(rank))
+    mesh = make_mesh({"fsdp": -1})
+    frozen = jax.device_put({"bias": np.float32(0.5)}, NamedSharding(mesh, PartitionSpec()))
+
+    class Half(ToySource):
+        def batch(self, k: int) -> ToyBatch:
+            if (rank, str(k), self.seed) == ("1", stop_at, 0):
+                os.kill(os.getpid(), signal.SIGTERM)
+            rows = slice(int(rank) * self.rows // 2, (int(rank) + 1) * self.rows // 2)
+            return ToyBatch(*(x[rows] for x in super().batch(k)))
+
+    result = run_supervised(
+        toy_job(
+            Path(folder),
+            mesh=mesh,
+            place=partial(to_global, mesh=mesh),
+            source=Half(),
+            evals={"held_out": Half(99, batches=3)},
+            frozen=frozen,
+            export=export,
+        )
+    )
+    print(f"stopped={result.stopped} step={result.step}")
+    return result.exit_code
+
+
+if __name__ == "__main__":
+    raise SystemExit(pair(*sys.argv[2:]) if sys.argv[1] == "pair" else slow(*sys.argv[1:]))
