@@ -117,7 +117,14 @@ def convert(source: str, out: Path, *, dtype: str = "float32") -> str:
 def inspect(config: SFTConfig, *, rows: int = 3, color: bool = False) -> str:
     """What a configuration would train on: rendered rows, lengths, counts (`data.inspect`)."""
     tokenizer = load_model(config.model).tokenizer
-    return data_inspect.inspect(config.data, tokenizer, rows=rows, color=color, cache_dir=cache_dir() / "tokens")
+    return data_inspect.inspect(
+        config.data,
+        tokenizer,
+        cache_dir=cache_dir() / "tokens",
+        batch_size=config.train.batch_size,
+        rows=rows,
+        color=color,
+    )
 
 
 def environment() -> dict[str, Any]:
