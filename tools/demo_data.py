@@ -2,7 +2,8 @@
 
 The package holds 7,168 conversations between volunteers about everyday questions (BYU PCC lab), each rated
 by its speakers. Kept are those with at least two turns a side and a mean rating of 4 or more; the first
-speaker becomes the user, the second the assistant, the question a system turn. Every twentieth conversation is held out.
+speaker becomes the user, the second the assistant, Every twentieth
+conversation is held out.
 
     python tools/demo_data.py OUT_FOLDER
 """
@@ -40,9 +41,7 @@ def to_messages(conversation: dict) -> list[dict[str, str]] | None:
     ratings = conversation.get("ratings", {}).values()
     if len(turns) < MIN_TURNS or not ratings or sum(ratings) / len(ratings) < MIN_RATING:
         return None
-    system = f"You are chatting with a friend. Topic: {conversation.get('prompt', 'anything')}"
-    chat = [{"role": ("user", "assistant")[i % 2], "content": text} for i, (_, text) in enumerate(turns)]
-    return [{"role": "system", "content": system}, *chat]
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, (_, text) in enumerate(turns)]
 
 
 def main(folder: str) -> None:
