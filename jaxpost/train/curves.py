@@ -23,6 +23,7 @@ class Panel:
     line: Points
     dots: Points
     smooth: bool = False
+    from_zero: bool = False
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], *, title: str = "run") -> str:
@@ -43,8 +44,8 @@ def draw_curves(records: Sequence[Mapping[str, Any]], *, title: str = "run") -> 
     panels = [
         Panel("loss", _points(train, "loss"), _points(evals, eval_key), smooth=True),
         Panel("gradient norm", _points(train, "grad_norm"), [], smooth=True),
-        Panel("learning rate", _points(train, "lr"), []),
-        Panel("tokens per second", _points(speed, "v"), []),
+        Panel("learning rate", _points(train, "lr"), [], from_zero=True),
+        Panel("tokens per second", _points(speed, "v"), [], smooth=True, from_zero=True),
     ]
     panels = [p for p in panels if p.line or p.dots]
     columns = min(2, max(len(panels), 1))
@@ -71,13 +72,19 @@ def _points(records: Sequence[Mapping[str, Any]], key: str) -> Points:
 
 
 def _smoothed(points: Points) -> Points:
-    # An exponential mean over about a thirtieth of the run, with the usual correction for its start.
-    keep = 1 - 1 / max(len(points) / 30, 1)
+    # An exponential mean over about a thirtieth of the run, from both sides so that it does not lag.
+    there = _exponential_mean([y for _, y in points])
+    back = _exponential_mean([y for _, y in reversed(points)])[::-1]
+    return [(x, (a + b) / 2) for (x, _), a, b in zip(points, there, back, strict=True)]
+
+
+def _exponential_mean(values: list[float]) -> list[float]:
+    keep = 1 - 1 / max(len(values) / 30, 1)
     total = weight = 0.0
-    out: Points = []
-    for x, y in points:
-        total, weight = keep * total + (1 - keep) * y, keep * weight + (1 - keep)
-        out.append((x, total / weight))
+    out: list[float] = []
+    for value in values:
+        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+        out.append(total / weight)
     return out
 
 
@@ -110,9 +117,8 @@ def _label(value: float | int) -> str:
 
 def _panel(panel: Panel) -> str:
     every = panel.line + panel.dots
-    x0, x1 = min(x for x, _ in every), max(x for x, _ in every)
-    x1 = x1 if x1 > x0 else x0 + 1
-    y0, y1 = _range([y for _, y in every])
+    x0, x1 = 0.0, max(1.0, *(x for x, _ in every))
+    y0, y1 = _range([y for _, y in every] + [0.0] * panel.from_zero)
     inner_w, inner_h = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
     def at(x: float, y: float) -> tuple[float, float]:

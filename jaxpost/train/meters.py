@@ -5,8 +5,9 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ PEAK_FLOPS = {
 """Dense bfloat16 FLOPs per second of one device, by the start of its kind (the makers' data sheets)."""
 
 
-def peak_flops(devices: list[jax.Device]) -> float | None:
+def peak_flops(devices: Sequence[Any]) -> float | None:
     """FLOPs per second that the devices together could do; measured on CPU, None if the kind is unknown.
 
     The longest matching name wins ("TPU v5 lite" over "TPU v5").
@@ -54,7 +55,7 @@ def _measured_matmul_flops(size: int = 1024, tries: int = 5) -> float:
     return 2 * size**3 / best
 
 
-def peak_memory_gib(devices: list[jax.Device]) -> float:
+def peak_memory_gib(devices: Sequence[Any]) -> float:
     """The most memory in use so far, in GiB: of the fullest device, or of this process on CPU."""
     stats = [d.memory_stats() or {} for d in devices if d.process_index == jax.process_index()]
     peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 
 def short_number(value: float | int) -> str:
@@ -55,12 +56,12 @@ class Progress:
         *,
         log: Path | None = None,
         enabled: bool = True,
-        stream: IO[str] | None = None,
+        stream: io.TextIOBase | None = None,
         interval: float = 10.0,
     ) -> None:
         self.total = total
         self._enabled = enabled
-        self._stream = sys.stdout if stream is None else stream
+        self._stream: Any = sys.stdout if stream is None else stream
         self._terminal = self._stream.isatty()
         self._interval = interval
         self._last = -float("inf")
@@ -86,7 +87,9 @@ class Progress:
             return
         line = self._line(record, eta)
         if self._terminal:
-            self._replace(line)
+            bar = self._bar(int(record["step"]))
+            fits = len(bar) + 2 + len(line) < shutil.get_terminal_size().columns
+            self._replace(f"{bar}  {line}" if fits else line)
         now, last = time.monotonic(), record["step"] == self.total
         if now - self._last >= self._interval or last:
             self._last = now
@@ -106,9 +109,8 @@ class Progress:
     def _line(self, record: Mapping[str, Any], eta: float | int | None) -> str:
         step, spent = int(record["step"]), record.get("time", {})
         parts = [f"step {step:>{len(str(self.total))}}/{self.total}"]
-        if self._terminal:
-            done = round(12 * step / max(self.total, 1))
-            parts[0] += " " + "█" * done + "░" * (12 - done)
+        if eta is not None and step < self.total:
+            parts.append(f"eta {duration(eta)}")
         parts += [f"loss {record['loss']:.4f}"] if "loss" in record else []
         parts += [f"{label} {short_number(record[k])}" for k, label in _SHOWN if k in record]
         if record.get("skipped"):
@@ -116,12 +118,14 @@ class Progress:
         if "tokens_per_second" in spent:
             parts.append(f"{short_number(spent['tokens_per_second'])} tok/s")
         if "mfu_percent" in spent:
-            parts.append(f"mfu {spent['mfu_percent']:.1f}%")
+            parts.append(f"mfu {spent['mfu_percent']:.0f}%")
         if spent.get("data_wait_percent", 0.0) >= 1.0:
             parts.append(f"waits for data {spent['data_wait_percent']:.0f}%")
-        if eta is not None and step < self.total:
-            parts.append(f"eta {duration(eta)}")
         return "  ".join(parts)
+
+    def _bar(self, step: int) -> str:
+        done = round(12 * step / max(self.total, 1))
+        return "█" * done + "░" * (12 - done)
 
     def _replace(self, line: str) -> None:
         width = shutil.get_terminal_size().columns - 1
@@ -139,4 +143,4 @@ class Progress:
             self._log.flush()
 
 
-_SHOWN = (("lr", "lr"), ("grad_norm", "grad"))
+_SHOWN = (("grad_norm", "grad"), ("lr", "lr"))

@@ -261,7 +261,7 @@ class _Run:
             if self.files:
                 self.files["samples.jsonl"].write({"step": position.step, **sample})
         position.evaluated = position.step
-        describe_run(job, self.folder, f"At step {position.step} of {job.num_steps}.", position.results)
+        self._describe()
 
     def _evaluate_source(self, name: str, source: Source, params: Any) -> dict[str, float] | None:
         count = source.num_batches_per_epoch
@@ -289,6 +289,7 @@ class _Run:
             for name, file in self.files.items():
                 self.position.files[name] = file.sync()
             self.checkpoints.save(self.position.step, self.state, self.position.to_meta())
+            self._describe()
         self.saved = self.position.step
 
     def _finish(self, stopped: str | None) -> RunResult:
@@ -304,7 +305,7 @@ class _Run:
         else:
             text = f"Stopped by {stopped} before the first update. Run the same command again to start."
         self.progress.say(text)
-        describe_run(job, self.folder, text, position.results)
+        self._describe(text)
         return RunResult(self.folder.path, position.step, self.state, position.results, stopped)
 
     def _export(self) -> None:
@@ -320,6 +321,10 @@ class _Run:
         if self.folder.writes:
             shutil.rmtree(final, ignore_errors=True)
             unfinished.rename(final)
+
+    def _describe(self, status: str | None = None) -> None:
+        status = status or f"At update {self.position.step} of {self.job.num_steps}."
+        describe_run(self.job, self.folder, status, self.position.results)
 
     def close(self) -> None:
         """Close files and loggers."""
