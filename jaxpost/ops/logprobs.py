@@ -253,7 +253,7 @@ def weighted_sum(
         diff, fixed = _part(leaves)
         value_of = lambda tree: jax.tree.map(lambda x: x.value, tree, is_leaf=lambda x: hasattr(x, "perturbed"))  # noqa: E731
 
-        def body(carry: tuple[Array, Any], x: tuple[Array, Array, Any]) -> tuple[tuple[Array, Any], tuple[Array, Any]]:
+        def body(carry: tuple[Array, Any], x: tuple[Array, Array, Any]) -> tuple[tuple[Array, Any], Any]:
             h, w, extra = x
             f = jax.value_and_grad(lambda d, h: part(_merge(d, fixed), h, w, extra), argnums=(0, 1), has_aux=True)
             (value, aux), (g_diff, g_h) = f(diff, h)

@@ -1,0 +1,278 @@
+"""What every loss promises, tested alike for all of them: add a loss by adding a line to CASES.
+
+Gradients are compared by relative error, in float32, on a real (tiny) transformer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxpost import sharding
+from jaxpost.losses.supervised import cross_entropy, dft
+from jaxpost.metrics.terms import means
+from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig, StackConfig
+from jaxpost.models.table import axes_tree
+from jaxpost.models.transformer import build_model
+from jaxpost.train.step import init_state, make_eval_step, make_train_step, weights_only
+from jaxpost.types import TokenBatch
+
+TOLERANCE = 2e-5
+ROWS, LENGTH, VOCAB = 8, 12, 40
+
+
+class Case(NamedTuple):
+    """A loss f(model, params, frozen, batch, key, hyper), and the kind of batch it reads."""
+
+    name: str
+    loss: Callable[..., Any]
+    hyper: dict[str, float] = {}  # noqa: RUF012
+
+
+CASES = [
+    Case("cross_entropy", partial(cross_entropy, chunk_tokens=24)),
+    Case("smoothed", partial(cross_entropy, z_loss=1e-2, label_smoothing=0.1, chunk_tokens=40)),
+    Case("dft", partial(dft, z_loss=1e-3, chunk_tokens=1000)),
+]
+every_loss = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+
+
+# Models and batches
+
+
+def tiny_config() -> ModelConfig:
+    stack = StackConfig(repeats=2, period=(BlockConfig(rope=RopeConfig()),))
+    return ModelConfig(
+        family="llama", vocab_size=VOCAB, width=16, mlp_width=24, heads=2, kv_heads=1, head_dim=8, stacks=(stack,),
+        max_positions=64, tie_embeddings=False,
+    )  # fmt: skip
+
+
+@cache
+def model_of(mesh: Any = None, dtype: Any = jnp.float32) -> Any:
+    constrain = {} if mesh is None else {"constrain": sharding.make_constrain(mesh), "mesh": mesh}
+    return build_model(tiny_config(), compute_dtype=dtype, **constrain)
+
+
+@cache
+def params_of(dtype: Any = jnp.float32) -> Any:
+    # Four times the usual start, so that attention and probabilities are far from uniform.
+    params = model_of().init(jax.random.key(0))
+    return {"policy": jax.tree.map(lambda x: (x if x.ndim == 1 else 4 * x).astype(dtype), params)}
+
+
+def examples(seed: int = 0, count: int = ROWS) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(tokens, weights) of ragged length, ragged masks and unequal weights."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for i in range(count):
+        n = int(rng.integers(2, LENGTH // 2 + 1))
+        weights = rng.choice([0.0, 0.5, 1.0], n, p=[0.4, 0.2, 0.4]) if i else np.ones(n)
+        out.append((rng.integers(0, VOCAB, n), weights))
+    return out
+
+
+def to_rows(rows: list[list[tuple[np.ndarray, np.ndarray]]], *, length: int = LENGTH, left: bool = False) -> TokenBatch:
+    """Each row's examples one after another as segments 1, 2, ..., padding at the right or left; at least ROWS rows."""
+    rows = rows + [[]] * (ROWS - len(rows))
+    shape = (len(rows), length)
+    tokens, positions, segments = (np.zeros(shape, np.int32) for _ in range(3))
+    weights = np.zeros(shape, np.float32)
+    for r, row in enumerate(rows):
+        at = length - sum(len(t) for t, _ in row) if left else 0
+        for s, (t, w) in enumerate(row):
+            place = (r, slice(at, at + len(t)))
+            tokens[place], weights[place] = t, w
+            positions[place], segments[place] = np.arange(len(t)), s + 1
+            at += len(t)
+    return jax.tree.map(
+        jnp.asarray, TokenBatch(tokens, positions, segments, weights, np.arange(len(rows), dtype=np.int32))
+    )
+
+
+def padded() -> TokenBatch:
+    return to_rows([[e] for e in examples()])
+
+
+# The gradient of a step
+
+
+def step_of(case: Case, *, microbatches: int = 1, mesh: Any = None, dtype: Any = jnp.float32) -> Any:
+    """A train step whose new parameters are the gradients."""
+    rule = lambda optimizer, grads, state, **_: (grads, state.opt_state)  # noqa: E731
+    loss = partial(case.loss, model_of(mesh, dtype))
+    return make_train_step(loss, optax.identity(), num_microbatches=microbatches, update_rule=rule)
+
+
+QUICK = {"xla_backend_optimization_level": 0}
+"""Compiler options: quick to compile, not to run."""
+
+
+@cache
+def compiled(index: int, *how: tuple[str, Any]) -> Any:
+    """The jitted step of CASES[index], compiled once for all tests of one shape."""
+    return jax.jit(step_of(CASES[index], **dict(how)), compiler_options=QUICK)
+
+
+def gradient(case: Case, batch: TokenBatch, *, params: Any = None, step: Any = None, **how: Any) -> Any:
+    step = step or compiled(CASES.index(case), *sorted(how.items()))
+    state = init_state(params_of() if params is None else params, optax.identity())
+    state, metrics = step(state, {}, batch, jax.random.key(1), hyper_of(case))
+    assert not metrics["skipped"]
+    return state.params, metrics
+
+
+def hyper_of(case: Case) -> dict[str, Any]:
+    return {name: jnp.asarray(value, jnp.float32) for name, value in case.hyper.items()}
+
+
+def reference(case: Case) -> Any:
+    """Gradient and metrics of the padded batch in one piece on one device."""
+    return gradient(case, padded())
+
+
+def assert_close(actual: tuple[Any, Any], expected: tuple[Any, Any], tolerance: float = TOLERANCE) -> None:
+    """Each array's gradient within a relative error; the loss and every metric too."""
+    for path, want in jax.tree.leaves_with_path(expected[0]):
+        got = dict(jax.tree.leaves_with_path(actual[0]))[path]
+        error = np.linalg.norm(np.asarray(got) - np.asarray(want)) / np.linalg.norm(want)
+        assert error < tolerance, f"{jax.tree_util.keystr(path)}: relative error {error:.2e}"
+    for name, want in expected[1].items():
+        np.testing.assert_allclose(actual[1][name], want, rtol=tolerance, atol=1e-6, err_msg=name)
+
+
+# The promises
+
+
+@every_loss
+def test_gradient_is_of_the_stated_mean(case: Case) -> None:
+    """The step's gradient is that of sum(value * weight) / sum(weight), taken plainly."""
+    batch, key = padded(), jax.random.key(1)
+    plain = lambda p: means(make_eval_step(partial(case.loss, model_of()))(p, {}, batch, key, hyper_of(case)))["loss"]  # noqa: E731
+    assert_close((jax.jit(jax.grad(plain), compiler_options=QUICK)(params_of()), {}), (reference(case)[0], {}))
+
+
+@every_loss
+@pytest.mark.parametrize("microbatches", [2, 4, 8])
+def test_microbatches(case: Case, microbatches: int) -> None:
+    assert_close(gradient(case, padded(), microbatches=microbatches), reference(case))
+
+
+@every_loss
+@pytest.mark.parametrize(
+    "axes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=lambda a: "-".join(a)
+)
+def test_shards(case: Case, axes: dict[str, int]) -> None:
+    mesh = sharding.make_mesh(axes)
+    abstract = params_of()["policy"]
+    place = sharding.param_shardings(axes_tree(model_of().table), mesh, abstract)
+    params = {"policy": jax.device_put(abstract, place)}
+    batch = jax.device_put(padded(), sharding.batch_sharding(mesh))
+    assert_close(
+        gradient(case, batch, params=params, mesh=mesh, **({"microbatches": 2} if "tensor" in axes else {})),
+        reference(case),
+    )
+
+
+@every_loss
+def test_packing(case: Case) -> None:
+    e = examples()
+    packed = to_rows([[e[i], e[i + 1]] for i in range(0, ROWS, 2)])
+    assert_close(gradient(case, packed), reference(case))
+
+
+@every_loss
+def test_left_padding(case: Case) -> None:
+    assert_close(gradient(case, to_rows([[e] for e in examples()], left=True)), reference(case))
+
+
+@every_loss
+def test_a_masked_row_changes_nothing(case: Case) -> None:
+    masked = [(t, np.zeros_like(w)) for t, w in examples(seed=5, count=1)]
+    first, second, *rest = examples()
+    assert_close(gradient(case, to_rows([masked, [first, second], *[[e] for e in rest]])), reference(case))
+
+
+@every_loss
+def test_masked_is_sliced(case: Case) -> None:
+    """Tokens without weight at the end of an example count as little as if they were not there."""
+    rng = np.random.default_rng(3)
+    longer = [(np.concatenate([t, rng.integers(0, VOCAB, 4)]), np.concatenate([w, np.zeros(4)])) for t, w in examples()]
+    assert_close(gradient(case, to_rows([[e] for e in longer])), reference(case))
+
+
+@every_loss
+def test_row_order_is_free(case: Case) -> None:
+    order = np.random.default_rng(1).permutation(ROWS)
+    assert_close(gradient(case, jax.tree.map(lambda x: x[order], padded())), reference(case))
+
+
+@every_loss
+def test_jit_is_eager(case: Case) -> None:
+    assert_close(gradient(case, padded(), step=step_of(case)), reference(case))
+
+
+@every_loss
+def test_weights_do_not_read_params(case: Case) -> None:
+    batch, key = padded(), jax.random.key(1)
+    loss = partial(case.loss, model_of())
+    nan = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params_of())
+    weights_only(loss, nan, {}, batch, key, hyper_of(case))  # raises where the weights' program reads a parameter
+    broken, _ = loss(nan, {}, batch, key, hyper_of(case))
+    whole, _ = loss(params_of(), {}, batch, key, hyper_of(case))
+    for name, term in whole.items():
+        assert np.isfinite(broken[name].weight).all()
+        np.testing.assert_array_equal(broken[name].weight, term.weight)
+        assert np.isnan(broken[name].value).any(), "the test's parameters reach the value"
+
+
+@every_loss
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_all_masked(case: Case, microbatches: int) -> None:
+    """No weight at all: a finite zero gradient, and an update that is skipped and said to be."""
+    batch = padded()._replace(weights=jnp.zeros((ROWS, LENGTH)))
+    state = init_state(params_of(), optax.identity())
+    how = (("microbatches", microbatches),) if microbatches > 1 else ()
+    new, metrics = compiled(CASES.index(case), *how)(state, {}, batch, jax.random.key(1), hyper_of(case))
+    assert (metrics["loss"], metrics["grad_norm"]) == (0, 0)
+    assert (metrics["skipped"], metrics["empty"], metrics["nonfinite"]) == (1, 1, 0)
+    jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_finite_at_extremes(case: Case, dtype: Any) -> None:
+    """Logits of +-1e4, so that probabilities are exactly 0 and 1."""
+    params = jax.tree.map(jnp.array, params_of(dtype))
+    head = params["policy"]["lm_head"]["kernel"]
+    params["policy"]["lm_head"]["kernel"] = (1e4 * jnp.sign(head) / head.shape[0] ** 0.5).astype(dtype)
+    grads, metrics = gradient(case, padded(), params=params, **({} if dtype == jnp.float32 else {"dtype": dtype}))
+    assert np.isfinite(metrics["loss"])
+    assert all(np.isfinite(g.astype(jnp.float32)).all() for g in jax.tree.leaves(grads))
+
+
+@every_loss
+def test_hyper_never_recompiles(case: Case) -> None:
+    traces = 0
+
+    def counted(*args: Any) -> Any:
+        nonlocal traces
+        traces += 1
+        return case.loss(model_of(), *args)
+
+    step = jax.jit(make_train_step(counted, optax.sgd(0.1)))
+    state, batch = init_state(params_of(), optax.sgd(0.1)), padded()
+    programs = []
+    for factor in (1.0, 0.5, 2.0):
+        hyper = {name: factor * value for name, value in hyper_of(case).items()} | {"spike_factor": 5.0 * factor}
+        programs.append(step.trace(state, {}, batch, jax.random.key(1), hyper).jaxpr)
+        first = traces if len(programs) == 1 else first
+    assert traces == first
+    assert programs[0] is programs[1] is programs[2]
