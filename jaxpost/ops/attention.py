@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxpost.ops import platform
@@ -68,11 +69,16 @@ def attention(
 ) -> Float[Array, "B T N H"]:
     """softmax(scale q k^T, soft-capped and masked by `visible`) v, the softmax in float32.
 
-    A soft cap c replaces a score s by c tanh(s / c) (2408.00118). A query that sees no key gives zeros.
+    A soft cap c replaces a score s by c tanh(s / c) (2408.00118). A query that sees no key gives zeros. Scores
+    exist for a block of queries at a time and are recomputed in the backward pass (2205.14135), so no [T, S]
+    array is kept.
+
+    Where a row attends to itself (T = S, no cache), the tokens of a segment must stand in order of position, as
+    packing and padding leave them: keys right of a block of queries, or left of its windows, are not computed.
 
     Args:
         q: queries after RoPE; head n belongs to key/value head n // G.
-        k, v: keys and values, [B K S H] if `kv_heads_first` (a cache keeps them so).
+        k, v: keys and values, [B K S H] if `kv_heads_first`, as a cache keeps them.
         q_positions, kv_positions: position within the segment.
         q_segments, kv_segments: 0 for padding and empty slots.
         window: tokens seen, the query's own included; None for all.
@@ -83,45 +89,145 @@ def attention(
         ...           scale=0.5).shape
         (1, 3, 2, 4)
     """
+    itself = not kv_heads_first and q.shape[1] == k.shape[1]
     if not kv_heads_first:
         k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     batch, length, heads, width = q.shape
-    kv_heads = k.shape[1]
+    kv_heads, slots = k.shape[1:3]
     if heads % kv_heads:
         raise ValueError(f"{heads} query heads cannot share {kv_heads} key/value heads evenly")
-    mask = visible(q_positions, kv_positions, q_segments, kv_segments, window=window)
     # Batch and heads lead and a group's queries are rows of one product: 1.7 times faster on a CPU than
     # a product per query head.
     grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, width).transpose(0, 2, 3, 1, 4)
-    out = _attend(grouped, k, v, mask, scale=scale, softcap=softcap)
+    rules = Rules(scale=scale, window=window, softcap=softcap)
+    outs = []
+    for first, last in _chunks(length) if itself else [(0, length)]:
+        low, high = (0, slots) if not itself else (0 if window is None else max(0, first - window + 1), last)
+        block = Block(
+            q_positions[:, first:last], kv_positions[:, low:high], q_segments[:, first:last], kv_segments[:, low:high]
+        )
+        outs.append(_in_blocks(rules, grouped[:, :, :, first:last], k[:, :, low:high], v[:, :, low:high], block))
+    out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=3)
     return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
-def _attend(
+def _chunks(length: int) -> list[tuple[int, int]]:
+    """Ranges of queries that get programs of their own, each with the keys that it may see."""
+    choices = platform.choices()
+    count = min(-(-length // choices.causal_chunk), choices.causal_chunks)
+    width = -(-length // count)
+    return [(first, min(first + width, length)) for first in range(0, length, width)]
+
+
+class Rules(NamedTuple):
+    """Static part of one attention call."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
+class Block(NamedTuple):
+    """Where some queries and keys stand."""
+
+    q_positions: Int[Array, "B T"]
+    kv_positions: Int[Array, "B S"]
+    q_segments: Int[Array, "B T"]
+    kv_segments: Int[Array, "B S"]
+
+
+def _in_blocks(
+    rules: Rules,
     q: Float[Array, "B K G T H"],
     k: Float[Array, "B K S H"],
     v: Float[Array, "B K S H"],
-    mask: Bool[Array, "B T S"],
-    *,
-    scale: float,
-    softcap: float | None,
+    block: Block,
 ) -> Float[Array, "B K G T H"]:
-    batch, kv_heads, group, length, width = q.shape
-    rows = q.reshape(batch, kv_heads, group * length, width)
-    scores = lax.dot_general(
-        rows, k.astype(rows.dtype), (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
+    """Attention of all queries, at most `query_block` of them at one time."""
+    size, length = platform.choices().query_block, q.shape[3]
+    if length <= size:
+        return _attend(rules, q, k, v, block)
+    count = -(-length // size)
+
+    def split(x: Array, axis: int) -> Array:
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (0, count * size - length)
+        x = jnp.pad(x, padding)
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :]), axis, 0)
+
+    def one(part: tuple[Array, Array, Array]) -> Array:
+        rows, positions, segments = part
+        return _attend(rules, rows, k, v, block._replace(q_positions=positions, q_segments=segments))
+
+    # Padding queries have segment 0 and see nothing.
+    out = lax.map(one, (split(q, 3), split(block.q_positions, 1), split(block.q_segments, 1)))
+    return jnp.moveaxis(out, 0, 3).reshape(*q.shape[:3], count * size, q.shape[4])[:, :, :, :length]
+
+
+def _product(x: Array, y: Array, contract: tuple[int, int]) -> Array:
+    """Batched over rows and key/value heads, accumulated in float32."""
+    return lax.dot_general(
+        x, y, (((contract[0],), (contract[1],)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
     )
-    scores = scores.reshape(batch, kv_heads, group, length, k.shape[2]) * scale
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    scores = jnp.where(mask[:, None, None], scores, _MASKED)
-    top = lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+
+
+def _scores(rules: Rules, rows: Float[Array, "B K R H"], k: Float[Array, "B K S H"]) -> Float[Array, "B K R S"]:
+    """Scaled and soft-capped scores, before the mask."""
+    scores = _product(rows, k.astype(rows.dtype), (3, 3)) * rules.scale
+    return scores if rules.softcap is None else rules.softcap * jnp.tanh(scores / rules.softcap)
+
+
+def _masked(rules: Rules, scores: Float[Array, "B K R S"], block: Block) -> Float[Array, "B K R S"]:
+    mask = visible(*block, window=rules.window)
+    batch, length, slots = mask.shape
+    per_query = scores.reshape(batch, scores.shape[1], -1, length, slots)
+    return jnp.where(mask[:, None, None], per_query, _MASKED).reshape(scores.shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(
+    rules: Rules,
+    q: Float[Array, "B K G T H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    block: Block,
+) -> Float[Array, "B K G T H"]:
+    """Attention of one block of queries; its backward pass recomputes the scores from q, k and their normaliser."""
+    return _attend_forward(rules, q, k, v, block)[0]
+
+
+def _attend_forward(rules: Rules, q: Array, k: Array, v: Array, block: Block) -> tuple[Array, tuple]:
+    rows = q.reshape(*q.shape[:2], -1, q.shape[4])
+    scores = _masked(rules, _scores(rules, rows, k), block)
+    top = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    inverse = jnp.where(top > _MASKED / 2, 1 / total, 0.0)
-    weights = (weights * inverse).astype(v.dtype).reshape(batch, kv_heads, group * length, k.shape[2])
-    out = lax.dot_general(weights, v, (((3,), (2,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
-    return out.astype(q.dtype).reshape(q.shape)
+    sees = top > _MASKED / 2
+    out = _product(weights.astype(v.dtype), v, (3, 2)) * jnp.where(sees, 1 / total, 0.0)
+    out = checkpoint_name(out.astype(q.dtype).reshape(q.shape), platform.ATTENTION_RESIDUALS)
+    # Where nothing is seen, 0 makes every exp(score - normaliser) of the backward pass 0 as well.
+    normaliser = checkpoint_name(jnp.where(sees, top + jnp.log(total), 0.0), platform.ATTENTION_RESIDUALS)
+    return out, (q, k, v, block, out, normaliser)
+
+
+def _attend_backward(rules: Rules, residuals: tuple, d_out: Array) -> tuple:
+    q, k, v, block, out, normaliser = residuals
+    rows, out, d_out = (x.reshape(*q.shape[:2], -1, q.shape[4]) for x in (q, out, d_out))
+    scores = _scores(rules, rows, k)
+    weights = jnp.exp(_masked(rules, scores, block) - normaliser)
+    d_weights = _product(d_out, v.astype(d_out.dtype), (3, 3))
+    overlap = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    d_scores = weights * (d_weights - overlap) * rules.scale
+    if rules.softcap is not None:
+        d_scores = d_scores * (1 - jnp.square(scores / rules.softcap))
+    d_scores = d_scores.astype(q.dtype)
+    d_q = _product(d_scores, k.astype(q.dtype), (3, 2)).astype(q.dtype).reshape(q.shape)
+    d_k = _product(d_scores, rows, (2, 2)).astype(k.dtype)
+    d_v = _product(weights.astype(d_out.dtype), d_out, (2, 2)).astype(v.dtype)
+    return d_q, d_k, d_v, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 def select(impl: Implementation = "auto", *, mesh: jax.sharding.Mesh | None = None) -> AttentionFn:

@@ -25,8 +25,8 @@ LANES = 128
 
 def cudnn_attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"] | Float[Array, "B K S H"],
-    v: Float[Array, "B S K H"] | Float[Array, "B K S H"],
+    k: Float[Array, "B _ _ H"],
+    v: Float[Array, "B _ _ H"],
     *,
     q_positions: Int[Array, "B T"],
     kv_positions: Int[Array, "B S"],
@@ -58,8 +58,8 @@ def cudnn_attention(
 
 def splash_attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"] | Float[Array, "B K S H"],
-    v: Float[Array, "B S K H"] | Float[Array, "B K S H"],
+    k: Float[Array, "B _ _ H"],
+    v: Float[Array, "B _ _ H"],
     *,
     q_positions: Int[Array, "B T"],
     kv_positions: Int[Array, "B S"],
