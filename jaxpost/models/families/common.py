@@ -299,7 +299,8 @@ def group_layers(blocks: Sequence[BlockConfig]) -> tuple[StackConfig, ...]:
             length = end - start
             period = next(p for p in _divisors(length) if ids[start : end - p] == ids[start + p : end])
             options.append((cost + period + 0.5, (*stacks, (start, period, length // period))))
-        best.append(min(options))
+        # Of equally cheap ways take the one whose remainder comes last.
+        best.append(min(reversed(options), key=lambda option: option[0]))
     return tuple(
         StackConfig(repeats=repeats, period=tuple(blocks[start : start + period]))
         for start, period, repeats in best[-1][1]
