@@ -94,6 +94,16 @@ class TokenDataset:
         return self.tokens[source][start:end], self.weights[source][start:end]
 
 
+def encode_options(section: DataSection) -> EncodeOptions:
+    """The part of a data section that decides a row's tokens."""
+    return EncodeOptions(
+        mask=section.mask,
+        seq_len=section.seq_len,
+        system_prompt=section.system_prompt,
+        on_long_row=section.on_long_row,
+    )
+
+
 def prepare(
     section: DataSection,
     sources: Sequence[SourceSection],
@@ -140,12 +150,7 @@ def _prepare_source(
     report: Callable[[Progress], None] | None,
 ) -> tuple[Path, SourceStats]:
     reader = open_source(source)
-    options = EncodeOptions(
-        mask=section.mask,
-        seq_len=section.seq_len,
-        system_prompt=section.system_prompt,
-        on_long_row=section.on_long_row,
-    )
+    options = encode_options(section)
     read = {k: v for k, v in asdict(source).items() if k not in ("path", "weight", "split", "subset")}
     key = repr(
         (CACHE_VERSION, reader.digest(), sorted(read.items()), options, section.on_bad_row, tokenizer.fingerprint)

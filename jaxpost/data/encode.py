@@ -139,12 +139,12 @@ def encode_batch(
     """Tokens and weights of each example; an error where nothing is trained; None for a dropped row."""
     out: list[Encoded | DataError | None] = []
     for pieced, (ids, owner) in zip(batch, tokenizer.encode_pieces([p.pieces for p in batch]), strict=True):
-        weights = [pieced.weights[n] for n in owner]
+        weights = np.asarray(pieced.weights, np.float32)[owner]
         if pieced.add_bos:
-            ids, weights = [tokenizer.bos_id, *ids], [0.0, *weights]
+            ids, weights = np.insert(ids, 0, tokenizer.bos_id), np.insert(weights, 0, 0.0)
         if pieced.end_weight is not None and tokenizer.eos_id is not None:
-            ids, weights = [*ids, tokenizer.eos_id], [*weights, pieced.end_weight]
-        out.append(_finish(np.asarray(ids, np.int32), np.asarray(weights, np.float32), options))
+            ids, weights = np.append(ids, tokenizer.eos_id), np.append(weights, pieced.end_weight)
+        out.append(_finish(ids.astype(np.int32), weights.astype(np.float32), options))
     return out
 
 

@@ -13,15 +13,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxpost.text.chat import PROBES, ChatTemplate, Rendered, TemplateError, check_prefixes, choose_template
 from jaxpost.text.messages import Message, parse_message
 
 
 class Pieces(NamedTuple):
-    """Tokens of a text made of pieces; `owner[t]` is the piece that token t begins in."""
+    """Tokens of a text made of pieces: ids int32 [n], and `owner[t]`, the piece that token t begins in."""
 
-    ids: list[int]
-    owner: list[int]
+    ids: np.ndarray
+    owner: np.ndarray
 
 
 class Tokenizer:
@@ -116,23 +118,15 @@ class Tokenizer:
         """
         out = []
         for pieces, whole in zip(batch, self._fast.encode_batch(["".join(p) for p in batch]), strict=True):
-            bounds, total = [], 0
-            for piece in pieces:
-                total += len(piece)
-                bounds.append(total)
-            owner, crossed, piece = [], False, 0
-            for start, end in whole.offsets:
-                while start >= bounds[piece] and piece < len(bounds) - 1:
-                    piece += 1
-                owner.append(piece)
-                crossed = crossed or end > bounds[piece]
-            if crossed and not self._adds_space:
-                parts = self._fast.encode_batch(list(pieces))
-                out.append(
-                    Pieces([i for part in parts for i in part.ids], [n for n, p in enumerate(parts) for _ in p.ids])
-                )
+            bounds = np.cumsum([len(piece) for piece in pieces])
+            offsets = np.asarray(whole.offsets, np.int64).reshape(-1, 2)
+            owner = np.minimum(np.searchsorted(bounds, offsets[:, 0], side="right"), len(pieces) - 1)
+            if np.any(offsets[:, 1] > bounds[owner]) and not self._adds_space:
+                parts = [part.ids for part in self._fast.encode_batch(list(pieces))]
+                owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+                out.append(Pieces(np.concatenate(parts).astype(np.int32), owner))
             else:
-                out.append(Pieces(whole.ids, owner))
+                out.append(Pieces(np.asarray(whole.ids, np.int32), owner))
         return out
 
     def render(
