@@ -191,7 +191,9 @@ def _remat(body: Callable, remat: platform.Remat) -> Callable:
     chosen = platform.choices().remat if remat == "auto" else remat
     if chosen == "none":
         return body
-    policy = jax.checkpoint_policies.dots_saveable if chosen == "dots" else None
+    # By name and not by primitive: of a product's parts (a low-rank update) only the sum is kept.
+    names = (platform.LINEAR_OUTPUT, platform.ATTENTION_RESIDUALS)
+    policy = jax.checkpoint_policies.save_only_these_names(*names) if chosen == "dots" else None
     # Inside a scan nothing can be merged across iterations, so the barrier against it only costs time.
     return jax.checkpoint(body, policy=policy, prevent_cse=False)
 

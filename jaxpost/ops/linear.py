@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
@@ -65,10 +66,11 @@ def linear(
     """
     rows = x.reshape(-1, x.shape[-1])
     if isinstance(weight, LoRA):
-        low = _dot(_dot(rows, weight.a, 0), weight.b, 0, dtype)
-        y = _dot(rows, weight.base, 0, dtype) + weight.scale.astype(low.dtype) * low
+        low = checkpoint_name(_scaled(weight, _dot(rows, weight.a, 0)), platform.LINEAR_OUTPUT)
+        y = _dot(rows, weight.base, 0, dtype) + _dot(low, weight.b, 0, dtype)
     else:
         y = _dot(rows, weight, 0, dtype)
+    y = checkpoint_name(y, platform.LINEAR_OUTPUT)
     if bias is not None:
         y = y + bias.astype(y.dtype)
     return y.reshape(*x.shape[:-1], y.shape[-1])
@@ -80,8 +82,8 @@ def linear_transposed(
     """x W^T, without forming the transpose: the unembedding with a tied table. `dtype`: of the result."""
     rows = x.reshape(-1, x.shape[-1])
     if isinstance(weight, LoRA):
-        low = _dot(_dot(rows, weight.b, 1), weight.a, 1, dtype)
-        y = _dot(rows, weight.base, 1, dtype) + weight.scale.astype(low.dtype) * low
+        low = _scaled(weight, _dot(rows, weight.b, 1))
+        y = _dot(rows, weight.base, 1, dtype) + _dot(low, weight.a, 1, dtype)
     else:
         y = _dot(rows, weight, 1, dtype)
     return y.reshape(*x.shape[:-1], y.shape[-1])
@@ -90,11 +92,16 @@ def linear_transposed(
 def take_rows(weight: Weight, ids: Int[Array, "*B"]) -> Float[Array, "*B O"]:
     """Rows of a table, W[ids]. An id outside the table gives NaN, not another row."""
     if isinstance(weight, LoRA):
-        low = take_rows(weight.a, ids)
-        update = weight.scale.astype(low.dtype) * _dot(low.reshape(-1, low.shape[-1]), weight.b, 0)
+        low = _scaled(weight, take_rows(weight.a, ids))
         rows = take_rows(weight.base, ids)
-        return rows + update.reshape(rows.shape).astype(rows.dtype)
+        update = _dot(low.reshape(-1, low.shape[-1]), weight.b, 0, rows.dtype)
+        return rows + update.reshape(rows.shape)
     return jnp.take(weight, ids, axis=0, mode="fill", fill_value=jnp.nan)
+
+
+def _scaled(weight: LoRA, low: Array) -> Array:
+    """The scale goes to the [.., R] factor, the smallest array that it can multiply."""
+    return weight.scale.astype(low.dtype) * low
 
 
 def _dot(rows: Array, kernel: Array, contract: int, dtype: DTypeLike | None = None) -> Array:

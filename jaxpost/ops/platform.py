@@ -16,8 +16,10 @@ from typing import Literal
 import jax
 
 Platform = Literal["cpu", "gpu", "tpu"]
+LINEAR_OUTPUT = "linear"
+"""Checkpoint name of a projection's result."""
 ATTENTION_RESIDUALS = "attention"
-"""Checkpoint name of what attention kernels keep for their backward pass."""
+"""Checkpoint name of what attention keeps for its backward pass: its result and the softmax's normaliser."""
 
 Remat = Literal["auto", "none", "dots", "full"]
 
@@ -33,16 +35,20 @@ class Choices:
     float32_products: bool
     """Ask for float32 results of low-precision products and round afterwards (TPU and GPU accumulate in float32
     anyway; a CPU has fast kernels only for this form)."""
-    query_block: int
-    """Queries that the xla attention handles at one time once a row has more than twice as many."""
+    causal_chunk: int
+    """Smallest number of queries for which the xla attention leaves out the keys that none of them may see."""
+    causal_chunks: int = 8
+    """Most such chunks: each is a program of its own."""
+    query_block: int = 1024
+    """Most queries whose scores the xla attention holds at one time."""
     splash_block: int = 512
     """Largest tile of the splash kernel, in tokens; a power of two from 128."""
 
 
 CHOICES: dict[Platform, Choices] = {
-    "cpu": Choices(attention="xla", remat="dots", float32_products=True, query_block=512),
-    "gpu": Choices(attention="xla", remat="dots", float32_products=False, query_block=1024),
-    "tpu": Choices(attention="splash", remat="full", float32_products=False, query_block=1024),
+    "cpu": Choices(attention="xla", remat="dots", float32_products=True, causal_chunk=64),
+    "gpu": Choices(attention="xla", remat="dots", float32_products=False, causal_chunk=512),
+    "tpu": Choices(attention="splash", remat="full", float32_products=False, causal_chunk=512),
 }
 
 _target: ContextVar[Platform | None] = ContextVar("jaxpost_platform", default=None)
