@@ -58,9 +58,9 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         _quiet_tracebacks()
         self._remove_unfinished()
-        policies = ocp.training
-        self._manager = policies.Checkpointer(
-            self.folder,
+        policies: Any = ocp.training
+        self._manager: Any = policies.Checkpointer(
+            str(self.folder),
             save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.preservation_policies.LatestN(keep),
         )

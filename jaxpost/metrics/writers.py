@@ -6,6 +6,7 @@ depends on the clock sits under "time", so that two runs can be compared by drop
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -153,13 +154,10 @@ class TrackerWriter:
 
     def __init__(self, kind: str, folder: Path, *, name: str, config: Mapping[str, Any]) -> None:
         try:
-            if kind == "wandb":
-                import wandb as tracker
-            else:
-                import trackio as tracker
+            tracker: Any = importlib.import_module(kind)
         except ModuleNotFoundError as error:
             raise _not_installed(kind, kind) from error
-        self._tracker: Any = tracker
+        self._tracker = tracker
         options: dict[str, Any] = {"project": "jaxpost", "name": name, "config": dict(config), "resume": "allow"}
         if kind == "wandb":
             options |= {"id": _run_id(folder / "wandb-id.txt", name), "dir": str(folder)}

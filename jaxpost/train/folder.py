@@ -17,7 +17,7 @@ import platform
 import shlex
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -124,7 +124,7 @@ def open_folder(
     config_text: str,
     resume: Literal["auto", "never", "must"] = "auto",
     allow_changed_config: bool = False,
-) -> Iterator[RunFolder]:
+) -> Generator[RunFolder]:
     """Make or reopen a run's folder and hold it until the end.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,7 +81,7 @@ class Meter:
         self._all_seconds, self._all_updates = 0.0, 0
 
     @contextmanager
-    def pause(self) -> Iterator[None]:
+    def pause(self) -> Generator[None]:
         """Leave out what is no training: compiling, evaluating, saving."""
         start = time.perf_counter()
         try:
@@ -90,7 +90,7 @@ class Meter:
             self._paused += time.perf_counter() - start
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def waiting(self) -> Generator[None]:
         """Count as waiting for data."""
         start = time.perf_counter()
         try:

@@ -32,6 +32,9 @@ from jaxpost.types import TrainState
 
 __all__ = ["EvalStep", "RunResult", "Source", "SupervisedJob", "run_supervised"]
 
+_FIRST_SKIPS = 5
+"""Skipped updates that get a line of their own; after them, every hundredth."""
+
 
 def run_supervised(job: SupervisedJob) -> RunResult:
     """Train to the end, or to a signal; go on from the last checkpoint if the folder holds one.
@@ -202,6 +205,9 @@ class _Run:
         except TrainingStopped:
             self._log(step, lr)
             raise
+        if position.skips and (position.skipped <= _FIRST_SKIPS or position.skipped % 100 == 0):
+            shown = ", ".join(f"{name} {metrics[name]:.4g}" for name in ("loss", "grad_norm") if name in metrics)
+            self.progress.say(f"Skipped update {step} ({shown}); {position.skips} in a row, {position.skipped} in all")
         if step % max(job.train.log_every, 1) == 0 or step == job.num_steps:
             self._log(step, lr)
 

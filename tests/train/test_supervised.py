@@ -158,10 +158,11 @@ def test_the_step_is_traced_once(tmp_path: Path):
     assert len(traces) == 1
 
 
-def test_a_bad_update_is_skipped_counted_and_survived(tmp_path: Path):
+def test_a_bad_update_is_skipped_counted_and_survived(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     result = run_supervised(toy_job(tmp_path / "run", source=ToySource(poison=(3, 7)), train={"log_every": 6}))
     train = kinds(tmp_path / "run", "train")
     assert [r["skipped"] for r in train] == [1, 1]
+    assert "Skipped update 8 (loss nan, grad_norm nan); 1 in a row, 2 in all" in capsys.readouterr().out
     assert all(math.isfinite(r["loss"]) for r in train), "means leave skipped updates out"
     np.testing.assert_allclose(result.state.params["w"], by_hand(12, ToySource(poison=(3, 7))).params["w"], rtol=1e-6)
 
