@@ -12,6 +12,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 import jax
@@ -316,6 +317,22 @@ def make_constrain(mesh: Mesh, rules: Rules = RULES) -> Constrain:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _to_spec(per_dim)))
 
     return constrain
+
+
+def pinned(fn: Callable[..., Any], places: Any) -> Callable[..., Any]:
+    """fn with its first argument kept where `places` (from `param_shardings`) says: so come back its gradients too.
+
+    Without it the partitioner may let the optimiser work in a layout that suits the loss (the head split by
+    vocabulary) and carry parameters and moments there and back in every step.
+    """
+    if all(place.mesh.size == 1 for place in jax.tree.leaves(places)):
+        return fn
+
+    @wraps(fn)
+    def placed(params: Any, *args: Any, **kwargs: Any) -> Any:
+        return fn(jax.lax.with_sharding_constraint(params, places), *args, **kwargs)
+
+    return placed
 
 
 def _dividing(names: tuple[str, ...], size: int, mesh: Mesh) -> tuple[str, ...]:

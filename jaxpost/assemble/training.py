@@ -88,6 +88,7 @@ def make_training(
     shapes = jax.eval_shape(make_state, abstract)
     places = {"policy": sharding.param_shardings(parts.axes, pretrained.mesh, parts.abstract)}
     state_places = sharding.state_shardings(shapes, places, pretrained.mesh)
+    loss_fn = sharding.pinned(loss_fn, places)
 
     def first_state() -> TrainState:
         loaded = jax.device_put({"policy": parts.load()}, places)
