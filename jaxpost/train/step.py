@@ -81,7 +81,8 @@ def gradient_update(
 ) -> tuple[Params, Any]:
     """The default rule: params + optimizer.update(grads), summed in float32 and stored in the parameters' dtype."""
     tx = optax.with_extra_args_support(optimizer)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
     add32 = lambda p, u: (p.astype(jnp.float32) + u.astype(jnp.float32)).astype(p.dtype)  # noqa: E731
     return jax.tree.map(add32, state.params, updates), opt_state
 
@@ -140,7 +141,9 @@ def init_state(
     extra = {"guard": guard}
     if ema:
         extra["ema"] = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
-    return TrainState(zero(jnp.int32), params, optimizer.init(params), extra)
+    with jax.numpy_dtype_promotion("standard"):
+        opt_state = optimizer.init(params)
+    return TrainState(zero(jnp.int32), params, opt_state, extra)
 
 
 def split_microbatches(batch: Any, count: int) -> Any:
