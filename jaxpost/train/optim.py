@@ -42,6 +42,8 @@ def make_schedule(section: ScheduleSection, num_steps: int) -> Schedule:
     """
     warmup = _steps(section.warmup, num_steps, "warmup")
     decay = _steps(section.decay, num_steps, "decay") if section.kind == "wsd" else 0
+    if section.decay < 1:  # fractions give way to each other's rounding in very short runs
+        decay = min(decay, max(0, num_steps - warmup))
     if warmup + decay > num_steps:
         raise ValueError(f"optim.schedule: {warmup} warm-up and {decay} decay steps exceed the run's {num_steps} steps")
     last = num_steps - 1
@@ -63,7 +65,7 @@ def _steps(value: float, num_steps: int, name: str) -> int:
     """Steps (>= 1), or a fraction of all steps (< 1), as `ScheduleSection` counts."""
     if value < 0:
         raise ValueError(f"optim.schedule.{name} must not be negative, got {value}")
-    return math.ceil(value * num_steps) if value < 1 else round(value)
+    return math.ceil(value * num_steps - 1e-9) if value < 1 else round(value)
 
 
 def is_matrix(path: tuple[Any, ...], leaf: Any) -> bool:
@@ -124,14 +126,18 @@ def _direction(section: OptimSection, schedule: Schedule) -> optax.GradientTrans
     muon = optax.contrib.scale_by_muon(
         ns_steps=section.ns_steps, beta=section.momentum, weight_dimension_numbers=_muon_axes
     )
-    shaped = optax.contrib.scale_by_shape(weight_dimension_numbers=_muon_axes)
     return optax.partition(
         {
-            "muon": optax.chain(muon, shaped, decay, step_down(section.lr)),
+            "muon": optax.chain(muon, optax.stateless(_widen), decay, step_down(section.lr)),
             "adamw": optax.chain(optax.scale_by_adam(), decay, step_down(section.adam_lr)),
         },
         lambda params: jax.tree.map(lambda a: "adamw" if a is None else "muon", _muon_axes(params), is_leaf=_is_axes),
     )
+
+
+def _widen(updates: Any, params: Any) -> Any:
+    """Muon's factor sqrt(max(1, out / in)) on each matrix, which keeps the activations' change alike for all shapes."""
+    return jax.tree.map(lambda u: math.sqrt(max(1.0, u.shape[-1] / u.shape[-2])) * u, updates)
 
 
 def _is_axes(x: Any) -> bool:
