@@ -33,7 +33,8 @@ LLAMA3 = (
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 LLAMA31 = (
-    "{{ bos_token + '<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: ' }}"
+    "{{ bos_token + '<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n' }}"
+    "{{ 'Today Date: ' }}"
     "{{ (date_string or strftime_now('%d %b %Y')) + '\n\n' }}"
     "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] | trim }}{% set messages = messages[1:] %}"
     "{% endif %}{{ '<|eot_id|>' }}{% for m in messages %}"
@@ -56,14 +57,14 @@ GEMMA = (
 )
 
 SPECIAL = {
-    "chatml": dict(eos_token="<|im_end|>", pad_token="<|endoftext|>", more=("<|im_start|>",)),
-    "llama3": dict(
-        bos_token="<|begin_of_text|>",
-        eos_token="<|eot_id|>",
-        more=("<|start_header_id|>", "<|end_header_id|>"),
-    ),
-    "llama2": dict(bos_token="<s>", eos_token="</s>", more=()),
-    "gemma": dict(bos_token="<bos>", eos_token="<eos>", more=("<start_of_turn>", "<end_of_turn>")),
+    "chatml": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "more": ("<|im_start|>",)},
+    "llama3": {
+        "bos_token": "<|begin_of_text|>",
+        "eos_token": "<|eot_id|>",
+        "more": ("<|start_header_id|>", "<|end_header_id|>"),
+    },
+    "llama2": {"bos_token": "<s>", "eos_token": "</s>", "more": ()},
+    "gemma": {"bos_token": "<bos>", "eos_token": "<eos>", "more": ("<start_of_turn>", "<end_of_turn>")},
 }
 OWN = {
     "chatml": ("chatml", CHATML),

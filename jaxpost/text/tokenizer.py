@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,7 +102,7 @@ class Tokenizer:
         """Whether a text has special tokens written out in it."""
         return self._special is not None and self._special.search(text) is not None
 
-    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+    def decode(self, ids: Sequence[int] | np.ndarray, *, skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
         return self.hf.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 

@@ -138,9 +138,11 @@ CALL = [
 @pytest.mark.parametrize("name", ["chatml", "qwen3", "llama3"])
 def test_tools_calls_and_results_are_shown(name):
     rendered = choose_template(None, special_of(name), name).render(CALL, TOOLS)
-    assert '"parameters"' in rendered.text and '"now"' in rendered.text
+    assert '"parameters"' in rendered.text
+    assert '"now"' in rendered.text
     written = [rendered.text[start:end] for start, end in rendered.spans]
-    assert '{"zone": "UTC"}' in written[0] and "It is noon." in written[1]
+    assert '{"zone": "UTC"}' in written[0]
+    assert "It is noon." in written[1]
     assert "12:00" not in "".join(written)
 
 
@@ -197,7 +199,7 @@ def wrong(old: str, new: str) -> ChatTemplate:
 
 def test_a_template_that_changes_old_turns_is_refused():
     forgetful = wrong("{{- message.content -}}", "{{- message.content + (' ' if loop.last else '') -}}")
-    with pytest.raises(TemplateError, match="does not preserve prefixes.*first 2;"):
+    with pytest.raises(TemplateError, match=r"does not preserve prefixes.*first 2;"):
         check_prefixes(forgetful)
 
 

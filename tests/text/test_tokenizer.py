@@ -52,7 +52,8 @@ def test_a_prompt_has_the_tokens_that_the_model_is_given(own):
     prompt = tokenizer.encode(tokenizer.render(turns[:1], add_generation_prompt=True))
     ids, owner = tokenizer.encode_pieces([pieces_of(tokenizer, turns)])[0]
     np.testing.assert_array_equal(ids[: len(prompt)], prompt)
-    assert owner[len(prompt) - 1] == 0 and owner[len(prompt)] == 1
+    assert owner[len(prompt) - 1] == 0
+    assert owner[len(prompt)] == 1
 
 
 def test_a_token_that_crosses_an_edge_is_cut_there():
@@ -91,13 +92,15 @@ def test_special_ids(tmp_path):
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 5]}))
     tokenizer = load_tokenizer(folder)
     ids = {token: tokenizer.hf.convert_tokens_to_ids(token) for token in ("<bos>", "<eos>", "<end_of_turn>")}
-    assert tokenizer.bos_id == ids["<bos>"] and tokenizer.eos_id == ids["<eos>"]
+    assert tokenizer.bos_id == ids["<bos>"]
+    assert tokenizer.eos_id == ids["<eos>"]
     assert tokenizer.end_of_turn_id == ids["<end_of_turn>"]
     assert set(tokenizer.eos_ids) == {ids["<eos>"], ids["<end_of_turn>"], 3, 5}
     assert tokenizer.pad_id == ids["<eos>"]  # there is none of its own
     assert tokenizer.vocab_size == len(tokenizer.hf)
     assert tokenizer.encode("Hi", add_bos=True)[0] == ids["<bos>"]
-    assert tokenizer.holds_special("a <eos> b") and not tokenizer.holds_special("a <e o s> b")
+    assert tokenizer.holds_special("a <eos> b")
+    assert not tokenizer.holds_special("a <e o s> b")
 
 
 def test_the_fingerprint_follows_vocabulary_and_template(tmp_path):
