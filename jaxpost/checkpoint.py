@@ -33,6 +33,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be written, read or used; the message names what and why, and what to do."""
 
 
+class CheckpointMismatch(CheckpointError, ValueError):
+    """A checkpoint of another architecture, shape, dtype, data or configuration than this run's."""
+
+
 class Checkpoints:
     """The checkpoints of one run, newest `keep` of them preserved.
 
@@ -116,7 +120,8 @@ class Checkpoints:
                 no sharding goes to the first device.
 
         Raises:
-            CheckpointError: no checkpoint; or another architecture, shape or dtype, naming the weights.
+            CheckpointMismatch: another architecture, shape or dtype; names the weights.
+            CheckpointError: there is none, or it cannot be read.
         """
         meta = self.meta(step)
         where = self.folder / str(meta["step"])
@@ -221,7 +226,7 @@ def check_manifest(saved: Mapping[str, list[Any]], wanted: Mapping[str, list[Any
     """Compare a checkpoint's manifest with the state that this run would restore into.
 
     Raises:
-        CheckpointError: names the arrays that are missing, surplus, of another shape or of another dtype.
+        CheckpointMismatch: names the arrays that are missing, surplus, of another shape or of another dtype.
     """
     problems = [f"{path}: this run has it, the checkpoint does not" for path in wanted if path not in saved]
     problems += [f"{path}: the checkpoint has it, this run does not" for path in saved if path not in wanted]
@@ -233,7 +238,7 @@ def check_manifest(saved: Mapping[str, list[Any]], wanted: Mapping[str, list[Any
             problems.append(f"{path}: dtype {old_dtype} in the checkpoint, {dtype} in this run")
     if problems:
         more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise CheckpointError(
+        raise CheckpointMismatch(
             f"The checkpoint {where} does not fit this run's model, adapter or optimiser:\n  "
             + "\n  ".join(problems[:_SHOWN])
             + more

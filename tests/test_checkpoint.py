@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxpost.checkpoint import CheckpointError, Checkpoints, check_manifest, manifest
+from jaxpost.checkpoint import CheckpointError, CheckpointMismatch, Checkpoints, check_manifest, manifest
 
 
 class State(NamedTuple):
@@ -100,13 +100,13 @@ def test_names_the_weight_that_does_not_fit(tmp_path: Path, wanted: Any, sentenc
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"a": {"w": jnp.zeros((2, 3))}}, {})
         checkpoints.wait()
-        with pytest.raises(CheckpointError, match=sentence):
+        with pytest.raises(CheckpointMismatch, match=sentence):
             checkpoints.restore(wanted)
 
 
 def test_lists_a_few_misfits_and_counts_the_rest():
     old, new = manifest([jnp.zeros(1)] * 9), manifest([jnp.zeros(2)] * 9)
-    with pytest.raises(CheckpointError, match="and 3 more"):
+    with pytest.raises(CheckpointMismatch, match="and 3 more"):
         check_manifest(old, new, Path("c"))
     check_manifest(old, old, Path("c"))
 

@@ -80,8 +80,12 @@ class JsonlFile:
         self._file.truncate(length)
 
     def write(self, record: Record) -> None:
-        self._file.write((to_json(record) + "\n").encode())
-        self._file.flush()
+        try:
+            self._file.write((to_json(record) + "\n").encode())
+            self._file.flush()
+        except OSError as error:
+            why = f"{error.strerror} while writing {self.path}; mend that and run the same command to resume"
+            raise OSError(error.errno, why) from error
 
     def sync(self) -> int:
         """Force everything to the disk; returns the length in bytes."""

@@ -47,6 +47,10 @@ HARMLESS_KEYS = (
 `train.eval_every` and `train.samples` change the metrics and samples that an uninterrupted run would have."""
 
 
+_BEFORE_A_RUN = (".lock", "rejected")
+"""What may lie in a folder before its run: the lock, and rows that reading the data left out."""
+
+
 class RunFolderError(RuntimeError):
     """The run's folder cannot be used as asked; the message says why and what to do."""
 
@@ -177,7 +181,7 @@ def _agree(path: Path, error: Exception | None) -> None:
 def _check(path: Path, config_text: str, resume: str, allow_changed_config: bool) -> None:
     config = path / "config.yaml"
     if not config.exists():
-        if path.exists() and (not path.is_dir() or any(p.name != ".lock" for p in path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(not p.name.startswith(_BEFORE_A_RUN) for p in path.iterdir())):
             raise RunFolderError(
                 f"{path} exists and is not a jaxpost run (it has no config.yaml); nothing was written. "
                 "Choose another folder with --run.dir or --run.name."
@@ -260,9 +264,13 @@ def readme(folder: RunFolder, *, command: Sequence[str], status: str, results: M
         lines += ["| metric | value |", "|---|---|", *(f"| {k} | {v:.6g} |" for k, v in results.items()), ""]
     lines += ["![curves](curves.svg)", "", "Started, and resumed after any interruption, with:", ""]
     lines += [f"    {shlex.join(command)}", ""]
-    if folder.export.exists():
-        lines += ["The trained model is in `export/`. To talk to it:", ""]
-        lines += [f'    jaxpost generate --model.path {shlex.quote(str(folder.export))} --prompt "..."', ""]
+    model = shlex.quote(str(folder.export))
+    if (folder.export / "adapter_config.json").exists():
+        lines += ["The trained adapter is in `export/` (PEFT's format). To merge it into its base and talk to it:", ""]
+        lines += [f"    jaxpost convert {model} merged", '    jaxpost generate merged "What can you do?"', ""]
+    elif folder.export.exists():
+        lines += ["The trained model is in `export/` (Hugging Face's format). To talk to it:", ""]
+        lines += [f'    jaxpost generate {model} "What can you do?"', ""]
     lines += [
         "| file | what |",
         "|---|---|",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxpost.checkpoint import CheckpointError
+from jaxpost.checkpoint import CheckpointMismatch
 from jaxpost.train.folder import config_changes
 
 _REASONS = ("empty", "nonfinite", "spike")
@@ -105,7 +105,7 @@ def check_same_run(
     """Refuse to go on from a checkpoint that was trained under other settings or on other data.
 
     Raises:
-        CheckpointError: shows every difference, and what to do.
+        CheckpointMismatch: shows every difference, and what to do.
     """
     if allow_changed:
         return
@@ -117,7 +117,7 @@ def check_same_run(
         if old.get(name) != identity.get(name)
     ]
     if changes:
-        raise CheckpointError(
+        raise CheckpointMismatch(
             f"The checkpoint of step {meta['step']} was trained with other settings:\n  "
             + "\n  ".join(changes)
             + "\nTo start a new run, choose another --run.name. To go on under the new settings, add "

@@ -76,6 +76,10 @@ class Progress:
         print(text, file=self._stream, flush=True)
         self._keep(text)
 
+    def note(self, text: str) -> None:
+        """A line for the log only: somebody else shows it."""
+        self._keep(text)
+
     def busy(self, text: str) -> None:
         """A passing remark (compiling, saving ...), shown on a terminal only."""
         if self._enabled and self._terminal:

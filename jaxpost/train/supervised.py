@@ -46,7 +46,7 @@ def run_supervised(job: SupervisedJob) -> RunResult:
 
     Raises:
         RunFolderError: the folder cannot be used (another run's, another configuration, in use).
-        CheckpointError: a checkpoint cannot be written, or does not fit.
+        CheckpointError: a checkpoint cannot be written or read, or does not fit (CheckpointMismatch).
         TrainingStopped: updates went wrong; says at which step, why, and what to do.
         ShapeChanged: a batch of other shapes than the first.
     """
@@ -72,7 +72,7 @@ def run_supervised(job: SupervisedJob) -> RunResult:
         try:
             return run.train()
         except TrainingStopped as error:
-            progress.say(str(error))
+            progress.note(str(error))
             describe_run(job, folder, f"Stopped at step {run.position.step}: {error}", run.position.results)
             raise
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import sys
 import types
 from pathlib import Path
@@ -73,6 +74,21 @@ def test_a_file_shorter_than_the_checkpoint_says_is_refused(tmp_path: Path):
     (tmp_path / "m.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match=r"m\.jsonl has 3 bytes, but the checkpoint was saved when it had 10"):
         JsonlFile(tmp_path / "m.jsonl", 10)
+
+
+def test_a_full_disk_names_the_file_and_spares_what_is_there(tmp_path: Path):
+    path = tmp_path / "m.jsonl"
+    file = JsonlFile(path)
+    file.write({"step": 1})
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, unlimited[1]))
+    try:
+        with pytest.raises(OSError, match=r"too large while writing .*m\.jsonl; .* run the same command to resume"):
+            file.write({"step": 2, "loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    file.close()
+    assert next(iter(read_metrics(path))) == {"step": 1}
 
 
 def test_scalars_leave_out_text_and_the_step():

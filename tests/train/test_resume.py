@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from toy_run import CONFIG, ToySource, first_state, read_run, toy_job
 
-from jaxpost.checkpoint import CheckpointError
+from jaxpost.checkpoint import CheckpointMismatch
 from jaxpost.config import RunSection
 from jaxpost.train.folder import RunFolderError, config_changes, open_folder
 from jaxpost.train.supervised import run_supervised
@@ -121,14 +121,14 @@ def test_the_checkpoint_knows_what_it_was_trained_with(tmp_path: Path):
     """The folder's config.yaml may have been replaced since."""
     run_supervised(toy_job(tmp_path / "run"))
     (tmp_path / "run" / "config.yaml").write_text(OTHER)
-    with pytest.raises(CheckpointError, match=r"step 12 was trained with other settings:\n  optim\.lr: 0\.05 -> 0\.1"):
+    with pytest.raises(CheckpointMismatch, match=r"trained with other settings:\n  optim\.lr: 0\.05 -> 0\.1"):
         run_supervised(toy_job(tmp_path / "run", config_text=OTHER))
 
 
 def test_other_data_under_the_same_configuration_is_refused(tmp_path: Path):
     run_supervised(toy_job(tmp_path / "run", identity={"model": "a"}))
     with pytest.raises(
-        CheckpointError, match=r"data: fingerprint .*its content changed\)\n  model: fingerprint a -> b"
+        CheckpointMismatch, match=r"data: fingerprint .*its content changed\)\n  model: fingerprint a -> b"
     ):
         run_supervised(toy_job(tmp_path / "run", source=ToySource(5), identity={"model": "b"}))
 
@@ -136,7 +136,7 @@ def test_other_data_under_the_same_configuration_is_refused(tmp_path: Path):
 def test_a_checkpoint_of_another_shape_names_the_weight(tmp_path: Path):
     run_supervised(toy_job(tmp_path / "run"))
     wide = first_state()._replace(params={"w": jnp.zeros(9)})
-    with pytest.raises(CheckpointError, match=r"params/w: shape \(6,\) in the checkpoint, \(9,\) in this run"):
+    with pytest.raises(CheckpointMismatch, match=r"params/w: shape \(6,\) in the checkpoint, \(9,\) in this run"):
         run_supervised(toy_job(tmp_path / "run", abstract_state=jax.eval_shape(lambda: wide)))
 
 
@@ -161,6 +161,10 @@ def test_folders_that_are_not_ours_to_use(tmp_path: Path):
     with pytest.raises(RunFolderError, match="is not a jaxpost run"), open_one(tmp_path / "thesis"):
         pass
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter.txt"]
+    (tmp_path / "fresh").mkdir()
+    (tmp_path / "fresh" / "rejected.jsonl").write_text("{}")
+    with open_one(tmp_path / "fresh") as folder:
+        assert folder.writes
     with pytest.raises(RunFolderError, match="no run in"), open_one(tmp_path / "new", resume="must"):
         pass
     here = rf"Another process \(pid {os.getpid()} on "

@@ -111,6 +111,7 @@ def test_the_folder_explains_the_run(tmp_path: Path):
     readme = (folder / "README.md").read_text()
     assert "jaxpost train toy.yaml" in readme
     assert "Finished 12 updates" in readme
+    assert f"jaxpost generate {folder / 'export'}" in readme
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [s["step"] for s in samples] == [0, 5, 10, 12]
     tree = ElementTree.parse(folder / "curves.svg")
