@@ -95,7 +95,7 @@ def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
     return alpha / (rank**0.5 if settings.get("use_rslora") else rank)
 
 
-def _by_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
+def _by_pattern(patterns: Mapping[str, float | int] | None, module: str, default: float | int) -> float | int:
     """PEFT's rule: the first pattern that matches the end of a module's name, from a dot on."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):

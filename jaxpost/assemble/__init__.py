@@ -3,7 +3,7 @@
 from jaxpost.assemble.commands import convert, environment, generate, inspect
 from jaxpost.assemble.model import Pretrained, load_model
 from jaxpost.assemble.training import Training, make_loss, make_training
-from jaxpost.assemble.sft import train
+from jaxpost.assemble.sft import make_job, train
 
 __all__ = [
     "Pretrained",
@@ -13,6 +13,7 @@ __all__ = [
     "generate",
     "inspect",
     "load_model",
+    "make_job",
     "make_loss",
     "make_training",
     "train",

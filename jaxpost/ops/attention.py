@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxpost.ops import platform
 
-Implementation = Literal["auto", "xla", "cudnn", "splash"]
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
 # Finite, so that a row without any visible key gives zeros and no NaN, in the gradient too.
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -55,8 +55,8 @@ AttentionFn = Callable[..., Array]
 
 def attention(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"] | Float[Array, "B K S H"],
-    v: Float[Array, "B S K H"] | Float[Array, "B K S H"],
+    k: Float[Array, "B _ _ H"],
+    v: Float[Array, "B _ _ H"],
     *,
     q_positions: Int[Array, "B T"],
     kv_positions: Int[Array, "B S"],
@@ -230,7 +230,7 @@ def _attend_backward(rules: Rules, residuals: tuple, d_out: Array) -> tuple:
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def select(impl: Implementation = "auto", *, mesh: jax.sharding.Mesh | None = None) -> AttentionFn:
+def select(impl: str = "auto", *, mesh: jax.sharding.Mesh | None = None) -> AttentionFn:
     """The attention function that `impl` names on this platform.
 
     Args:
@@ -240,8 +240,8 @@ def select(impl: Implementation = "auto", *, mesh: jax.sharding.Mesh | None = No
     Raises:
         ValueError: an unknown name.
     """
-    if impl not in ("auto", "xla", "cudnn", "splash"):
-        raise ValueError(f"attention {impl!r} is none of auto, xla, cudnn, splash")
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"attention {impl!r} is none of {', '.join(IMPLEMENTATIONS)}")
     chosen = platform.choices().attention if impl == "auto" else impl
     if impl == "auto" and chosen == "splash" and mesh is None and jax.device_count() > 1:
         chosen = "xla"
