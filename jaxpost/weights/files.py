@@ -11,7 +11,7 @@ import os
 import shutil
 import struct
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,11 +172,11 @@ def _bytes(array: np.ndarray, info: TensorInfo) -> memoryview:
     if array.shape != info.shape or array.dtype != info.dtype:
         raise ValueError(f"{info.name} is {array.dtype}{array.shape}, announced as {info.dtype}{info.shape}")
     # Bytes of a strided view would be those of another matrix.
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 @contextmanager
-def replaced_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+def replaced_folder(folder: Path, *, overwrite: bool) -> Generator[Path, None, None]:
     """A new empty folder beside `folder` that takes its place when the block ends, and vanishes if it fails.
 
     Whoever looks at `folder` sees the old content or the whole new content, never a part.

