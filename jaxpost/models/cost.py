@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
 from jaxpost.models.config import ModelConfig
 from jaxpost.models.table import parameter_table
 
@@ -24,9 +27,29 @@ def param_count(config: ModelConfig) -> int:
         >>> stack = StackConfig(repeats=2, period=(BlockConfig(rope=RopeConfig()),))
         >>> param_count(ModelConfig(family="llama", vocab_size=8, width=4, mlp_width=6, heads=2, kv_heads=1,
         ...                         head_dim=2, stacks=(stack,), max_positions=16))
-        308
+        292
     """
     return sum(math.prod(spec.shape) for spec in parameter_table(config))
+
+
+def param_bytes(config: ModelConfig, dtype: DTypeLike) -> int:
+    """Bytes of the parameters held in `dtype`."""
+    return param_count(config) * jnp.dtype(dtype).itemsize
+
+
+def cache_bytes(config: ModelConfig, batch: int, capacity: int, dtype: DTypeLike) -> int:
+    """Bytes of the keys and values of `batch` rows of `capacity` tokens; a decoded token reads all of them.
+
+    Example:
+        >>> from jaxpost.models.config import BlockConfig, RopeConfig, StackConfig
+        >>> stack = StackConfig(repeats=2, period=(BlockConfig(rope=RopeConfig()),))
+        >>> config = ModelConfig(family="llama", vocab_size=8, width=4, mlp_width=6, heads=2, kv_heads=1,
+        ...                      head_dim=2, stacks=(stack,), max_positions=16)
+        >>> cache_bytes(config, 3, 10, "bfloat16")  # 2 layers, keys and values, 30 tokens of 1 x 2 numbers
+        480
+    """
+    per_token = 2 * config.num_layers * config.kv_heads * config.head_dim
+    return batch * capacity * per_token * jnp.dtype(dtype).itemsize
 
 
 def matrix_count(config: ModelConfig) -> int:

@@ -227,6 +227,8 @@ class Transformer(nn.Module):
             # A cached row is one sequence: its tokens differ from padding, not from each other.
             segments = (segments != 0).astype(jnp.int32)
             cache, start = reserve(cache, positions, segments != 0)
+            # Past the last slot a write would fall onto others' slots: fail loudly.
+            x = jnp.where(cache.length <= cache.capacity, x, jnp.nan)
             kv_positions, kv_segments = cache.positions, (cache.positions >= 0).astype(jnp.int32)
         ropes = {kind.rope for stack in self.config.stacks for kind in stack.period}
         rotations = {rope: rope_rotation(rope, self.config.head_dim, positions) for rope in ropes}
@@ -306,7 +308,7 @@ def build_model(
     config: ModelConfig,
     constrain: Constrain = _identity,
     *,
-    attention: attention_ops.Implementation = "auto",
+    attention: str = "auto",
     remat: platform.Remat = "auto",
     compute_dtype: DTypeLike = jnp.float32,
     mesh: jax.sharding.Mesh | None = None,

@@ -39,7 +39,7 @@ class Choices:
     """Smallest number of queries for which the xla attention leaves out the keys that none of them may see."""
     causal_chunks: int = 8
     """Most such chunks: each is a program of its own."""
-    query_block: int = 1024
+    query_block: int = 256
     """Most queries whose scores the xla attention holds at one time."""
     splash_block: int = 512
     """Largest tile of the splash kernel, in tokens; a power of two from 128."""
