@@ -225,8 +225,9 @@ def _write(folder: Path, arrays: dict[str, np.ndarray], stats: SourceStats, reje
         try:
             os.replace(draft, folder)
         except OSError:
-            if not (folder / "stats.json").is_file():  # another process was not first
-                raise
+            if not (folder / "stats.json").is_file():  # no other process was first: the folder is damaged
+                shutil.rmtree(folder)
+                os.replace(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -216,8 +216,8 @@ def _preference(prompt: Text | None, chosen: Text, rejected: Text, tools: Tools)
     else:
         shared = _common_prefix(chosen, rejected)
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
-    if not chosen or not rejected:
-        raise DataError("one of chosen and rejected has nothing that the other lacks")
+    if not chosen or not rejected or chosen == rejected:
+        raise DataError("one of chosen and rejected has nothing that the other lacks, so neither is better")
     return Preference(prompt=prompt, chosen=chosen, rejected=rejected, tools=tools)
 
 

@@ -48,7 +48,7 @@ class BatchSource:
         """Batches of one epoch, rounded up; of an evaluation plan, exactly all its batches."""
         return self.plan.num_batches_per_epoch
 
-    def num_steps(self, epochs: float) -> int:
+    def num_steps(self, epochs: float | int) -> int:
         """Optimiser steps that see so many epochs."""
         return self.plan.num_steps(epochs)
 

@@ -94,7 +94,7 @@ class Plan:
         """Batches that hold one epoch, rounded up."""
         return -(-self.rows_per_epoch // self.batch_size)
 
-    def num_steps(self, epochs: float) -> int:
+    def num_steps(self, epochs: float | int) -> int:
         """Batches that hold so many epochs, rounded up, at least 1."""
         return max(1, -int(-epochs * self.rows_per_epoch // self.batch_size))
 

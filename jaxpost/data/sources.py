@@ -149,13 +149,17 @@ def parse_line(line: bytes, where: str) -> Row:
     except UnicodeDecodeError as error:
         message = f"not UTF-8 (byte {error.start} of the line); save the file as UTF-8"
         return Row(where, None, DataError(message, kind="encoding"), line.decode("utf-8", "replace"))
+    text = text.rstrip("\r\n")
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        return Row(where, None, DataError(f"not valid JSON: {error}", kind="malformed"), text.rstrip("\r\n"))
+    except json.JSONDecodeError as error:
+        message = f"not valid JSON: {error.msg} at column {error.colno}"
+        return Row(where, None, DataError(message, kind="malformed"), text)
+    except RecursionError:
+        return Row(where, None, DataError("not valid JSON: nested too deep", kind="malformed"), text)
     if not isinstance(value, dict):
         message = f"a row must be a JSON object, not {type(value).__name__}"
-        return Row(where, None, DataError(message, kind="malformed"), text.rstrip("\r\n"))
+        return Row(where, None, DataError(message, kind="malformed"), text)
     return Row(where, value)
 
 
@@ -237,9 +241,10 @@ def _nearest(path: epath.Path) -> str:
             folder = folder.parent
         return f" (the folder {path.parent} does not exist; {folder} does)"
     names = sorted(p.name for p in folder.iterdir())
-    near = difflib.get_close_matches(path.name, names, 1, cutoff=0.5)
+    stems = {name.split(".")[0]: name for name in names}  # the common ending would make all names alike
+    near = difflib.get_close_matches(path.name.split(".")[0], stems, 1, cutoff=0.5)
     if near:
-        return f"; did you mean {folder / near[0]}?"
+        return f"; did you mean {folder / stems[near[0]]}?"
     data = [name for name in names if name.endswith(SUFFIXES)]
     return f"; {folder} holds {', '.join(data[:5])}{' ...' if len(data) > 5 else ''}" if data else ""
 

@@ -18,6 +18,7 @@ from jaxpost.data.convert import as_json, convert, is_linked, link_messages
 from jaxpost.data.encode import Encoded, EncodeOptions, Pieced, encode_batch, to_pieces
 from jaxpost.data.formats import Example, detect_format, parse_example, texts_of
 from jaxpost.data.sources import Reader, Row
+from jaxpost.text.chat import TemplateError
 from jaxpost.text.messages import DataError
 from jaxpost.text.tokenizer import Tokenizer
 
@@ -85,31 +86,35 @@ def encode_rows(
     rows: Sequence[Row], section: SourceSection, tokenizer: Tokenizer, options: EncodeOptions, on_bad_row: str
 ) -> Chunk:
     """Tokenises some rows. Raises: DataError with the place of the row, unless bad rows are skipped."""
-    counts, rejects = Counts(), []
+    counts = Counts()
+    rejects: list[tuple[int, Reject]] = []
     pieced: list[Pieced] = []
-    origin: list[Row] = []
+    origin: list[int] = []
 
-    def reject(row: Row, error: DataError) -> None:
+    def reject(number: int, error: DataError) -> None:
+        row = rows[number]
         if on_bad_row == "error":
             raise DataError(f"{row.where}: {error}", kind=error.kind) from None
         counts.bad[error.kind] += 1
-        rejects.append(Reject(row.where, error.kind, str(error), row.raw or as_json(row.value or {})))
+        rejects.append((number, Reject(row.where, error.kind, str(error), row.raw or as_json(row.value or {}))))
 
-    for row in rows:
+    for number, row in enumerate(rows):
         try:
             examples = examples_of(row, section, counts)
             found = [to_pieces(example, tokenizer, options, counts.notes) for example in examples]
+        except TemplateError:
+            raise
         except DataError as error:
-            reject(row, error)
+            reject(number, error)
             continue
         if any(tokenizer.holds_special(text) for example in examples for text in texts_of(example)):
             counts.notes["rows whose own text holds special tokens, which are read as such"] += 1
         pieced += found
-        origin += [row] * len(found)
+        origin += [number] * len(found)
     kept = []
-    for row, encoded in zip(origin, encode_batch(pieced, tokenizer, options), strict=True):
+    for number, encoded in zip(origin, encode_batch(pieced, tokenizer, options), strict=True):
         if isinstance(encoded, DataError):
-            reject(row, encoded)
+            reject(number, encoded)
         elif encoded is None:
             counts.dropped["too long" if options.on_long_row == "drop" else "nothing trained within the window"] += 1
         else:
@@ -117,7 +122,8 @@ def encode_rows(
             counts.truncated += cut > 0
             counts.truncated_tokens += cut
             kept.append(encoded)
-    return Chunk(len(rows), kept, rejects, counts)
+    in_order = [rejected for _, rejected in sorted(rejects, key=lambda item: item[0])]
+    return Chunk(len(rows), kept, in_order, counts)
 
 
 def read_chunks(reader: Reader) -> Iterator[list[Row]]:

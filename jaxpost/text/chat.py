@@ -25,8 +25,14 @@ _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PROBE_KWARGS = {"date_string": "26 Jul 2024"}
 
 
-class TemplateError(ValueError):
-    """A chat template that cannot be used for training, with a sentence that says what to set."""
+class TemplateError(DataError):
+    """A chat template that cannot be used for training, with a sentence that says what to set.
+
+    It is no fault of a row: skipping bad rows does not skip it.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message, kind="template")
 
 
 def _refused(message: str) -> DataError:
