@@ -2,8 +2,8 @@
 
 from jaxpost.assemble.commands import convert, environment, generate, inspect
 from jaxpost.assemble.model import Pretrained, load_model
-from jaxpost.assemble.training import Training, make_loss, make_training
 from jaxpost.assemble.sft import make_job, train
+from jaxpost.assemble.training import Training, make_loss, make_training
 
 __all__ = [
     "Pretrained",

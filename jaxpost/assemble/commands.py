@@ -14,13 +14,14 @@ from jaxpost import sharding
 from jaxpost.adapters import peft
 from jaxpost.adapters.bind import bind, merge
 from jaxpost.assemble.model import DTYPES, Pretrained, load_model
-from jaxpost.assemble.sft import cache_dir, chat_prompt
+from jaxpost.assemble.sft import chat_prompt
 from jaxpost.config import MeshSection, ModelSection, SFTConfig
 from jaxpost.data import inspect as data_inspect
 from jaxpost.generate.sampler import make_sampler
 from jaxpost.train.folder import environment as run_environment
 from jaxpost.types import Params
 from jaxpost.weights import gguf, huggingface
+from jaxpost.weights.resolve import cache_folder
 
 
 def load_bound(path: str) -> tuple[Pretrained, Params]:
@@ -120,7 +121,7 @@ def inspect(config: SFTConfig, *, rows: int = 3, color: bool = False) -> str:
     return data_inspect.inspect(
         config.data,
         tokenizer,
-        cache_dir=cache_dir() / "tokens",
+        cache_dir=cache_folder() / "tokens",
         batch_size=config.train.batch_size,
         rows=rows,
         color=color,
@@ -129,4 +130,4 @@ def inspect(config: SFTConfig, *, rows: int = 3, color: bool = False) -> str:
 
 def environment() -> dict[str, Any]:
     """Versions, devices and caches."""
-    return run_environment(("jaxpost", "env")) | {"cache": str(cache_dir())}
+    return run_environment(("jaxpost", "env")) | {"cache": str(cache_folder())}

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -19,7 +18,7 @@ from jaxpost.models.transformer import build_model
 from jaxpost.text.tokenizer import Tokenizer, load_tokenizer
 from jaxpost.types import Model, Params
 from jaxpost.weights import huggingface
-from jaxpost.weights.resolve import resolve_model
+from jaxpost.weights.resolve import resolve_model, resolve_tokenizer
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -37,9 +36,9 @@ class Pretrained:
     def config(self) -> ModelConfig:
         return self.model.config
 
-    @property
+    @cached_property
     def tokenizer_folder(self) -> Path:
-        return self.folder if self.section.tokenizer is None else Path(self.section.tokenizer)
+        return self.folder if self.section.tokenizer is None else resolve_tokenizer(self.section.tokenizer)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,11 +26,7 @@ from jaxpost.train.job import RunResult, SupervisedJob
 from jaxpost.train.supervised import run_supervised
 from jaxpost.types import Params, TrainState
 from jaxpost.weights import huggingface
-
-
-def cache_dir() -> Path:
-    """Where converted models, token files and compiled programs are kept: $JAXPOST_CACHE or ~/.cache/jaxpost."""
-    return Path(os.environ.get("JAXPOST_CACHE") or Path.home() / ".cache" / "jaxpost")
+from jaxpost.weights.resolve import cache_folder
 
 
 def train(config: SFTConfig, *, command: Sequence[str] = tuple(sys.argv)) -> RunResult:
@@ -153,7 +148,7 @@ def _dataset(
         config.data,
         sources,
         pretrained.tokenizer,
-        cache_dir=cache_dir() / "tokens",
+        cache_dir=cache_folder() / "tokens",
         report=report if main else None,
         rejected=rejected if main else None,
     )
@@ -212,9 +207,7 @@ def chat_prompt(tokenizer: Any, text: str, system: str | None) -> list[int]:
         return tokenizer.encode(text, add_bos=tokenizer.adds_bos)
 
 
-def _exporter(
-    config: SFTConfig, pretrained: Pretrained, training: Training
-) -> Callable[[TrainState, Path], None]:
+def _exporter(config: SFTConfig, pretrained: Pretrained, training: Training) -> Callable[[TrainState, Path], None]:
     def export(state: TrainState, folder: Path) -> None:
         params = training.eval_params(state)
         if isinstance(config.adapter, LoRASection):
@@ -229,8 +222,6 @@ def _exporter(
             )
             return
         policy = merge(training.policy(params, training.frozen))
-        huggingface.save(
-            folder, pretrained.config, policy, tokenizer_from=pretrained.tokenizer_folder, overwrite=True
-        )
+        huggingface.save(folder, pretrained.config, policy, tokenizer_from=pretrained.tokenizer_folder, overwrite=True)
 
     return export

