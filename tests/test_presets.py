@@ -38,6 +38,7 @@ def tiny(preset: Path, model: Path, folder: Path) -> list[str]:
         *("--data.train", f"[{train}]", "--data.eval", f"[{{path: {data}, limit: 8}}]"),
         *("--data.seq_len", "128", "--data.workers", "0", "--mesh", "{fsdp: -1}"),
         *("--train.steps", "3", "--train.batch_size", "16", "--train.microbatches", "2", "--train.eval_every", "0"),
+        *("--optim.schedule.warmup", "0.1", "--optim.schedule.decay", "0.2"),
         *("--train.eval_batches", "1", "--train.samples.prompts", "Hi", "--train.samples.max_tokens", "4"),
         *("--run.dir", str(folder / "run"), "--run.loggers", "[]"),
     ]
