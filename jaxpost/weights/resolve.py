@@ -112,7 +112,7 @@ class _HubError(Exception):
 
 
 def _from_hub(repo: str, revision: str | None, *, weights: bool = True) -> Path:
-    """Snapshot of a repository, whole or all but the weights,, or an earlier one when the hub cannot be reached."""
+    """Snapshot of a repository (all of it, or all but the weights); an earlier one if the hub is out of reach."""
     try:
         # One bounded question first: a download retries for minutes before it gives up.
         _within(
