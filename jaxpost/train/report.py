@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,6 +23,41 @@ def describe_run(job: SupervisedJob, folder: RunFolder, status: str, results: Ma
     if metrics.exists():
         folder.write("curves.svg", draw_curves(list(read_metrics(metrics)), title=folder.path.name))
     folder.write("README.md", readme(folder, command=job.command, status=status, results=results))
+
+
+def before_and_after(folder: Path) -> list[str]:
+    """What training changed, as lines for the console: the first and last evaluation, and the answers of both.
+
+    Read from the run's files, so it is the same however often the run was interrupted.
+    """
+    metrics, answers = folder / "metrics.jsonl", folder / "samples.jsonl"
+    evals = [r for r in read_metrics(metrics) if r.get("kind") == "eval"] if metrics.exists() else []
+    samples = [json.loads(line) for line in answers.read_bytes().splitlines()] if answers.exists() else []
+    lines = []
+    if len(evals) > 1:
+        first, last = evals[0], evals[-1]
+        for name in (n for n in last if n == "loss" or n.endswith("/loss")):
+            if name in first and not name.startswith("best/"):
+                lines.append(f"held-out {name}: {first[name]:.4f} before, {last[name]:.4f} after")
+    steps = sorted({s["step"] for s in samples})
+    if len(steps) > 1:
+        first_answers, last_answers = ([s for s in samples if s["step"] == step] for step in (steps[0], steps[-1]))
+        for before, after in zip(first_answers, last_answers, strict=False):
+            lines += [f"> {one_line(before['prompt'])}", *_answers((("before", before), ("after", after)))]
+    return lines
+
+
+def _answers(pairs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    return [f"  {label + ':':<8}{one_line(sample['text'])}" for label, sample in pairs]
+
+
+def one_line(text: str) -> str:
+    """Model text for a console: line breaks and control characters shown, so that it cannot move the cursor.
+
+    >>> one_line("a" + chr(10) + "b" + chr(27) + "[2J")
+    'a b?[2J'
+    """
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 def plain_config(text: str) -> dict[str, Any]:

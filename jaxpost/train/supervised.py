@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -27,7 +27,7 @@ from jaxpost.train.job import EvalStep, RunResult, Source, SupervisedJob
 from jaxpost.train.meters import Meter, peak_flops, peak_memory_gib
 from jaxpost.train.position import Position, check_same_run
 from jaxpost.train.progress import Progress, duration
-from jaxpost.train.report import describe_run, plain_config
+from jaxpost.train.report import before_and_after, describe_run, one_line, plain_config
 from jaxpost.types import TrainState
 
 __all__ = ["EvalStep", "RunResult", "Source", "SupervisedJob", "run_supervised"]
@@ -77,6 +77,15 @@ def run_supervised(job: SupervisedJob) -> RunResult:
             raise
 
 
+class _Pending(NamedTuple):
+    """An update whose metrics are still on the device."""
+
+    step: int
+    metrics: dict[str, Any]
+    waited: float
+    ended: float | None
+
+
 class _Run:
     """One attempt at a job: what the loop's parts share."""
 
@@ -112,7 +121,7 @@ class _Run:
         peak = peak_flops(devices) if job.flops_per_token else None
         self.meter = Meter(flops_per_token=job.flops_per_token, peak=peak)
         self.saved: int | None = checkpoints.latest
-        self.pending: tuple[int, dict[str, Any]] | None = None
+        self.pending: _Pending | None = None
         self.asked_to_stop = False
         self.started_at = self.position.step
         kinds = f"{len(devices)} x {devices[0].device_kind}"
@@ -168,8 +177,9 @@ class _Run:
         return self.alone and self.signals.received is not None
 
     def _update(self, batches: Iterator[Any]) -> None:
-        with self.meter.waiting():
-            batch = next(batches, None)
+        start = time.perf_counter()
+        batch = next(batches, None)
+        waited = time.perf_counter() - start
         if batch is None:
             raise ValueError(
                 f"The training data ended after batch {self.position.step}; sources must go on without end."
@@ -182,22 +192,25 @@ class _Run:
         wish = self.signals.received is not None
         self.state, metrics = self.step(self.state, batch, self.position.step, wish)
         self.position.step += 1
-        previous, self.pending = self.pending, (self.position.step, metrics)
+        # Some backends compute within the call; there, the update has ended already.
+        ended = time.perf_counter() if all(x.is_ready() for x in metrics.values()) else None
+        previous, self.pending = self.pending, _Pending(self.position.step, metrics, waited, ended)
         if previous is not None:
-            self._read(*previous)
+            self._read(previous)
 
     def _drain(self) -> None:
         previous, self.pending = self.pending, None
         if previous is not None:
-            self._read(*previous)
+            self._read(previous)
 
-    def _read(self, step: int, device_metrics: Mapping[str, Any]) -> None:
-        """Take in the metrics of update `step`, which blocks until the device has them."""
-        job, position = self.job, self.position
-        metrics = {name: float(value) for name, value in jax.device_get(dict(device_metrics)).items()}
+    def _read(self, update: _Pending) -> None:
+        """Take in the metrics of an update, which blocks until the device has them."""
+        job, position, step = self.job, self.position, update.step
+        metrics = {name: float(value) for name, value in jax.device_get(update.metrics).items()}
         self.asked_to_stop |= metrics.pop("halt") > 0
         tokens, trained = int(metrics.pop("tokens")), int(metrics.pop("tokens_trained"))
-        self.meter.add(tokens=tokens, trained=trained)
+        ended = time.perf_counter() if update.ended is None else update.ended
+        self.meter.add(ended=ended, waited=update.waited, tokens=tokens, trained=trained)
         lr = None if job.lr_at is None else float(job.lr_at(step - 1 - position.skipped))
         position.add(metrics, tokens=tokens, trained=trained)
         try:
@@ -264,6 +277,7 @@ class _Run:
             head = f"step {position.step:>{len(str(job.num_steps))}}/{job.num_steps}  held out: "
             self.progress.say(f"{head}{', '.join(losses)}  in {duration(seconds)}")
         for sample in samples:
+            self.progress.say(f"  > {one_line(sample['prompt'])}\n    {one_line(sample['text'])}")
             if self.files:
                 self.files["samples.jsonl"].write({"step": position.step, **sample})
         position.evaluated = position.step
@@ -302,6 +316,8 @@ class _Run:
         job, position = self.job, self.position
         if stopped is None:
             self._export()
+            for line in before_and_after(self.folder.path) if self.folder.writes else ():
+                self.progress.say(line)
             text = f"Finished {job.num_steps} updates; everything is in {self.folder.path}"
         elif position.step:
             text = (
