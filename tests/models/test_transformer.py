@@ -1,10 +1,11 @@
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import CONFIGS, GEMMA, LLAMA, VOCAB, rows
+from tiny_models import CONFIGS, GEMMA, LLAMA, VOCAB, random_params, rows
 
 from jaxpost.models import transformer
 from jaxpost.models.config import BlockConfig, RopeConfig, StackConfig
@@ -16,14 +17,8 @@ from jaxpost.types import Inputs
 
 
 def made(config, **options):
-    """A model and parameters large enough that every part of it matters."""
     model = build_model(config, **options)
-    params = model.init(jax.random.key(0))
-    keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
-    leaves, tree = jax.tree.flatten(params)
-    return model, jax.tree.unflatten(
-        tree, [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    )
+    return model, random_params(model)
 
 
 def logits(model, params, inputs):
@@ -36,21 +31,24 @@ def test_scan_equals_the_hand_unrolled_layers(name):
     config = CONFIGS[name]
     model, params = made(config)
     inputs = rows(6, 4)
-    got = model.forward(params, inputs).hidden
+    position, segment = inputs.positions, inputs.segment_ids
+    kinds = {kind for stack in config.stacks for kind in stack.period}
+
+    @partial(jax.jit, static_argnums=0)
+    def one(kind, weights, x):
+        ropes = {b.rope: transformer.rope_rotation(b.rope, config.head_dim, position) for b in kinds}
+        context = transformer.Context(position, segment, position, segment, ropes, None)
+        return transformer.block(
+            config, kind, weights, x, context, None, attend=attention, constrain=lambda x, axes: x
+        )[0]  # fmt: skip
 
     x = params["embed"]["table"][inputs.tokens] * config.embed_scale
-    position, segment = inputs.positions, inputs.segment_ids
-    ropes = {
-        b.rope: transformer.rope_rotation(b.rope, config.head_dim, position) for s in config.stacks for b in s.period
-    }
-    context = transformer.Context(position, segment, position, segment, ropes, None)
     for s, stack in enumerate(config.stacks):
         for layer in range(stack.repeats):
             for b, kind in enumerate(stack.period):
-                weights = jax.tree.map(lambda w, layer=layer: w[layer], params["stacks"][str(s)][str(b)])
-                x, _ = transformer.block(
-                    config, kind, weights, x, context, None, attend=attention, constrain=lambda x, axes: x
-                )
+                weights = jax.tree.map(lambda w, layer=layer: np.asarray(w)[layer], params["stacks"][str(s)][str(b)])
+                x = one(kind, weights, x)
+    got = jax.jit(model.forward)(params, inputs).hidden
     wide = np.asarray(x, np.float64)
     scale = np.asarray(params["final_norm"]["scale"]) + config.norm_offset
     want = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + config.norm_eps) * scale
@@ -91,11 +89,13 @@ def test_remat_changes_memory_not_gradients():
 
 def low_rank(params, rank=2):
     """Every kernel of a stack as a LoRA leaf."""
-    flat = flatten(params)
+    rng, flat = np.random.default_rng(1), flatten(params)
     for path, w in flat.items():
         if path[0] == "stacks" and path[-1] == "kernel":
-            a, b = (0.3 * jax.random.normal(jax.random.key(len(path)), s) for s in
-                    ((w.shape[0], w.shape[1], rank), (w.shape[0], rank, w.shape[2])))  # fmt: skip
+            a, b = (
+                jnp.asarray(rng.normal(0, 0.3, s), jnp.float32)
+                for s in ((w.shape[0], w.shape[1], rank), (w.shape[0], rank, w.shape[2]))
+            )
             flat[path] = LoRA(w, a, b, jnp.linspace(0.5, 2.0, w.shape[0]))
     return nest(flat)
 
@@ -161,16 +161,16 @@ def test_the_backward_pass_with_dots_repeats_no_projection():
 
 def test_mixed_precision_keeps_its_dtypes():
     model = build_model(LLAMA, compute_dtype=jnp.bfloat16)
-    params = model.init(jax.random.key(0), jnp.bfloat16)
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), random_params(model))
     inputs = rows(6, 4)
-    out = model.forward(params, inputs)
+    out = jax.jit(model.forward)(params, inputs)
     assert out.hidden.dtype == jnp.bfloat16
     assert model.unembed(params, out.hidden).dtype == jnp.float32
     assert model.init_cache(1, 4).keys[0][0].dtype == jnp.bfloat16
     master = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-    gradient = jax.grad(lambda p: model.forward(p, inputs).hidden.astype(jnp.float32).sum())(master)
-    assert {x.dtype for x in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
-    wide = build_model(LLAMA).forward(master, inputs).hidden
+    loss = jax.grad(lambda p: model.forward(p, inputs).hidden.astype(jnp.float32).sum())
+    assert {x.dtype for x in jax.tree.leaves(jax.eval_shape(loss, master))} == {jnp.dtype("float32")}
+    wide = jax.jit(build_model(LLAMA).forward)(master, inputs).hidden
     np.testing.assert_allclose(out.hidden.astype(jnp.float32), wide, atol=0.1)
 
 
@@ -184,7 +184,7 @@ def test_embedding_scale_is_rounded_to_the_parameters_dtype():
         return x
 
     model = build_model(config, record)
-    params = jax.tree.map(lambda x: jnp.ones_like(x, jnp.bfloat16), model.init(jax.random.key(0)))
+    params = jax.tree.map(lambda x: jnp.ones_like(x, jnp.bfloat16), random_params(model))
     model.forward(params, rows(1))
     first = next(x for axes, x in seen if axes == ("batch", "length", "act_embed"))
     assert float(first[0, 0, 0]) == 55.5
@@ -200,8 +200,7 @@ def test_activations_are_constrained_by_meaning():
         return x
 
     model = build_model(CONFIGS["qwen"], record)
-    params = model.init(jax.random.key(0))
-    model.unembed(params, model.forward(params, rows(3)).hidden)
+    jax.eval_shape(lambda p: model.unembed(p, model.forward(p, rows(3)).hidden), random_params(model))
     assert {
         ("batch", "length", "act_embed"),
         ("batch", "length", "act_heads", None),

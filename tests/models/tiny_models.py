@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig, StackConfig
+from jaxpost.models.table import nest
 from jaxpost.types import Inputs
 
 VOCAB = 37
@@ -37,6 +38,16 @@ GEMMA = replace(
 )
 QWEN = replace(LLAMA, family="qwen2", qkv_bias=True, out_bias=True, mlp_bias=True, tie_embeddings=False)
 CONFIGS = {"llama": LLAMA, "gemma": GEMMA, "qwen": QWEN}
+
+
+def random_params(model, seed=0):
+    """Weights large enough that every part of the model matters; by NumPy, which compiles nothing."""
+    rng = np.random.default_rng(seed)
+    center = {"scale": 1 - model.config.norm_offset}
+    return nest({
+        spec.path: jnp.asarray(rng.normal(center.get(spec.path[-1], 0.0), 0.2, spec.shape), jnp.float32)
+        for spec in model.table
+    })  # fmt: skip
 
 
 def rows(*lengths, width=None, left=False, seed=0):
