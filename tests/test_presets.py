@@ -62,7 +62,7 @@ def test_preset_runs_three_steps_on_a_tiny_model(preset, tiny_model, tmp_path, m
     assert result.step == 3
     assert result.stopped is None
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    losses = [record["loss"] for record in records if "loss" in record]
+    losses = [record["loss"] for record in records if record["kind"] == "train"]
     assert len(losses) == 3
     assert all(0 <= loss < 20 for loss in losses)
     exported = tmp_path / "run" / "export"
