@@ -36,7 +36,9 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
-YARN = {"rope_type": "yarn", "rope_theta": 900.0, "factor": 4.0, "original_max_position_embeddings": 64}
+YARN = {"rope_type": "yarn", "rope_theta": 900.0, "factor": 4.0, "original_max_position_embeddings": 2048}
+# Wide enough heads for frequencies on both sides of yarn's bounds and between them.
+YARN_SHAPE = {**TINY, "head_dim": 32, "max_position_embeddings": 8192}
 GEMMA = {
     **TINY,
     "num_hidden_layers": 7,
@@ -55,10 +57,13 @@ CASES = {
     "llama-biases": ("llama", {**TINY, "attention_bias": True, "mlp_bias": True}),
     "llama-rope-llama3": ("llama", {**TINY, "rope_parameters": LLAMA3}),
     "llama-rope-linear": ("llama", {**TINY, "rope_parameters": LINEAR}),
-    "llama-rope-yarn": ("llama", {**TINY, "rope_parameters": YARN}),
+    "llama-rope-yarn": ("llama", {**YARN_SHAPE, "rope_parameters": YARN}),
     "llama-rope-yarn-mscale": (
         "llama",
-        {**TINY, "rope_parameters": {**YARN, "beta_fast": 8.0, "beta_slow": 2.0, "mscale": 1.0, "mscale_all_dim": 0.5}},
+        {
+            **YARN_SHAPE,
+            "rope_parameters": {**YARN, "beta_fast": 8.0, "beta_slow": 2.0, "mscale": 1.0, "mscale_all_dim": 0.5},
+        },
     ),
     "llama-gelu": ("llama", {**TINY, "hidden_act": "gelu_pytorch_tanh"}),
     "qwen2": ("qwen2", {**TINY, "tie_word_embeddings": True}),
@@ -66,7 +71,7 @@ CASES = {
         "qwen2",
         {**TINY, "num_hidden_layers": 5, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
     ),
-    "qwen2-rope-yarn": ("qwen2", {**TINY, "rope_parameters": {**YARN, "attention_factor": 1.25}}),
+    "qwen2-rope-yarn": ("qwen2", {**YARN_SHAPE, "rope_parameters": {**YARN, "attention_factor": 1.25}}),
     "qwen3": ("qwen3", {**TINY, "head_dim": 16}),
     "qwen3-tied-biases": ("qwen3", {**TINY, "head_dim": 6, "attention_bias": True, "tie_word_embeddings": True}),
     "gemma3": ("gemma3_text", {**GEMMA, "final_logit_softcapping": 5.0}),

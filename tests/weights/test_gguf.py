@@ -169,9 +169,10 @@ def test_scaling_in_the_metadata_is_read(tmp_path):
     assert (rope.scaling, rope.factor, rope.original_max_positions) == ("yarn", 4.0, 16)
 
 
-def test_tokenizer_loads_in_transformers(tmp_path):
-    config, params = tiny("llama")
-    write_gguf(tmp_path / "m.gguf", config, params)
+@pytest.mark.parametrize(("name", "pre"), [("llama", "smollm"), ("qwen2", "qwen2"), ("qwen3", "qwen2")])
+def test_tokenizer_loads_in_transformers(name, pre, tmp_path):
+    config, params = tiny(name)
+    write_gguf(tmp_path / "m.gguf", config, params, pre=pre)
     convert(tmp_path / "m.gguf", tmp_path / "m")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
     assert tokenizer.tokenize("<|user|>hello hello12<tool>") == [
