@@ -10,6 +10,7 @@ from jaxpost.config import (
     AdamWSection,
     CrossEntropySection,
     DataSection,
+    DFTSection,
     FullSection,
     LionSection,
     LoRASection,
@@ -72,7 +73,7 @@ def _data(data: DataSection) -> Iterator[str]:
         yield from _at_least(f"data.{key}", getattr(data, key), 0)
 
 
-def _loss(loss: object) -> Iterator[str]:
+def _loss(loss: CrossEntropySection | DFTSection) -> Iterator[str]:
     yield from _at_least("loss.z_loss", loss.z_loss, 0)
     yield from _at_least("loss.chunk_tokens", loss.chunk_tokens, 1)
     if isinstance(loss, CrossEntropySection):

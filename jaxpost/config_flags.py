@@ -152,7 +152,7 @@ def _switch(section: Any, kind: type) -> Any:
     return kind(**{name: value for name, value in kept.items() if value != getattr(default, name)})
 
 
-def _blank(section: type) -> Any:
+def _blank(section: Any) -> Any:
     """A section whose required keys are still to come (`_check_complete` looks for them)."""
     required = (f.name for f in dataclasses.fields(section) if _required(f))
     return section(**dict.fromkeys(required, ""))

@@ -158,7 +158,7 @@ def fingerprint(config: Any) -> str:
 
 
 @functools.cache
-def hints(section: type) -> dict[str, Any]:
+def hints(section: Any) -> dict[str, Any]:
     """The types of a section's fields, by name."""
     found = typing.get_type_hints(section)
     return {f.name: found[f.name] for f in dataclasses.fields(section)}
@@ -243,7 +243,7 @@ class _Reader:
             raise TypeError(f"{key}: unions other than sections are not supported: {hint}")
         return self.plain(node, options[0], hint, key)
 
-    def section(self, node: yaml.Node, options: dict[str, type], key: str, default: Any) -> Any:
+    def section(self, node: yaml.Node, options: dict[str, Any], key: str, default: Any) -> Any:
         """A dataclass; of a union, the one whose tag the node names, else the default's."""
         if not isinstance(node, yaml.MappingNode):
             self.fail(node, key, f"is a section: give it keys ({', '.join(hints(next(iter(options.values()))))})")

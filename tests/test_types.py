@@ -4,7 +4,14 @@ from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig, StackCon
 def test_layer_index_counts_through_stacks_and_periods():
     block = BlockConfig(rope=RopeConfig())
     config = ModelConfig(
-        family="x", vocab_size=8, width=4, mlp_width=8, heads=1, kv_heads=1, head_dim=4, max_positions=8,
+        family="x",
+        vocab_size=8,
+        width=4,
+        mlp_width=8,
+        heads=1,
+        kv_heads=1,
+        head_dim=4,
+        max_positions=8,
         stacks=(StackConfig(repeats=2, period=(block, block, block)), StackConfig(repeats=1, period=(block, block))),
     )
     order = [

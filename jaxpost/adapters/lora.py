@@ -101,6 +101,6 @@ def axes_tree(table: Iterable[ParamSpec], overlay: Params) -> Params:
         axes = specs[path].axes
         if not isinstance(leaf, LowRank):
             return axes
-        return LowRank((*axes[:-1], "rank"), (*axes[:-2], "rank", axes[-1]))
+        return LowRank._make(((*axes[:-1], "rank"), (*axes[:-2], "rank", axes[-1])))
 
     return nest({path: one(path, leaf) for path, leaf in flatten(overlay).items()})

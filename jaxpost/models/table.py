@@ -48,6 +48,7 @@ def _block_rows(config: ModelConfig) -> list[tuple[str, str, tuple[int, ...], tu
     norms = [("attn_norm", c.width), ("mlp_norm", c.width)]
     norms += [("q_norm", c.head_dim), ("k_norm", c.head_dim)] if c.qk_norm else []
     norms += [("attn_post_norm", c.width), ("mlp_post_norm", c.width)] if c.post_norms else []
+    rows: list[tuple[str, str, tuple[int, ...], tuple[str, ...], Any]]
     rows = [(name, "scale", (size,), ("norm",), norm) for name, size in norms]
     for name, inputs, outputs, axes, bias in linears:
         rows.append((name, "kernel", (inputs, outputs), axes, _normal))

@@ -121,7 +121,7 @@ def attention_block(
         k = rms_norm(k, weights["k_norm"]["scale"], eps=config.norm_eps, offset=config.norm_offset)
     cos, sin = context.rotations[kind.rope]
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    if cache is not None:
+    if cache is not None and context.start is not None:
         cache = cache._replace(
             keys=write(cache.keys, k, cache.layer, context.start),
             values=write(cache.values, v, cache.layer, context.start),
@@ -340,10 +340,12 @@ def build_model(
         return module.init(key, dtype, method="declare")["params"]
 
     def forward(params: Params, inputs: Inputs, cache: DenseCache | None = None) -> Outputs:
-        return module.apply({"params": params}, inputs, cache)
+        outputs: Any = module.apply({"params": params}, inputs, cache)
+        return outputs
 
     def unembed(params: Params, hidden: Array) -> Array:
-        return module.apply({"params": params}, hidden, method="unembed")
+        logits: Any = module.apply({"params": params}, hidden, method="unembed")
+        return logits
 
     def new_cache(batch: int, capacity: int, dtype: Any = compute_dtype) -> DenseCache:
         return init_cache(config, batch, capacity, dtype)

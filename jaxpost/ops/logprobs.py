@@ -142,7 +142,7 @@ def _part(leaves: list[Any]) -> tuple[list[Array | None], list[Array | None]]:
 
 
 def _merge(diff: list[Array | None], fixed: list[Array | None]) -> list[Array]:
-    return [f if d is None else d for d, f in zip(diff, fixed, strict=True)]
+    return [leaf for d, f in zip(diff, fixed, strict=True) if (leaf := f if d is None else d) is not None]
 
 
 def _zeros32(leaves: list[Array | None]) -> list[Array | None]:

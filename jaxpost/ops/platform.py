@@ -76,7 +76,7 @@ def current() -> Platform:
     if chosen is not None:
         return chosen
     backend = jax.default_backend()
-    return backend if backend in CHOICES else "gpu"  # ty: ignore[invalid-return-type]
+    return backend if backend in CHOICES else "gpu"
 
 
 def choices() -> Choices:

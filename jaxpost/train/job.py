@@ -22,9 +22,13 @@ from jaxpost.types import Hyper, Params, TrainState, TrainStep
 class Source(Protocol):
     """Batches by index: batch k is a pure function of (seed, k), so that a run's data position is an integer."""
 
-    fingerprint: str
-    """Changes whenever any batch would."""
-    num_batches_per_epoch: int
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever any batch would."""
+        ...
+
+    @property
+    def num_batches_per_epoch(self) -> int: ...
 
     def iterate(self, start: int) -> Iterator[Any]:
         """Batches start, start + 1, ... without end: this process's rows, as NumPy arrays."""

@@ -98,7 +98,7 @@ def scale_by_step(schedule: Schedule, factor: float) -> optax.GradientTransforma
         scale = factor * schedule(step)
         return jax.tree.map(lambda u: scale.astype(u.dtype) * u, updates), state
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)  # ty: ignore[invalid-argument-type]
 
 
 def in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

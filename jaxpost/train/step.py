@@ -157,7 +157,7 @@ def split_microbatches(batch: Any, count: int) -> Any:
       Array([[0, 2, 4],
              [1, 3, 5]], dtype=int32)
     """
-    sizes = {x.shape[0] if x.ndim else None for x in jax.tree.leaves(batch)}
+    sizes: set[Any] = {x.shape[0] if x.ndim else None for x in jax.tree.leaves(batch)}
     if len(sizes) != 1 or None in sizes:
         raise ValueError(f"every array of a batch must lead with the same number of rows, found {sizes}")
     (rows,) = sizes
