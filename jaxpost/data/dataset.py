@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +26,6 @@ from jaxpost.data.sources import Reader, open_source
 from jaxpost.data.tokenise import Counts, Reject, encoded_chunks
 from jaxpost.text.messages import DataError
 from jaxpost.text.tokenizer import Tokenizer
-
-CACHE_VERSION = 1
 
 
 class Progress(NamedTuple):
@@ -152,15 +151,23 @@ def _prepare_source(
     reader = open_source(source)
     options = encode_options(section)
     read = {k: v for k, v in asdict(source).items() if k not in ("path", "weight", "split", "subset")}
-    key = repr(
-        (CACHE_VERSION, reader.digest(), sorted(read.items()), options, section.on_bad_row, tokenizer.fingerprint)
-    )
+    key = repr((_code(), reader.digest(), sorted(read.items()), options, section.on_bad_row, tokenizer.fingerprint))
     folder = cache_dir / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not (folder / "stats.json").is_file():
         _tokenise(reader, tokenizer, options, section, folder, report)
     stats = SourceStats(**json.loads((folder / "stats.json").read_text(encoding="utf-8")))
     stats.name = source.path
     return folder, stats
+
+
+@cache
+def _code() -> str:
+    """A hash of the code that makes tokens of rows, so that no cache outlives a change of it."""
+    digest = hashlib.sha256()
+    for package in (Path(__file__).parent, Path(__file__).parent.parent / "text"):
+        for path in sorted((*package.rglob("*.py"), *package.rglob("*.jinja"))):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _tokenise(

@@ -70,18 +70,15 @@ def to_pieces(example: Example, tokenizer: Tokenizer, options: EncodeOptions, no
             raise DataError("mask: completion needs rows of prompt and completion, not messages; use mask: assistant")
         return _conversation(example.content, 0, example.tools, tokenizer, options, notes)
     if isinstance(example, PromptCompletion):
-        if isinstance(example.prompt, str):
+        prompt, completion = example.prompt, example.completion
+        if isinstance(prompt, str) and isinstance(completion, str):
             if mask in ("completion", "all"):
-                weights = [1.0 if mask == "all" else 0.0, 1.0]
-                return Pieced([example.prompt, example.completion], weights, tokenizer.adds_bos, 1.0)
+                return Pieced([prompt, completion], [1.0 if mask == "all" else 0.0, 1.0], tokenizer.adds_bos, 1.0)
             notes["plain pairs shown as a user and an assistant turn"] += 1
-            turns = (
-                Message(role="user", content=example.prompt),
-                Message(role="assistant", content=example.completion),
-            )
+            turns = (Message(role="user", content=prompt), Message(role="assistant", content=completion))
             return _conversation(turns, 0, example.tools, tokenizer, options, notes)
-        turns = example.prompt + example.completion
-        return _conversation(turns, len(example.prompt), example.tools, tokenizer, options, notes)
+        if not isinstance(prompt, str) and not isinstance(completion, str):
+            return _conversation(prompt + completion, len(prompt), example.tools, tokenizer, options, notes)
     name = type(example).__name__
     raise DataError(f"{name} rows are not for supervised training; it takes language_modeling or prompt_completion")
 

@@ -83,24 +83,19 @@ class BatchSource:
         plan = self.plan
         numbers = k * plan.batch_size + np.asarray(self.rows, np.int64)
         rows, width = len(numbers), plan.seq_len
-        out = TokenBatch(
-            tokens=np.full((rows, width), self.pad_id, np.int32),
-            positions=np.zeros((rows, width), np.int32),
-            segment_ids=np.zeros((rows, width), np.int32),
-            weights=np.zeros((rows, width), np.float32),
-            row_ids=numbers.astype(np.int32),
-        )
+        tokens = np.full((rows, width), self.pad_id, np.int32)
+        positions, segments = np.zeros((2, rows, width), np.int32)
+        weights = np.zeros((rows, width), np.float32)
         for r in range(rows):
             at = 0
             for segment, example in enumerate(plan.row(int(numbers[r])).tolist(), 1):
-                tokens, weights = self.dataset.example(example)
-                end = at + len(tokens)
-                out.tokens[r, at:end] = tokens
-                out.positions[r, at:end] = np.arange(len(tokens))
-                out.segment_ids[r, at:end] = segment
-                out.weights[r, at:end] = weights
+                ids, of_ids = self.dataset.example(example)
+                end = at + len(ids)
+                tokens[r, at:end], weights[r, at:end] = ids, of_ids
+                positions[r, at:end], segments[r, at:end] = np.arange(len(ids)), segment
                 at = end
-        return out
+        arrays: Any = (tokens, positions, segments, weights, numbers.astype(np.int32))
+        return TokenBatch(*arrays)
 
     def iterate(self, start: int = 0) -> Iterator[TokenBatch]:
         """batch(start), batch(start + 1) ...: without end in training, all that remain in evaluation."""

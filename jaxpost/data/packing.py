@@ -79,6 +79,7 @@ class Plan:
     packing: bool
     seed: int
     endless: bool
+    _rows: int | None = None
     _firsts: list[int] = field(default_factory=lambda: [0])
     _epochs: dict[int, list[np.ndarray]] = field(default_factory=dict)
     _pattern: tuple[np.ndarray, int] | None = None
@@ -87,7 +88,9 @@ class Plan:
     @property
     def rows_per_epoch(self) -> int:
         """Bins of the first epoch (of all, but for mixtures, where epochs differ a little)."""
-        return len(self.epoch(0))
+        if self._rows is None:
+            self._rows = len(self.epoch(0))
+        return self._rows
 
     @property
     def num_batches_per_epoch(self) -> int:
@@ -122,10 +125,10 @@ class Plan:
     def epoch(self, epoch: int) -> list[np.ndarray]:
         """The bins of an epoch in order; each is an array of examples."""
         with self._lock:
-            if epoch not in self._epochs:
-                if len(self._epochs) >= 2:
-                    self._epochs.pop(next(iter(self._epochs)))
-                self._epochs[epoch] = self._pack(epoch)
+            rows = self._epochs.pop(epoch, None)
+            self._epochs[epoch] = self._pack(epoch) if rows is None else rows
+            while len(self._epochs) > 2:  # a batch may hold rows of two epochs
+                self._epochs.pop(next(iter(self._epochs)))
             return self._epochs[epoch]
 
     def _pack(self, epoch: int) -> list[np.ndarray]:

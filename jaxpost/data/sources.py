@@ -75,7 +75,7 @@ class Reader:
             total = len(self.table)
             for index, value in enumerate(self.table):
                 self.fraction = (index + 1) / total
-                yield Row(f"{self.name}[{self.section.split}] row {index}", value)
+                yield Row(f"{self.name}[{self.section.split}] row {index}", without_filling(value))
             return
         for number, path in enumerate(self.files):
             size = max(1, path.stat().length)
@@ -188,18 +188,33 @@ def _json_rows(path: epath.Path, stream: Any) -> Iterator[Row]:
 
 
 def _parquet_rows(path: epath.Path, stream: Any) -> Iterator[Row]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
-    from pyarrow.lib import ArrowInvalid
 
     try:
         file = pq.ParquetFile(stream)
-    except ArrowInvalid as error:
+    except pa.ArrowInvalid as error:
         raise DataError(f"{path}: not a Parquet file: {error}", kind="malformed") from None
     index = 0
     for batch in file.iter_batches(batch_size=1024):
         for value in batch.to_pylist():
-            yield Row(f"{path}: row {index}", value)
+            yield Row(f"{path}: row {index}", without_filling(value))
             index += 1
+
+
+def without_filling(row: dict[str, Any]) -> dict[str, Any]:
+    """Takes out the nulls that a table puts in for keys that other rows' objects have (tool arguments, parts).
+
+    >>> without_filling({"text": None, "calls": [{"a": 1, "b": None}]})
+    {'text': None, 'calls': [{'a': 1}]}
+    """
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items() if item is not None}
+        return [clean(item) for item in value] if isinstance(value, list) else value
+
+    return {key: clean(value) for key, value in row.items()}
 
 
 def open_source(section: SourceSection) -> Reader:
@@ -253,7 +268,7 @@ def _from_disk(path: epath.Path, section: SourceSection) -> Any:
     import datasets
 
     if (path / "dataset_dict.json").is_file():
-        splits = datasets.load_from_disk(str(path))
+        splits: Any = datasets.load_from_disk(str(path))
         if section.split not in splits:
             raise DataError(f"{path} has no split {section.split!r}; it has {', '.join(splits)}")
         return splits[section.split]

@@ -130,8 +130,9 @@ def _render(
     from transformers.utils.chat_template_utils import render_jinja_template
 
     marked = has_markers(text)
+    render: Any = render_jinja_template  # annotated as giving one text, it gives lists of texts and spans
     try:
-        texts, spans = render_jinja_template(
+        texts, spans = render(
             conversations=[messages],
             tools=None if tools is None else [dict(tool) for tool in tools],
             chat_template=text,

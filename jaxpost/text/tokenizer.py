@@ -51,22 +51,23 @@ class Tokenizer:
         self.adds_bos = self.bos_id is not None and hf("a")["input_ids"][:1] == [self.bos_id]
         first = self._fast.encode("a").tokens
         self._adds_space = bool(first) and first[0].startswith("▁")
-        self._chat, self._chat_error = None, None
+        self._chat: ChatTemplate | None = None
+        self._problem = TemplateError("the tokenizer has no chat template")
         special = {key: str(value) for key, value in hf.special_tokens_map.items() if isinstance(value, str)}
         own = hf.chat_template
         if isinstance(own, Mapping):
             own = own.get("default")
-        self.end_of_turn_id = None
+        self.end_of_turn_id: int | None = None
         try:
-            self._chat = choose_template(own, special, chat_template)
-            check_prefixes(self._chat)
-            self.end_of_turn_id = self._end_of_turn(self._chat)
+            chat = choose_template(own, special, chat_template)
+            check_prefixes(chat)
+            self._chat, self.end_of_turn_id = chat, self._end_of_turn(chat)
         except TemplateError as error:
-            self._chat_error = error
+            self._problem = error  # plain text needs no template, so this waits for the first conversation
             if chat_template is not None:
                 raise
-        eos = {self.eos_id, self.end_of_turn_id, *extra_eos_ids} - {None}
-        self.eos_ids = tuple(sorted(eos))
+        eos = (self.eos_id, self.end_of_turn_id, *extra_eos_ids)
+        self.eos_ids = tuple(sorted({i for i in eos if i is not None}))
         tokens = sorted({str(t.content) for t in hf.added_tokens_decoder.values() if t.special}, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, tokens))) if tokens else None
         self.pad_id = next((i for i in (hf.pad_token_id, self.eos_id) if i is not None), 0)
@@ -77,8 +78,8 @@ class Tokenizer:
     @property
     def chat(self) -> ChatTemplate:
         """The training template. Raises: TemplateError that says why there is none."""
-        if self._chat_error is not None:
-            raise self._chat_error
+        if self._chat is None:
+            raise self._problem
         return self._chat
 
     def _end_of_turn(self, chat: ChatTemplate) -> int:

@@ -76,7 +76,9 @@ def test_sources_without_a_usable_row(section, tokenizer, tmp_path):
     with pytest.raises(DataError, match=r"rows0\.jsonl holds no rows"):
         prepare(data, data.train, tokenizer, cache_dir=tmp_path)
     data = section(BAD[1:3], on_bad_row="skip")
-    with pytest.raises(DataError, match=r"none of its 2 rows can be trained on \(1 malformed, 1 format\); the first: .*:1: not"):
+    with pytest.raises(
+        DataError, match=r"none of its 2 rows can be trained on \(1 malformed, 1 format\); the first: .*:1: not"
+    ):
         prepare(data, data.train, tokenizer, cache_dir=tmp_path)
     with pytest.raises(DataError, match="give at least one source"):
         prepare(data, (), tokenizer, cache_dir=tmp_path)

@@ -158,5 +158,7 @@ def test_long_rows(section, tokenizer, tmp_path):
     dropped = run("drop")
     assert len(dropped) == 1
     assert dropped.stats[0].dropped == {"too long": 2}
-    with pytest.raises(DataError, match=r"rows0\.jsonl:1: the row has \d+ tokens and the window 60; raise data\.seq_len"):
+    with pytest.raises(
+        DataError, match=r"rows0\.jsonl:1: the row has \d+ tokens and the window 60; raise data\.seq_len"
+    ):
         run("error")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxpost.data.packing import best_fit_decreasing, make_plan
+from jaxpost.data.packing import Plan, best_fit_decreasing, make_plan
 from jaxpost.text.messages import DataError
 
 SEQ = 16
@@ -133,10 +133,22 @@ def test_rows_are_not_sorted_by_length_and_are_full():
 
 def test_a_data_set_smaller_than_a_batch_repeats_epochs():
     plan = make_plan(np.array([3, 3]), seq_len=4, batch_size=5)
-    rows = [row.tolist() for row in plan.batch(0)]
-    assert Counter(sum(rows, [])) == {0: 3, 1: 2} or Counter(sum(rows, [])) == {0: 2, 1: 3}
+    counts = Counter(np.concatenate(plan.batch(0)).tolist())
+    assert sorted(counts.values()) == [2, 3]
     assert plan.num_batches_per_epoch == 1
     assert plan.num_steps(10) == 4
+
+
+@pytest.mark.parametrize("shares", [None, [1.0, 3.0]])
+def test_each_epoch_is_packed_once_while_a_run_passes_through(shares, monkeypatch):
+    plan = make_plan(np.full(10, 4), seq_len=8, batch_size=3, starts=[0, 4, 10], shares=shares)
+    packed = []
+    pack = Plan._pack
+    monkeypatch.setattr(Plan, "_pack", lambda self, epoch: packed.append(epoch) or pack(self, epoch))
+    for k in range(20):
+        plan.batch(k)
+    assert packed == list(range(len(packed)))
+    assert len(packed) >= 10
 
 
 def test_steps_of_epochs():

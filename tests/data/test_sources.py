@@ -188,7 +188,9 @@ def test_a_missing_file_names_the_nearest(name, words, tmp_path):
 def test_a_name_that_neither_disk_nor_hub_knows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "my_rows.jsonl", LINES[0])
-    with pytest.raises(FileNotFoundError, match=r"my_rows is no local file or folder; did you mean my_rows\.jsonl\?, and"):
+    with pytest.raises(
+        FileNotFoundError, match=r"my_rows is no local file or folder; did you mean my_rows\.jsonl\?, and"
+    ):
         open_source(SourceSection(path="my_rows"))
 
 
@@ -196,6 +198,23 @@ def test_a_folder_that_is_no_data_set(tmp_path):
     write(tmp_path / "a.jsonl", LINES[0])
     with pytest.raises(DataError, match=r"not one that datasets\.save_to_disk wrote; to read its files give a glob"):
         open_source(SourceSection(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("make", ["parquet", "saved"])
+def test_a_table_does_not_add_arguments_of_other_rows(make, tmp_path):
+    rows = [{"messages": [{"role": "assistant", "tool_calls": [{"name": n, "arguments": {n: 1}}]}]} for n in "ab"]
+    if make == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+        path = tmp_path / "a.parquet"
+    else:
+        import datasets
+
+        datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "set")
+        path = tmp_path / "set"
+    assert [row.value for row in read(path)] == rows
 
 
 def test_columns_rename_and_fill():
