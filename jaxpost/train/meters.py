@@ -66,7 +66,10 @@ def peak_memory_gib(devices: Sequence[Any]) -> float:
 
 
 class Meter:
-    """Adds up seconds and tokens between two log records; time spent `paused` does not count as training.
+    """Adds up seconds and tokens between two log records; what happens inside `pause` does not count as training.
+
+    An update lasts from the end of the one before it (or of a pause) to its own end. The loop tells when an update
+    ended, because it hears of it only while the next one runs.
 
     Args:
         flops_per_token: forward and backward; None leaves utilisation out.
@@ -75,46 +78,44 @@ class Meter:
 
     def __init__(self, *, flops_per_token: float | None = None, peak: float | None = None) -> None:
         self._flops, self._peak = flops_per_token, peak
-        self._start = time.perf_counter()
-        self._paused = self._waited = 0.0
+        self._last = time.perf_counter()
+        self._seconds = self._waited = 0.0
         self._tokens = self._trained = self._updates = 0
         self._all_seconds, self._all_updates = 0.0, 0
 
     @contextmanager
     def pause(self) -> Generator[None]:
-        """Leave out what is no training: compiling, evaluating, saving."""
-        start = time.perf_counter()
+        """Leave out what is no training (compiling, evaluating, saving); no update may be under way."""
         try:
             yield
         finally:
-            self._paused += time.perf_counter() - start
+            self._last = time.perf_counter()
 
-    @contextmanager
-    def waiting(self) -> Generator[None]:
-        """Count as waiting for data."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._waited += time.perf_counter() - start
+    def add(self, *, ended: float, waited: float, tokens: int, trained: int) -> None:
+        """One finished update.
 
-    def add(self, *, tokens: int, trained: int) -> None:
-        """One finished update."""
+        Args:
+            ended: `time.perf_counter()` when it was done.
+            waited: seconds of it that went by waiting for its batch.
+        """
+        seconds = max(ended - self._last, 0.0)
+        self._last = max(ended, self._last)
+        self._seconds += seconds
+        self._waited += min(waited, seconds)
         self._tokens += tokens
         self._trained += trained
         self._updates += 1
+        self._all_seconds += seconds
+        self._all_updates += 1
 
     @property
     def seconds_per_update(self) -> float:
-        """Mean over this attempt, up to the last `read`."""
+        """Mean over this attempt."""
         return self._all_seconds / max(self._all_updates, 1)
 
     def read(self) -> dict[str, float]:
         """Speeds since the last call, and begin anew. Tokens per second count no padding."""
-        now = time.perf_counter()
-        seconds = max(now - self._start - self._paused, 1e-9)
-        self._all_seconds += seconds
-        self._all_updates += self._updates
+        seconds = max(self._seconds, 1e-9)
         out = {
             "seconds_per_update": seconds / max(self._updates, 1),
             "tokens_per_second": self._tokens / seconds,
@@ -123,6 +124,6 @@ class Meter:
         }
         if self._flops and self._peak:
             out["mfu_percent"] = 100 * self._flops * self._tokens / seconds / self._peak
-        self._start, self._paused, self._waited = now, 0.0, 0.0
+        self._seconds = self._waited = 0.0
         self._tokens = self._trained = self._updates = 0
         return {name: round(value, 6) for name, value in out.items()}
