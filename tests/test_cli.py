@@ -236,3 +236,36 @@ def test_settings_are_told_from_a_commands_own_options():
     assert own == ["inspect", "p", "--rows", "2", "--color", "never"]
     assert flags == ["--mesh.fsdp", "-1", "--adapter", "{kind: lora}"]
     assert set(METHODS) == {"sft"}
+
+
+def test_real_commands_on_a_tiny_model(tiny_model, tmp_path, capsys, monkeypatch):
+    """Through the real assemble: convert, generate from the result, inspect, env; nothing replaced."""
+    monkeypatch.setenv("JAXPOST_CACHE", str(tmp_path / "cache"))
+    copy = tmp_path / "copy"
+    assert run("convert", str(tiny_model), str(copy)) == 0
+    assert "wrote" in capsys.readouterr().out
+    assert run("convert", str(tiny_model), str(copy)) == 2
+    assert "exists already" in capsys.readouterr().err
+
+    answers = []
+    for folder in (tiny_model, copy):
+        assert run("generate", str(folder), "Hi", "--max-tokens", "4", "--json") == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1]
+    assert answers[0]["tokens"] <= 4
+    assert run("generate", str(tmp_path / "none"), "Hi") == 2
+    assert str(tmp_path / "none") in capsys.readouterr().err
+
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    (tmp_path / "p.yaml").write_text(
+        f"method: sft\nmodel: {{path: {copy}}}\ndata: {{train: [{{path: {tmp_path}/a.jsonl}}]}}\n"
+    )
+    assert run("data", "inspect", str(tmp_path / "p.yaml"), "--data.seq_len", "64") == 0
+    assert "Yes?" in capsys.readouterr().out
+    (tmp_path / "a.jsonl").write_text("{\n")
+    assert run("data", "inspect", str(tmp_path / "p.yaml"), "--data.seq_len", "64") == 2
+    assert f"{tmp_path}/a.jsonl:1" in capsys.readouterr().err
+
+    assert run("env", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["backend"] == "cpu"
