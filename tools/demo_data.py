@@ -1,9 +1,8 @@
 """Writes the demo's training and held-out conversations from the `chitchat-dataset` package (MIT).
 
 The package holds 7,168 conversations between volunteers about everyday questions (BYU PCC lab), each rated
-by its speakers. Kept are those with at least two turns a side and a mean rating of 4 or more; the first
-speaker becomes the user, the second the assistant, Every twentieth
-conversation is held out.
+by its speakers. Kept are those with at least two turns a side and a mean rating of 4 or more, up to three turns
+a side; the first speaker becomes the user, the second the assistant. Every twentieth conversation is held out.
 
     python tools/demo_data.py OUT_FOLDER
 """
@@ -13,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-MIN_TURNS, MAX_TURNS, MIN_RATING, HELD_OUT_EVERY = 4, 12, 4.0, 20
+MIN_TURNS, MAX_TURNS, MIN_RATING, HELD_OUT_EVERY = 4, 6, 4.0, 20
 
 
 def dataset_file() -> Path:
