@@ -1,0 +1,100 @@
+"""Two processes that talk over jax.distributed train what one process trains. Nothing here is faked but the devices."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from _worker import ROWS, name_of, train
+
+WORKER = Path(__file__).with_name("_worker.py")
+REPOSITORY = WORKER.parents[2]
+DEVICES = 4
+SECONDS = 240
+
+
+def start_group(command, processes, env=None):
+    """`processes` copies of a Python command that share 4 CPU devices, as one group if there are several."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    common = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(DEVICES // processes),
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(REPOSITORY),
+        **(env or {}),
+    }
+    group = []
+    for i in range(processes):
+        mine = {
+            "JAXPOST_COORDINATOR": f"127.0.0.1:{port}",
+            "JAXPOST_NUM_PROCESSES": str(processes),
+            "JAXPOST_PROCESS_ID": str(i),
+        }
+        group.append(
+            subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                env=common | (mine if processes > 1 else {}),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return group
+
+
+def finish(group):
+    """Waits for all; their outputs. Whoever fails takes the others along, since they would wait for it."""
+    try:
+        outputs = [process.communicate(timeout=SECONDS)[0] for process in group]
+    finally:
+        for process in group:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+    for process, output in zip(group, outputs, strict=True):
+        assert process.returncode == 0, output[-4000:]
+    return outputs
+
+
+def run(command, processes, env=None):
+    return finish(start_group(command, processes, env))
+
+
+def difference(a, b):
+    return np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(a)
+
+
+# One axis each: the CPU backend may enter collectives over different groups of devices in different orders, and hang.
+MESHES = [{"fsdp": DEVICES}, {"tensor": DEVICES}]
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory):
+    """Where two processes ended: (mesh, process) -> arrays."""
+    folder = tmp_path_factory.mktemp("two")
+    run([WORKER, folder, json.dumps(MESHES)], 2)
+    return {(name_of(m), i): dict(np.load(folder / f"{name_of(m)}_{i}.npz")) for m in MESHES for i in range(2)}
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=["rows_split", "tensor_across"])
+def test_the_step_gives_the_same_parameters(sizes, ends):
+    """With tensor=4 both processes feed all rows; with fsdp=4 each feeds its half."""
+    one, first, second = train(sizes, jax.devices()[:DEVICES]), ends[name_of(sizes), 0], ends[name_of(sizes), 1]
+    assert [int(x.pop("processes")) for x in (one, first, second)] == [1, 2, 2]
+    rows = [x.pop("rows").tolist() for x in (one, first, second)]
+    every = list(range(ROWS))
+    halves = [every[: ROWS // 2], every[ROWS // 2 :]]
+    assert rows == [every, *([every, every] if "tensor" in sizes else halves)]
+    for name, expected in one.items():
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+        assert difference(expected, first[name]) < 1e-5, name
