@@ -81,8 +81,8 @@ class CrossEntropySection:
     z_loss: float = 0.0
     """Weight of log(Z)^2, which keeps the logits' normaliser near 1 (PaLM, 2204.02311)."""
     label_smoothing: float = 0.0
-    chunk_tokens: int = 1024
-    """Tokens whose logits exist at one time."""
+    chunk_tokens: int | None = None
+    """Tokens per device whose logits exist at one time; None: by the platform."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class DFTSection:
 
     kind: Literal["dft"] = "dft"
     z_loss: float = 0.0
-    chunk_tokens: int = 1024
+    chunk_tokens: int | None = None
 
 
 LossSection = CrossEntropySection | DFTSection

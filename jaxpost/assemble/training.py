@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxpost import sharding
 from jaxpost.adapters import lora, peft
@@ -18,6 +20,7 @@ from jaxpost.config import AdapterSection, DFTSection, GuardSection, LoRASection
 from jaxpost.losses import supervised
 from jaxpost.metrics.terms import Sums
 from jaxpost.models.table import axes_tree
+from jaxpost.ops import platform
 from jaxpost.train.optim import make_optimizer
 from jaxpost.train.step import ema_update, init_state, make_eval_step, make_train_step
 from jaxpost.types import Hyper, LossFn, Model, Params, TrainState, TrainStep
@@ -54,9 +57,12 @@ class _Parts:
     policy: Callable[[Params, Params], Params]
 
 
-def make_loss(section: LossSection, model: Model) -> LossFn:
-    """The loss function that a `loss` section names."""
-    common = {"z_loss": section.z_loss, "chunk_tokens": section.chunk_tokens}
+def make_loss(section: LossSection, model: Model, mesh: Mesh | None = None) -> LossFn:
+    """The loss function that a `loss` section names; on a mesh each device that holds rows has its own chunk."""
+    chunk_tokens = platform.choices().chunk_tokens if section.chunk_tokens is None else section.chunk_tokens
+    if mesh is not None:
+        chunk_tokens *= math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "seq"))
+    common = {"z_loss": section.z_loss, "chunk_tokens": chunk_tokens}
     if isinstance(section, DFTSection):
         return partial(supervised.dft, model, **common)
     return partial(supervised.cross_entropy, model, label_smoothing=section.label_smoothing, **common)
@@ -79,7 +85,7 @@ def make_training(
       ValueError: patterns that match nothing, an adapter that does not fit, a schedule that exceeds the run.
     """
     parts = _parts(pretrained, adapter, seed)
-    loss_fn = make_loss(loss, pretrained.model)
+    loss_fn = make_loss(loss, pretrained.model, pretrained.mesh)
     if parts.frozen:
         loss_fn = bind_policy(loss_fn)
     optimizer, lr_at = make_optimizer(optim, num_steps)

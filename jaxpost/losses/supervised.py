@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxpost.ops import platform
 from jaxpost.ops.logprobs import TokenFn, stats_of_logits, weighted_sum
 from jaxpost.types import Hyper, Inputs, Model, Params, Term, Terms, TokenBatch
 
@@ -47,7 +48,7 @@ def cross_entropy(
     *,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
-    chunk_tokens: int = 1024,
+    chunk_tokens: int | None = None,
 ) -> tuple[Terms, Terms]:
     """-(1 - e) log p - e mean_v log p_v + z (log Z)^2, weighted by token.
 
@@ -55,15 +56,21 @@ def cross_entropy(
       params: {"policy": the model's parameters}.
       z_loss: z, keeps log Z near 0 (2204.02311).
       label_smoothing: e in [0, 1), spread evenly over the vocabulary, the target included (1512.00567).
-      chunk_tokens: tokens whose logits exist at one time, over all devices.
+      chunk_tokens: tokens whose logits exist at one time, over all devices; None: one device's, by the platform.
 
     Returns:
       Terms {"cross_entropy"}; metrics {"nll" (-log p, nats), "accuracy" (the target is the likeliest token)}
       and, with a z-loss, "logz_squared".
 
     Example:
-      >>> from functools import partial
-      >>> # loss_fn = partial(cross_entropy, model, label_smoothing=0.1); step = make_train_step(loss_fn, optimizer)
+      >>> from jaxpost.types import Outputs
+      >>> uniform = Model(None, (), None, lambda p, x: Outputs(jnp.zeros((1, 3, 2))), lambda p, h: h @ p, None)
+      >>> row = lambda *x: jnp.array([x])
+      >>> batch = TokenBatch(row(5, 6, 7), row(0, 1, 2), row(1, 1, 1), row(0.0, 1.0, 1.0), jnp.array([0]))
+      >>> policy = jnp.ones((2, 10))
+      >>> terms, _ = cross_entropy(uniform, {"policy": policy}, {}, batch, jax.random.key(0), {})
+      >>> round(float(terms["cross_entropy"].value), 4)  # log 10
+      2.3026
     """
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
@@ -88,7 +95,7 @@ def dft(
     hyper: Hyper,
     *,
     z_loss: float = 0.0,
-    chunk_tokens: int = 1024,
+    chunk_tokens: int | None = None,
 ) -> tuple[Terms, Terms]:
     """-sg(p) log p + z (log Z)^2: dynamic fine-tuning (2508.05629), which removes the 1/p from the gradient.
 
@@ -111,11 +118,12 @@ def _summed(
     per_token: TokenFn,
     *,
     z_loss: float,
-    chunk_tokens: int,
+    chunk_tokens: int | None,
 ) -> tuple[Terms, Terms]:
     targets, weights = next_tokens(batch)
     policy = params["policy"]
     hidden = model.forward(policy, Inputs(batch.tokens, batch.positions, batch.segment_ids)).hidden
+    chunk_tokens = platform.choices().chunk_tokens if chunk_tokens is None else chunk_tokens
     total, stats = weighted_sum(model.unembed, policy, hidden, weights, targets, per_token, chunk_tokens=chunk_tokens)
     # A Term of one element: its value is the mean over these rows, its weight theirs.
     weight = jnp.sum(weights)

@@ -35,6 +35,9 @@ class Choices:
     float32_products: bool
     """Ask for float32 results of low-precision products and round afterwards (TPU and GPU accumulate in float32
     anyway; a CPU has fast kernels only for this form)."""
+    chunk_tokens: int
+    """Tokens per device whose logits a loss holds at one time: on a CPU freshly written memory is the bottleneck,
+    elsewhere products with few rows."""
     causal_chunk: int
     """Smallest number of queries for which the xla attention leaves out the keys that none of them may see."""
     causal_chunks: int = 8
@@ -46,9 +49,9 @@ class Choices:
 
 
 CHOICES: dict[Platform, Choices] = {
-    "cpu": Choices(attention="xla", remat="dots", float32_products=True, causal_chunk=64),
-    "gpu": Choices(attention="xla", remat="dots", float32_products=False, causal_chunk=512),
-    "tpu": Choices(attention="splash", remat="full", float32_products=False, causal_chunk=512),
+    "cpu": Choices(attention="xla", remat="dots", float32_products=True, chunk_tokens=256, causal_chunk=64),
+    "gpu": Choices(attention="xla", remat="dots", float32_products=False, chunk_tokens=1024, causal_chunk=512),
+    "tpu": Choices(attention="splash", remat="full", float32_products=False, chunk_tokens=1024, causal_chunk=512),
 }
 
 _target: ContextVar[Platform | None] = ContextVar("jaxpost_platform", default=None)
