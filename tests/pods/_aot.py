@@ -203,7 +203,7 @@ def _placed(tree, places):
 
 
 def main(case: str) -> None:
-    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     from jaxpost.ops import platform
 
     start = time.monotonic()

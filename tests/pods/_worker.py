@@ -18,7 +18,7 @@ from jaxpost import sharding
 from jaxpost.config import AdamWSection
 from jaxpost.losses.supervised import cross_entropy
 from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig, StackConfig
-from jaxpost.models.table import abstract_params, axes_tree, flatten
+from jaxpost.models.table import abstract_params, axes_tree, flatten, nest
 from jaxpost.models.transformer import build_model
 from jaxpost.train.optim import make_optimizer
 from jaxpost.train.step import init_state, make_train_step
@@ -58,15 +58,15 @@ def train(sizes: dict[str, int], devices: list | None = None) -> dict[str, np.nd
     optimizer, _ = make_optimizer(AdamWSection(lr=1e-2), STEPS)
     places = {"policy": sharding.param_shardings(axes_tree(model.table), mesh, abstract_params(model.table))}
 
-    def start(key):
-        return init_state({"policy": model.init(key)}, optimizer)
-
-    state_places = sharding.state_shardings(jax.eval_shape(start, jax.random.key(0)), places, mesh)
-    state = jax.jit(start, out_shardings=state_places)(jax.random.key(0))
-    loss_fn = sharding.pinned(partial(cross_entropy, model, chunk_tokens=64), places)
-    step = jax.jit(
-        make_train_step(loss_fn, optimizer, num_microbatches=2), donate_argnums=0, out_shardings=(state_places, None)
+    rng = np.random.default_rng(0)
+    host = {"policy": nest({spec.path: rng.normal(0, 0.1, spec.shape).astype(np.float32) for spec in model.table})}
+    state_places = sharding.state_shardings(
+        jax.eval_shape(partial(init_state, optimizer=optimizer), host), places, mesh
     )
+    start = jax.jit(partial(init_state, optimizer=optimizer), out_shardings=state_places)
+    state = start(jax.device_put(host, places))
+    loss_fn = sharding.pinned(partial(cross_entropy, model, chunk_tokens=64), places)
+    step = jax.jit(make_train_step(loss_fn, optimizer), donate_argnums=0, out_shardings=(state_places, None))
     mine = sharding.local_rows(mesh, ROWS)
     losses = []
     for k in range(STEPS):

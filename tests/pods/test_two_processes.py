@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from _worker import ROWS, name_of, train
+from safetensors.numpy import load_file
 
 WORKER = Path(__file__).with_name("_worker.py")
 REPOSITORY = WORKER.parents[2]
@@ -98,3 +99,45 @@ def test_the_step_gives_the_same_parameters(sizes, ends):
     for name, expected in one.items():
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
         assert difference(expected, first[name]) < 1e-5, name
+
+
+PRESET = """\
+method: sft
+model: {{path: {model}}}
+data: {{train: [{{path: {data}}}], seq_len: 64}}
+optim: {{kind: adamw, lr: 1e-2, schedule: {{kind: constant, warmup: 0}}}}
+train: {{batch_size: 4, save_every: 1}}
+run: {{dir: "{folder}/{{name}}", export: true}}
+"""
+
+
+def losses_of(folder):
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {r["step"]: r["loss"] for r in records if r["kind"] == "train"}
+
+
+def test_a_run_of_two_processes_goes_on_with_one(tiny_model, tmp_path):
+    """Four steps by one process; two steps by two processes, then two more by one from their checkpoint."""
+    data, preset = tmp_path / "chat.jsonl", tmp_path / "preset.yaml"
+    turns = [("user", "say {}"), ("assistant", "{} {}")]
+    rows = [{"messages": [{"role": r, "content": c.format(i, i)} for r, c in turns]} for i in range(24)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    preset.write_text(PRESET.format(model=tiny_model, data=data, folder=tmp_path), encoding="utf-8")
+    train_command = ["-m", "jaxpost.cli", "train", preset]
+    env = {"JAXPOST_CACHE": str(tmp_path / "cache")}
+    run([*train_command, "--run.name", "one", "--train.steps", "4"], 1, env)
+    run([*train_command, "--run.name", "two", "--train.steps", "2"], 2, env)
+    first = losses_of(tmp_path / "two")
+    assert json.loads((tmp_path / "two" / "environment.json").read_text(encoding="utf-8"))[0]["processes"] == 2
+    resumed = ["--run.name", "two", "--train.steps", "4", "--run.resume", "must", "--run.allow_changed_config", "true"]
+    run([*train_command, *resumed], 1, env)
+    expected, there = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")
+    assert len(first) == 2
+    assert expected.keys() == there.keys()
+    assert len(expected) == 4
+    assert {step: there[step] for step in first} == first
+    np.testing.assert_allclose(list(there.values()), list(expected.values()), rtol=1e-5)
+    a, b = (load_file(tmp_path / name / "export" / "model.safetensors") for name in ("one", "two"))
+    assert a.keys() == b.keys()
+    for name in a:
+        assert difference(a[name], b[name]) < 1e-5, name
