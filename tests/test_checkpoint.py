@@ -78,6 +78,12 @@ def test_the_copy_is_taken_before_save_returns(tmp_path: Path):
     assert found["files"] == {"a": 1}
 
 
+def test_in_the_foreground_it_is_complete_when_save_returns(tmp_path: Path):
+    with Checkpoints(tmp_path, background=False) as checkpoints:
+        checkpoints.save(4, {"w": jnp.float32(1)}, {})
+        assert [p.name for p in tmp_path.iterdir()] == ["4"]
+
+
 def test_keeps_the_newest(tmp_path: Path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in (1, 2, 5, 9):

@@ -20,6 +20,7 @@ import jax
 from jaxpost.checkpoint import Checkpoints
 from jaxpost.metrics.terms import Sums, add, to_host
 from jaxpost.metrics.writers import JsonlFile, Writer, open_writers
+from jaxpost.ops import platform
 from jaxpost.train.compiled import CompiledEval, CompiledStep, state_shardings, with_shardings
 from jaxpost.train.folder import RunFolder, RunFolderError, open_folder
 from jaxpost.train.guards import StopSignals, TrainingStopped, check_step
@@ -66,7 +67,9 @@ def run_supervised(job: SupervisedJob) -> RunResult:
         progress = Progress(job.num_steps, log=folder.path / "log.txt", enabled=folder.writes)
         stack.callback(progress.close)
         signals = stack.enter_context(StopSignals())
-        checkpoints = stack.enter_context(Checkpoints(folder.checkpoints, keep=job.train.keep_checkpoints))
+        checkpoints = stack.enter_context(
+            Checkpoints(folder.checkpoints, keep=job.train.keep_checkpoints, background=platform.current() != "cpu")
+        )
         run = _Run(job, folder, progress, signals, checkpoints)
         stack.callback(run.close)
         try:
