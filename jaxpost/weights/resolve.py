@@ -77,7 +77,8 @@ def resolve_model(path: str, revision: str | None = None) -> Path:
         return folder
     except _HubError as err:
         problem = str(err)
-    if bundled is not None and (file := find_bundled(bundled)) is not None:
+    # A package holds one state of the weights: it cannot answer for a revision.
+    if bundled is not None and revision is None and (file := find_bundled(bundled)) is not None:
         folder = _converted(path.split("/")[-1].lower(), file)
         log.info("model %s: %s; using the weights of the package %s in %s", path, problem, bundled.package, folder)
         return folder

@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 import transformers
-from conftest import TINY_FAMILIES, random_params
+from tiny_families import TINY_FAMILIES, random_params
 from tokenizers import pre_tokenizers
 
 from jaxpost.models.config import ModelConfig, RopeConfig

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import random_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
+from tiny_families import TINY_FAMILIES, random_params
 
 from jaxpost.config import MeshSection
+from jaxpost.models.config import ModelConfig
 from jaxpost.models.families import config_from_hf
 from jaxpost.models.table import abstract_params, axes_tree, flatten, nest, parameter_table
 from jaxpost.models.transformer import build_model
@@ -30,6 +31,16 @@ from jaxpost.sharding import make_mesh, param_shardings
 from jaxpost.weights import huggingface
 from jaxpost.weights.files import Checkpoint
 from jaxpost.weights.huggingface import load, read_config, save
+
+
+@pytest.fixture(params=TINY_FAMILIES)
+def tiny_config(request) -> ModelConfig:
+    return config_from_hf(TINY_FAMILIES[request.param])
+
+
+@pytest.fixture
+def llama_config() -> ModelConfig:
+    return config_from_hf(TINY_FAMILIES["llama-tied"])
 
 
 def shardings_over(axes: dict[str, int], config) -> dict:

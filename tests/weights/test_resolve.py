@@ -132,6 +132,12 @@ def test_without_a_hub_the_package_serves(name, package, cache, monkeypatch):
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
+def test_a_package_does_not_answer_for_a_revision(package, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    with pytest.raises(FileNotFoundError, match="no route to the hub"):
+        resolve_model("tiny-model", revision="v2")
+
+
 def test_a_snapshot_downloaded_before_serves_offline(tmp_path, package, monkeypatch):
     repo = tmp_path / "hub" / "models--Somebody--Tiny-Model"
     (repo / "snapshots" / "abc").mkdir(parents=True)

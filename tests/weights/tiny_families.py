@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from jaxpost.models.config import ModelConfig
-from jaxpost.models.families import config_from_hf
 from jaxpost.models.table import nest, parameter_table
 
 TINY = {
@@ -31,13 +29,3 @@ def random_params(config: ModelConfig, dtype=np.float32, seed: int = 0):
     """NumPy parameters without structure."""
     rng = np.random.default_rng(seed)
     return nest({s.path: rng.normal(size=s.shape).astype(np.float32).astype(dtype) for s in parameter_table(config)})
-
-
-@pytest.fixture(params=TINY_FAMILIES)
-def tiny_config(request) -> ModelConfig:
-    return config_from_hf(TINY_FAMILIES[request.param])
-
-
-@pytest.fixture
-def llama_config() -> ModelConfig:
-    return config_from_hf(TINY_FAMILIES["llama-tied"])
