@@ -165,5 +165,7 @@ def _run(run: RunSection) -> Iterator[str]:
         fields = {run.dir}
     if fields - {"name"}:
         yield f"run.dir is {run.dir!r}; {{name}} is the only thing in braces that it may hold"
+    if "://" in run.dir:
+        yield f"run.dir is {run.dir!r}; a run folder appends, locks and renames: mount the bucket and give that folder"
     if run.seed < 0 or run.seed >= 2**32:
         yield f"run.seed is {run.seed}; it must be at least 0 and below 2**32"

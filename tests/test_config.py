@@ -312,6 +312,7 @@ CHECKS = {
     "run name": (["--run.name", "a/b"], "run.name is 'a/b'; it names a folder"),
     "run folder": (["--run.dir", "runs/{nam}"], "{name} is the only thing in braces"),
     "run folder brace": (["--run.dir", "runs/{"], "{name} is the only thing in braces"),
+    "run folder bucket": (["--run.dir", "gs://bucket/{name}"], "mount the bucket and give that folder"),
     "seed": (["--run.seed", "-1"], "run.seed is -1"),
 }
 
