@@ -62,7 +62,7 @@ class Checkpoints:
         if keep < 1:
             raise ValueError(f"train.keep_checkpoints is {keep}; it must be at least 1.")
         self.folder = Path(folder).absolute()
-        _quiet_tracebacks()
+        _quiet_orbax()
         self._remove_unfinished()
         self._background = background
         # Compression gained a tenth of the disk, took over twice the time and half the state's size in memory.
@@ -197,17 +197,18 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
 
-class _NoTracebacks(logging.Filter):
-    """Drops what Orbax logs of an error that it also raises, once from each of its threads."""
+class _OwnWords(logging.Filter):
+    """Drops Orbax's remarks, and the tracebacks that each of its threads logs of an error that it also raises."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and "orbax" in record.pathname)
+        noise = record.exc_info or record.levelno <= logging.WARNING
+        return not (noise and "orbax" in record.pathname)
 
 
-def _quiet_tracebacks() -> None:
+def _quiet_orbax() -> None:
     logger = logging.getLogger("absl")
-    if not any(isinstance(each, _NoTracebacks) for each in logger.filters):
-        logger.addFilter(_NoTracebacks())
+    if not any(isinstance(each, _OwnWords) for each in logger.filters):
+        logger.addFilter(_OwnWords())
 
 
 def versions() -> dict[str, str]:
