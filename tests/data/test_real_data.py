@@ -90,7 +90,7 @@ def test_a_mixture_of_three_files_keeps_its_shares(shared_data, smollm, tmp_path
 PREFERENCE = {
     "preference/dpo_en_demo": ({}, "(Preference)", "300 rows: 300 preference"),
     "preference/kto_en_demo": ({}, "(UnpairedPreference)", "300 rows: 300 unpaired_preference"),
-    "preference/hh_harmless_base_test": ({}, "(Preference)", "2023 rows: 2023 preference"),
+    "preference/hh_harmless_base_test": ({}, "(Preference)", "300 rows: 300 preference"),
     "preference/stack_exchange_tiny": (
         {"columns": {"prompt": "question", "chosen": "response_j", "rejected": "response_k"}},
         "(Preference)",
@@ -102,7 +102,7 @@ PREFERENCE = {
 @pytest.mark.parametrize("name", PREFERENCE)
 def test_preference_files_are_read_and_shown(name, shared_data, smollm, tmp_path):
     options, kind, counts = PREFERENCE[name]
-    text = inspect(section_of(shared_data, name, None, options), smollm, cache_dir=tmp_path, rows=1)
+    text = inspect(section_of(shared_data, name, 300, options), smollm, cache_dir=tmp_path, rows=1)
     assert kind in text
     assert counts in text
 
