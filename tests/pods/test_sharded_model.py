@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from _aot import collectives
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxpost import sharding
 from jaxpost.losses.supervised import cross_entropy
@@ -42,11 +43,13 @@ MESHES = {
 @contextmanager
 def compiled_afresh():
     """The partitioner speaks only while it compiles: a program out of the cache is silent."""
-    jax.config.update("jax_enable_compilation_cache", False)
     try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # jax asks once whether there is a cache, and remembers
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
 
 
 def packed_batch(rows=8, length=16):
