@@ -28,7 +28,7 @@ class Inputs(NamedTuple):
 
     tokens: Int[Array, "B T"]
     positions: Int[Array, "B T"]
-    """Position of each token within its own segment (RoPE and causality use it)."""
+    """Position of each token within its own segment (RoPE and causality use it); ascending along the row."""
     segment_ids: Int[Array, "B T"]
 
 
