@@ -274,6 +274,24 @@ def test_constrain_wants_a_name_for_every_dimension():
         sharding.make_constrain(sharding.make_mesh(MESH_222))(jnp.zeros((2, 2)), ("batch",))
 
 
+def test_pinned_gives_gradients_the_parameters_places():
+    """The loss wants the matrix split by its columns; its gradient comes back split by rows, and equal."""
+    mesh = sharding.make_mesh({"fsdp": 8})
+    places = sharding.param_shardings({"w": ("embed", None)}, mesh, {"w": jnp.zeros((8, 16))})
+    constrain = sharding.make_constrain(mesh)
+
+    def loss(params, x):
+        return jnp.sum(jnp.sin(x @ constrain(params["w"], (None, "embed"))))
+
+    params, x = {"w": jnp.arange(128.0).reshape(8, 16) / 100}, jnp.ones((4, 8))
+    plain, kept = (jax.jit(jax.grad(f))(params, x)["w"] for f in (loss, sharding.pinned(loss, places)))
+    assert not plain.sharding.is_equivalent_to(places["w"], 2)
+    assert kept.sharding.is_equivalent_to(places["w"], 2)
+    np.testing.assert_array_equal(plain, kept)
+    alone = sharding.make_mesh({"fsdp": 1}, jax.devices()[:1])
+    assert sharding.pinned(loss, {"w": sharding.replicated(alone)}) is loss
+
+
 # Batches
 
 
