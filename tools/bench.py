@@ -73,38 +73,40 @@ def run_torch(task: str, folder: str) -> dict:
 
 def run_jaxpost(task: str, folder: str) -> dict:
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
     from jaxpost import assemble
-    from jaxpost.config import AdamWSection, FullSection, LoRASection, ModelSection
+    from jaxpost.config import AdamWSection, CrossEntropySection, FullSection, LoRASection, ModelSection
     from jaxpost.types import Inputs, TokenBatch
 
-    loaded = assemble.load_model(ModelSection(path=folder))
-    ids = tokens(task, loaded.model.config.vocab_size)
+    pretrained = assemble.load_model(ModelSection(path=folder))
+    ids = tokens(task, pretrained.config.vocab_size)
     positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
     ones = np.ones_like(ids)
     if task == "forward":
 
         def forward(params, inputs):
-            return loaded.model.unembed(params, loaded.model.forward(params, inputs).hidden)
+            return pretrained.model.unembed(params, pretrained.model.forward(params, inputs).hidden)
 
-        compiled, seconds = compile_timed(jax.jit(forward), loaded.params, Inputs(ids, positions, ones))
-        arguments = (loaded.params, Inputs(ids, positions, ones))
+        arguments = (pretrained.load(), Inputs(ids, positions, ones))
+        compiled, seconds = compile_timed(jax.jit(forward), *arguments)
         return {"compile": seconds, "seconds": timed(lambda: jax.block_until_ready(compiled(*arguments)))}
 
-    adapter = LoRASection(rank=16) if task == "lora" else FullSection()
-    parts = assemble.make_training(loaded, adapter=adapter, optim=AdamWSection(), num_steps=100)
+    training = assemble.make_training(
+        pretrained,
+        loss=CrossEntropySection(),
+        adapter=LoRASection(rank=16) if task == "lora" else FullSection(),
+        optim=AdamWSection(),
+        num_steps=100,
+    )
     batch = TokenBatch(ids, positions, ones, ones.astype(np.float32), np.arange(len(ids), dtype=np.int32))
-    key = jax.random.key(0)
-    hyper = {k: jnp.asarray(v) for k, v in parts.hyper.items()}
-    step, seconds = compile_timed(jax.jit(parts.step, donate_argnums=0), parts.state, parts.frozen, batch, key, hyper)
-    state = parts.state
-    del parts.state, loaded
+    rest = (training.frozen, batch, jax.random.key(0), training.hyper)
+    state = training.init_state()
+    step, seconds = compile_timed(jax.jit(training.step, donate_argnums=0), state, *rest)
 
     def run():
         nonlocal state
-        state, metrics = step(state, parts.frozen, batch, key, hyper)
+        state, metrics = step(state, *rest)
         jax.block_until_ready(metrics)
 
     return {"compile": seconds, "seconds": timed(run, STEPS + 1)[1:]}

@@ -138,15 +138,18 @@ def sample_tokens(
         token, logprob = draw(step.hidden[:, 0], position + 1)
         return _Loop(loop.step + 1, token, logprob, out.finished, step.cache, out)
 
-    empty = Rollout(
+    token, logprob = draw(last, lengths)
+    start = _Loop(jnp.zeros((), jnp.int32), token, logprob, lengths <= 0, first.cache, _empty(batch, max_tokens))
+    return jax.lax.while_loop(unfinished, body, start).out
+
+
+def _empty(batch: int, max_tokens: int) -> Rollout:
+    return Rollout(
         jnp.zeros((batch, max_tokens), jnp.int32),
         jnp.zeros((batch, max_tokens), jnp.float32),
         jnp.zeros((batch,), jnp.int32),
         jnp.zeros((batch,), bool),
     )
-    token, logprob = draw(last, lengths)
-    start = _Loop(jnp.zeros((), jnp.int32), token, logprob, lengths <= 0, first.cache, empty)
-    return jax.lax.while_loop(unfinished, body, start).out
 
 
 def make_sampler(
