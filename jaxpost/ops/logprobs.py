@@ -13,8 +13,9 @@ Two functions share the machinery:
   factor, so it is taken in the forward pass while the logits are at hand (three products; two with a frozen
   head), and the backward pass only scales it.
 
-Chunks take tokens by stride from every row (never whole rows), so each chunk is spread over all devices that
-hold the batch. Gradients of the head add up over chunks in float32. Only leaves of `params` that `unembed`
+Chunks take tokens from every row (never whole rows), so each chunk is spread over all devices that hold the batch.
+`weighted_sum` puts the tokens whose weight is not 0 first and stops after them: prompts and padding cost no product
+with the head. Gradients of the head add up over chunks in float32. Only leaves of `params` that `unembed`
 really reads, and that are being differentiated, get a gradient at all.
 """
 
@@ -80,35 +81,72 @@ def stats_of_logits(logits: Float[Array, "*S V"], targets: Int[Array, "*S"]) -> 
 
 
 class _Chunks(NamedTuple):
-    """How [B, T, ...] becomes [n, B, T/n, ...]: T is padded to a multiple of n and split by stride."""
+    """How [B, T, ...] becomes [count, B, T / count, ...], T being padded to a multiple."""
 
     count: int
     length: int
+    by_stride: bool
+    """A chunk takes every count-th token, which keeps a T that is split over devices where it is; else neighbours."""
 
     @staticmethod
-    def plan(batch: int, length: int, chunk_tokens: int) -> _Chunks:
+    def plan(batch: int, length: int, chunk_tokens: int, *, by_stride: bool) -> _Chunks:
         if chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
         per_row = max(1, chunk_tokens // max(batch, 1))
-        return _Chunks(max(1, math.ceil(length / per_row)), length)
+        return _Chunks(max(1, math.ceil(length / per_row)), length, by_stride)
+
+    @property
+    def width(self) -> int:
+        """Tokens of one row in a chunk."""
+        return math.ceil(self.length / self.count)
 
     def split(self, x: Array) -> Array:
-        pad = -self.length % self.count
+        pad = self.count * self.width - self.length
         x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2)) if pad else x
-        x = x.reshape(x.shape[0], -1, self.count, *x.shape[2:])
-        return jnp.moveaxis(x, 2, 0)
+        order = (self.width, self.count) if self.by_stride else (self.count, self.width)
+        return jnp.moveaxis(x.reshape(x.shape[0], *order, *x.shape[2:]), 2 if self.by_stride else 1, 0)
 
     def join(self, x: Array) -> Array:
-        x = jnp.moveaxis(x, 0, 2)
+        x = jnp.moveaxis(x, 0, 2 if self.by_stride else 1)
         return x.reshape(x.shape[0], -1, *x.shape[3:])[:, : self.length]
 
 
-def _scan(body: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any, count: int) -> tuple[Any, Any]:
+Body = Callable[[Any, Any], tuple[Any, Any]]
+
+
+def _scan(body: Body, init: Any, xs: Any, count: int) -> tuple[Any, Any]:
     """`lax.scan`, without a loop when there is one chunk."""
     if count > 1:
         return jax.lax.scan(body, init, xs)
     carry, y = body(init, jax.tree.map(lambda x: x[0], xs))
     return carry, jax.tree.map(lambda x: x[None], y)
+
+
+def _scan_first(body: Body, init: Any, xs: Any, count: int, visited: Array) -> tuple[Any, Any]:
+    """`_scan` over the first `visited` chunks, a number known only when the program runs; other results are 0."""
+    if count == 1:
+        return _scan(body, init, xs, count)
+    pick = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), xs)  # noqa: E731
+    ys = jax.eval_shape(body, init, jax.eval_shape(pick, 0))[1]
+    ys = jax.tree.map(lambda y: jnp.zeros((count, *y.shape), y.dtype), ys)
+
+    def step(i: Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
+        carry, y = body(state[0], pick(i))
+        return carry, jax.tree.map(lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, i, 0), state[1], y)
+
+    return jax.lax.fori_loop(0, visited, step, (init, ys))
+
+
+@jax.custom_vjp
+def _permuted(x: Float[Array, "B T D"], order: Int[Array, "B T"], inverse: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """x with each row's tokens in `order`; its gradient is a gather too, where autodiff would scatter."""
+    return jnp.take_along_axis(x, order[..., None], axis=1)
+
+
+_permuted.defvjp(
+    lambda x, order, inverse: (_permuted(x, order, inverse), (order, inverse)),
+    lambda saved, g: (_permuted(g, saved[1], saved[0]), None, None),
+)
 
 
 class _Head(NamedTuple):
@@ -175,7 +213,7 @@ def token_stats(
       >>> round(float(stats.logprob[0, 0]), 4)
       -1.0986
     """
-    chunks = _Chunks.plan(*hidden.shape[:2], chunk_tokens)
+    chunks = _Chunks.plan(*hidden.shape[:2], chunk_tokens, by_stride=True)
     head = _Head.of(unembed, params, hidden)
 
     @jax.custom_vjp
@@ -228,30 +266,34 @@ def weighted_sum(
       weights: w, known beforehand: they get no gradient. f counts only where w is not 0.
       per_token: a pytree of [B T ...] arrays (targets, teacher's choices ...), cut into chunks like the tokens.
       fn: (logits[B t V], per_token of the chunk) -> (values[B t], aux); pure and row-wise. aux, a pytree of
-        [B t ...] arrays, comes back joined to [B T ...] and without gradient.
+        [B t ...] arrays, comes back joined to [B T ...] and without gradient; where w is 0 it may be 0 instead.
       chunk_tokens: as in `token_stats`.
 
     Returns:
       The sum, float32, and aux.
     """
-    chunks = _Chunks.plan(*hidden.shape[:2], chunk_tokens)
+    chunks = _Chunks.plan(*hidden.shape[:2], chunk_tokens, by_stride=False)
     head = _Head.of(unembed, params, hidden)
+    order = jnp.argsort(weights == 0, axis=1, stable=True)
+    inverse = jnp.argsort(order, axis=1)
+    visited = (jnp.max(jnp.sum(weights != 0, axis=1)) + chunks.width - 1) // chunks.width
 
     def part(leaves: list[Array], h: Array, w: Array, extra: Any) -> tuple[Array, Any]:
         values, aux = fn(head.apply(leaves, h), extra)
         return jnp.sum(w * jnp.where(w != 0, values, 0.0)), aux
 
     @jax.custom_vjp
-    def run(leaves: list[Array], h: Array, w: Array, extra: Any) -> tuple[Array, Any]:
+    def run(leaves: list[Array], h: Array, w: Array, extra: Any, visited: Array) -> tuple[Array, Any]:
         def body(total: Array, x: tuple[Array, Array, Any]) -> tuple[Array, Any]:
             value, aux = part(leaves, *x)
             return total + value, aux
 
-        return _scan(body, jnp.zeros((), jnp.float32), (h, w, extra), chunks.count)
+        return _scan_first(body, jnp.zeros((), jnp.float32), (h, w, extra), chunks.count, visited)
 
-    def forward(leaves: Any, h: Any, w: Any, extra: Any) -> tuple[tuple[Array, Any], Any]:
+    def forward(leaves: Any, h: Any, *rest: Any) -> tuple[tuple[Array, Any], Any]:
         diff, fixed = _part(leaves)
-        value_of = lambda tree: jax.tree.map(lambda x: x.value, tree, is_leaf=lambda x: hasattr(x, "perturbed"))  # noqa: E731
+        is_primal = lambda x: hasattr(x, "perturbed")  # noqa: E731
+        w, extra, visited = jax.tree.map(lambda x: x.value, rest, is_leaf=is_primal)
 
         def body(carry: tuple[Array, Any], x: tuple[Array, Array, Any]) -> tuple[tuple[Array, Any], Any]:
             h, w, extra = x
@@ -260,15 +302,15 @@ def weighted_sum(
             return (carry[0] + value, _add32(carry[1], g_diff)), (aux, g_h)
 
         start = (jnp.zeros((), jnp.float32), _zeros32(diff))
-        (total, g_diff), (aux, g_h) = _scan(body, start, (h.value, w.value, value_of(extra)), chunks.count)
+        (total, g_diff), (aux, g_h) = _scan_first(body, start, (h.value, w, extra), chunks.count, visited)
         g_diff = jax.tree.map(lambda t, d: t.astype(d.dtype), g_diff, diff)
         return (total, aux), (g_diff, g_h)
 
-    def backward(saved: Any, g: tuple[Array, Any]) -> tuple[Any, Array, None, None]:
-        g_diff, g_h = saved
-        return *jax.tree.map(lambda x: (g[0] * x.astype(jnp.float32)).astype(x.dtype), (g_diff, g_h)), None, None
+    def backward(saved: Any, g: tuple[Array, Any]) -> tuple[Any, ...]:
+        return *jax.tree.map(lambda x: (g[0] * x.astype(jnp.float32)).astype(x.dtype), saved), None, None, None
 
     run.defvjp(forward, backward, symbolic_zeros=True)
-    split = jax.tree.map(chunks.split, (hidden, weights, per_token))
-    total, aux = run(head.leaves, *split)
-    return total, jax.tree.map(chunks.join, aux)
+    reorder = lambda x, order: jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)  # noqa: E731
+    others = jax.tree.map(lambda x: chunks.split(reorder(x, order)), (weights, per_token))
+    total, aux = run(head.leaves, chunks.split(_permuted(hidden, order, inverse)), *others, visited)
+    return total, jax.tree.map(lambda x: reorder(chunks.join(x), inverse), aux)

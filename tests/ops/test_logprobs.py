@@ -108,6 +108,27 @@ def test_weighted_sum_equals_the_closed_form(chunk: int) -> None:
     np.testing.assert_allclose(total({"head": cast(d["head"])}, cast(d["hidden"]))[0], value, rtol=1e-6)
 
 
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_chunks_without_weight_are_left_out(chunk: int) -> None:
+    """Values and gradients are the closed form's with scattered zero weights; some tokens are never multiplied."""
+    d = data() | {"g_logz": np.zeros((B, T))}
+    d["g_logprob"] *= np.asarray([[0, 1, 0, 0, 1, 0, 0], [0] * 7, [0, 0, 0, 1, 1, 0, 1]])
+    want, used = closed_form(d), d["g_logprob"] != 0
+
+    def total(params: Any, hidden: jax.Array) -> Any:
+        fn = lambda logits, y: (stats_of_logits(logits, y).logprob, stats_of_logits(logits, y).logz)  # noqa: E731
+        w, y = cast(d["g_logprob"]), cast(d["targets"])
+        return weighted_sum(head, params, hidden, w, y, fn, chunk_tokens=chunk)
+
+    f = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+    (value, logz), (g_params, g_hidden) = f({"head": cast(d["head"])}, cast(d["hidden"]))
+    np.testing.assert_allclose(value, (d["g_logprob"] * want["logprob"]).sum(), rtol=1e-5)
+    np.testing.assert_allclose(g_hidden, want["hidden"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(g_params["head"], want["head"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logz[used], want["logz"][used], rtol=1e-5)
+    assert (np.asarray(logz) == 0).any() == (chunk < 100)
+
+
 def test_the_normaliser_is_stable_and_its_gradient_is_softmax() -> None:
     logits = jnp.asarray([[1e4, -1e4, 0.0], [1.0, 2.0, 3.0]])
     np.testing.assert_allclose(log_normaliser(logits), [1e4, 3.407606], rtol=1e-6)

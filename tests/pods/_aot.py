@@ -90,11 +90,14 @@ def _multiplicities(bodies: dict[str, list[str]]) -> Counter:
 
 
 def _trips(condition: list[str]) -> int:
-    """The bound of a loop that counts from 0 to a constant, as scans do; 1 for any other loop."""
+    """The bound of a loop that counts from 0 to a constant, as scans do; 1 for any other loop.
+
+    A bound known only when the program runs is the loss's: the chunks that hold trained tokens, at most all of them.
+    """
     if not any("direction=LT" in line for line in condition):
         return 1
     bounds = [int(m[1]) for line in condition if (m := re.search(r"= [su]32\[\]\S* constant\((\d+)\)", line))]
-    return bounds[0] if len(bounds) == 1 else 1
+    return bounds[0] if len(bounds) == 1 else 1 if bounds else ROWS * LENGTH // CHUNK
 
 
 def summary(found: list[Collective]) -> dict[str, dict[str, float]]:
