@@ -38,7 +38,7 @@ demo: $(VENV)/.ready-demo ## fine-tune SmolLM2-135M-Instruct here (CPU is enough
 	$(BIN)/jaxpost train configs/sft/demo.yaml
 
 test: $(VENV)/.ready-dev ## all tests but parity
-	$(PYTEST) tests --ignore=tests/parity -n $(WORKERS) --maxprocesses 4
+	$(PYTEST) tests --ignore=tests/parity -n $(WORKERS) --maxprocesses 4 --dist worksteal
 
 parity: $(REFERENCES)/.ready-parity ## compare with transformers, TRL and PEFT on torch, in an environment of their own
 	$(REFERENCES)/bin/python -m pytest tests/parity
