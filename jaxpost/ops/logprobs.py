@@ -250,6 +250,11 @@ def token_stats(
     return jax.tree.map(chunks.join, run(head.leaves, chunks.split(hidden), chunks.split(targets)))
 
 
+def _reordered(x: Array, order: Int[Array, "B T"]) -> Array:
+    """x [B T ...] with each row's tokens in another order."""
+    return jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)
+
+
 def weighted_sum(
     unembed: Unembed,
     params: Params,
@@ -292,8 +297,7 @@ def weighted_sum(
 
     def forward(leaves: Any, h: Any, *rest: Any) -> tuple[tuple[Array, Any], Any]:
         diff, fixed = _part(leaves)
-        is_primal = lambda x: hasattr(x, "perturbed")  # noqa: E731
-        w, extra, visited = jax.tree.map(lambda x: x.value, rest, is_leaf=is_primal)
+        w, extra, visited = jax.tree.map(lambda x: x.value, rest, is_leaf=lambda x: hasattr(x, "perturbed"))
 
         def body(carry: tuple[Array, Any], x: tuple[Array, Array, Any]) -> tuple[tuple[Array, Any], Any]:
             h, w, extra = x
@@ -310,7 +314,6 @@ def weighted_sum(
         return *jax.tree.map(lambda x: (g[0] * x.astype(jnp.float32)).astype(x.dtype), saved), None, None, None
 
     run.defvjp(forward, backward, symbolic_zeros=True)
-    reorder = lambda x, order: jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)  # noqa: E731
-    others = jax.tree.map(lambda x: chunks.split(reorder(x, order)), (weights, per_token))
+    others = jax.tree.map(lambda x: chunks.split(_reordered(x, order)), (weights, per_token))
     total, aux = run(head.leaves, chunks.split(_permuted(hidden, order, inverse)), *others, visited)
-    return total, jax.tree.map(lambda x: reorder(chunks.join(x), inverse), aux)
+    return total, jax.tree.map(lambda x: _reordered(chunks.join(x), inverse), aux)

@@ -73,13 +73,7 @@ def convert(
         ValueError: an architecture, tokenizer, tensor or quantisation that is not read, naming it.
     """
     path = Path(gguf_path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        reader = gguf.GGUFReader(path)
-        meta = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, IndexError, OSError) as err:
-        raise ValueError(f"{path} is not a readable GGUF file ({err})") from err
+    reader, meta = _open(path)
     try:
         tensors = {tensor.name: tensor for tensor in reader.tensors}
         config = _config(meta, tensors)
@@ -111,6 +105,16 @@ def convert(
     except ValueError as err:
         raise ValueError(f"{path}: {err}") from err
     return config
+
+
+def _open(path: Path) -> tuple[gguf.GGUFReader, dict[str, Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        reader = gguf.GGUFReader(path)
+        return reader, {name: field.contents() for name, field in reader.fields.items()}
+    except (ValueError, IndexError, OSError) as err:
+        raise ValueError(f"{path} is not a readable GGUF file ({err})") from err
 
 
 def _config(meta: Mapping[str, Any], tensors: Mapping[str, gguf.ReaderTensor]) -> ModelConfig:
