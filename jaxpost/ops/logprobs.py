@@ -274,8 +274,7 @@ def weighted_sum(
         [B t ...] arrays, comes back joined to [B T ...] and without gradient; where w is 0 it may be 0 instead.
       chunk_tokens: as in `token_stats`.
 
-    Returns:
-      The sum, float32, and aux.
+    Returns: the sum, float32, and aux.
     """
     chunks = _Chunks.plan(*hidden.shape[:2], chunk_tokens, by_stride=False)
     head = _Head.of(unembed, params, hidden)
