@@ -5,11 +5,13 @@ Letters: I input width, O output width, R rank. Kernels are [I, O]; a stack's ke
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
@@ -65,11 +67,13 @@ def linear(
         (2, 5, 4)
     """
     rows = x.reshape(-1, x.shape[-1])
-    if isinstance(weight, LoRA):
+    if not isinstance(weight, LoRA):
+        y = _dot(rows, weight, 0, dtype)
+    elif _worth_updating(rows, weight, dtype):
+        y = _updated(rows, weight.base, weight.scale * weight.a, weight.b)
+    else:
         low = checkpoint_name(_scaled(weight, _dot(rows, weight.a, 0)), platform.LINEAR_OUTPUT)
         y = _dot(rows, weight.base, 0, dtype) + _dot(low, weight.b, 0, dtype)
-    else:
-        y = _dot(rows, weight, 0, dtype)
     y = checkpoint_name(y, platform.LINEAR_OUTPUT)
     if bias is not None:
         y = y + bias.astype(y.dtype)
@@ -102,6 +106,42 @@ def take_rows(weight: Weight, ids: Int[Array, "*B"]) -> Float[Array, "*B O"]:
 def _scaled(weight: LoRA, low: Array) -> Array:
     """The scale goes to the [.., R] factor, the smallest array that it can multiply."""
     return weight.scale.astype(low.dtype) * low
+
+
+def _worth_updating(rows: Array, weight: LoRA, dtype: DTypeLike | None) -> bool:
+    """Whether one layer's W0 + s A B costs less than a second pass over the result, and rounds no differently."""
+    arrays = (rows, weight.base, weight.a, weight.b, weight.scale)
+    return (
+        platform.choices().update_kernels
+        and rows.shape[0] >= weight.base.shape[0]
+        and all(x.dtype == jnp.float32 for x in arrays)
+        and dtype in (None, jnp.float32)
+    )
+
+
+@jax.custom_vjp
+def _updated(rows: Array, base: Array, a: Array, b: Array) -> Array:
+    """rows (base + a b) in one product, the sum of one layer formed and forgotten; gradients stay low-rank."""
+    return _dot(rows, base + _dot(a, b, 0), 0)
+
+
+def _updated_forward(rows: Any, base: Any, a: Any, b: Any) -> tuple[Array, tuple[Any, ...]]:
+    arrays = tuple(x.value for x in (rows, base, a, b))
+    # Where the base is frozen nobody asks for its gradient, the largest product of all.
+    return _updated(*arrays), (*arrays, () if base.perturbed else None)
+
+
+def _updated_backward(residuals: tuple[Any, ...], d_y: Any) -> tuple[Array | None, ...]:
+    rows, base, a, b, trained = residuals
+    if isinstance(d_y, SymbolicZero):
+        return None, None, None, None
+    d_rows = _dot(d_y, base + _dot(a, b, 0), 1)
+    d_a = _dot(rows.T, _dot(d_y, b, 1), 0)
+    d_b = _dot(_dot(rows, a, 0).T, d_y, 0)
+    return d_rows, None if trained is None else _dot(rows.T, d_y, 0), d_a, d_b
+
+
+_updated.defvjp(_updated_forward, _updated_backward, symbolic_zeros=True)
 
 
 def _dot(rows: Array, kernel: Array, contract: int, dtype: DTypeLike | None = None) -> Array:

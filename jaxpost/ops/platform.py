@@ -35,6 +35,9 @@ class Choices:
     float32_products: bool
     """Ask for float32 results of low-precision products and round afterwards (TPU and GPU accumulate in float32
     anyway; a CPU has fast kernels only for this form)."""
+    update_kernels: bool
+    """Form a layer's W0 + s A B in float32 steps with many tokens, instead of adding a second product's result:
+    saves passes over memory, a CPU's bottleneck."""
     chunk_tokens: int
     """Tokens per device whose logits a loss holds at one time: on a CPU freshly written memory is the bottleneck,
     elsewhere products with few rows."""
@@ -49,9 +52,20 @@ class Choices:
 
 
 CHOICES: dict[Platform, Choices] = {
-    "cpu": Choices(attention="xla", remat="dots", float32_products=True, chunk_tokens=256, causal_chunk=64),
-    "gpu": Choices(attention="xla", remat="dots", float32_products=False, chunk_tokens=1024, causal_chunk=512),
-    "tpu": Choices(attention="splash", remat="full", float32_products=False, chunk_tokens=1024, causal_chunk=512),
+    "cpu": Choices(
+        attention="xla", remat="dots", float32_products=True, update_kernels=True, chunk_tokens=256, causal_chunk=128
+    ),
+    "gpu": Choices(
+        attention="xla", remat="dots", float32_products=False, update_kernels=False, chunk_tokens=1024, causal_chunk=512
+    ),
+    "tpu": Choices(
+        attention="splash",
+        remat="full",
+        float32_products=False,
+        update_kernels=False,
+        chunk_tokens=1024,
+        causal_chunk=512,
+    ),
 }
 
 _target: ContextVar[Platform | None] = ContextVar("jaxpost_platform", default=None)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,21 @@ def test_lora_gradients_follow_from_the_matrix_gradient():
     d_w, scale = x.T @ dy, float(w.scale)
     np.testing.assert_allclose(d_a, scale * d_w @ np.asarray(w.b, np.float64).T, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(d_b, scale * np.asarray(w.a, np.float64).T @ d_w, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [3, 9])
+def test_a_kernel_updated_first_gives_the_same_values_and_gradients(tokens, monkeypatch):
+    """With fewer tokens than inputs a second product is added, with more the kernel is updated: one function."""
+    x, dy, w = normal(3, tokens, 6), normal(4, tokens, 5), leaf()
+    got, vjp = jax.vjp(linear, x, w)
+    gradients = vjp(dy)
+    cpu = dataclasses.replace(platform.CHOICES["cpu"], update_kernels=False)
+    monkeypatch.setitem(platform.CHOICES, "cpu", cpu)
+    want, vjp = jax.vjp(linear, x, w)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients, vjp(dy))
+    shapes = [e.outvars[0].aval.shape for e in jax.make_jaxpr(linear)(x, w).eqns]
+    assert (6, 5) not in shapes, "the plain form never updates the kernel"
 
 
 def test_stacked_leaf_scans_with_its_per_layer_scales():
