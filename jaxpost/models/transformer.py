@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,8 +17,18 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jaxpost.models.cache import DenseCache, init_cache, read, reserve, write
+from jaxpost.models.attend import (
+    BlockCache,
+    Cache,
+    Context,
+    Rotation,
+    cached_attention,
+    stack_buffers,
+    with_stack_buffers,
+)
+from jaxpost.models.cache import DenseCache, init_cache, reserve
 from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig
+from jaxpost.models.pages import PagedCache, slots
 from jaxpost.models.table import parameter_table
 from jaxpost.ops import attention as attention_ops
 from jaxpost.ops import platform
@@ -26,28 +36,6 @@ from jaxpost.ops.linear import linear, linear_transposed, take_rows
 from jaxpost.ops.norms import rms_norm
 from jaxpost.ops.rope import inverse_frequencies, rotate, rotation, yarn_attention_factor
 from jaxpost.types import Constrain, Inputs, Model, Outputs, Params, ParamSpec
-
-Rotation = tuple[Array, Array]
-
-
-class Context(NamedTuple):
-    """What every block of a forward pass shares."""
-
-    positions: Int[Array, "B T"]
-    segments: Int[Array, "B T"]
-    kv_positions: Int[Array, "B S"]
-    kv_segments: Int[Array, "B S"]
-    rotations: dict[RopeConfig, Rotation]
-    start: Int[Array, ""] | None
-    """First cache slot of this pass; None without a cache."""
-
-
-class BlockCache(NamedTuple):
-    """The buffers of one block of the period, and which repeat is running."""
-
-    keys: Float[Array, "L B K S H"]
-    values: Float[Array, "L B K S H"]
-    layer: Int[Array, ""]
 
 
 class Parameters(nn.Module):
@@ -121,25 +109,7 @@ def attention_block(
         k = rms_norm(k, weights["k_norm"]["scale"], eps=config.norm_eps, offset=config.norm_offset)
     cos, sin = context.rotations[kind.rope]
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    if cache is not None and context.start is not None:
-        cache = cache._replace(
-            keys=write(cache.keys, k, cache.layer, context.start),
-            values=write(cache.values, v, cache.layer, context.start),
-        )
-        k, v = read(cache.keys, cache.layer), read(cache.values, cache.layer)
-    out = attend(
-        q,
-        k,
-        v,
-        q_positions=context.positions,
-        kv_positions=context.kv_positions,
-        q_segments=context.segments,
-        kv_segments=context.kv_segments,
-        scale=config.attention_scale or config.head_dim**-0.5,
-        window=kind.window,
-        softcap=config.attention_softcap,
-        kv_heads_first=cache is not None,
-    )
+    out, cache = cached_attention(config, kind, q, k, v, context, cache, attend)
     out = constrain(out, ("batch", "length", "act_heads", None)).reshape(batch, length, -1)
     return linear(out, weights["o_proj"]["kernel"], weights["o_proj"].get("bias")), cache
 
@@ -219,21 +189,24 @@ class Transformer(nn.Module):
         for module in self.modules.values():
             module(dtype)
 
-    def __call__(self, inputs: Inputs, cache: DenseCache | None = None) -> Outputs:
+    def __call__(self, inputs: Inputs, cache: Cache | None = None) -> Outputs:
         x = self._embed(inputs.tokens)
         positions, segments = inputs.positions, inputs.segment_ids
-        kv_positions, kv_segments, start = positions, segments, None
         if cache is not None:
             # A cached row is one sequence: its tokens differ from padding, not from each other.
             segments = (segments != 0).astype(jnp.int32)
-            cache, start = reserve(cache, positions, segments != 0)
+        kv_positions, kv_segments, place, fresh = positions, segments, None, False
+        if isinstance(cache, PagedCache):
+            place, fresh = slots(cache, positions, segments != 0), cache.fresh
+        elif cache is not None:
+            cache, place = reserve(cache, positions, segments != 0)
             # Past the last slot a write would fall onto others' slots: fail loudly.
             x = jnp.where(cache.length <= cache.capacity, x, jnp.nan)
             kv_positions, kv_segments = cache.positions, (cache.positions >= 0).astype(jnp.int32)
         ropes = {kind.rope for stack in self.config.stacks for kind in stack.period}
         rotations = {rope: rope_rotation(rope, self.config.head_dim, positions) for rope in ropes}
-        context = Context(positions, segments, kv_positions, kv_segments, rotations, start)
-        weights = self.modules["stacks"]()
+        context = Context(positions, segments, kv_positions, kv_segments, rotations, place, fresh)
+        weights = self.variables["params"]["stacks"]
         for s in range(len(self.config.stacks)):
             x, cache = self._run_stack(s, weights[str(s)], x, context, cache)
         scale = self.modules["final_norm"]()["scale"]
@@ -250,9 +223,12 @@ class Transformer(nn.Module):
         return self.constrain(x.astype(self.compute_dtype), ("batch", "length", "act_embed"))
 
     def _run_stack(
-        self, s: int, weights: Params, x: Array, context: Context, cache: DenseCache | None
-    ) -> tuple[Array, DenseCache | None]:
-        """Runs one stack by a scan over its repeats; x and the cache are the carry."""
+        self, s: int, weights: Params, x: Array, context: Context, cache: Cache | None
+    ) -> tuple[Array, Cache | None]:
+        """Runs one stack by a scan over its repeats, or one by one where they come as a list (`unstack`).
+
+        x and the cache are the carry.
+        """
         stack = self.config.stacks[s]
 
         def body(carry, xs):
@@ -269,15 +245,15 @@ class Transformer(nn.Module):
                     values = (*values[:b], block_cache.values, *values[b + 1 :])
             return (x, keys, values), None
 
-        keys, values = ((), ()) if cache is None else (cache.keys[s], cache.values[s])
-        layers = jnp.arange(stack.repeats, dtype=jnp.int32)
-        (x, keys, values), _ = lax.scan(_remat(body, self.remat), (x, keys, values), (weights, layers))
-        if cache is not None:
-            cache = cache._replace(
-                keys=(*cache.keys[:s], keys, *cache.keys[s + 1 :]),
-                values=(*cache.values[:s], values, *cache.values[s + 1 :]),
-            )
-        return x, cache
+        carry = (x, *stack_buffers(cache, s))
+        if isinstance(weights, list):
+            for layer, layer_weights in enumerate(weights):
+                carry, _ = body(carry, (layer_weights, layer))
+        else:
+            layers = jnp.arange(stack.repeats, dtype=jnp.int32)
+            carry, _ = lax.scan(_remat(body, self.remat), carry, (weights, layers))
+        x, keys, values = carry
+        return x, with_stack_buffers(cache, s, keys, values)
 
     def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Logits in float32, soft-capped where the architecture says so."""
@@ -298,6 +274,25 @@ class Transformer(nn.Module):
         logits = self.constrain(logits, (*rows, "act_vocab"))
         cap = self.config.final_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def unstack(params: Params) -> Params:
+    """The same parameters with every stack as a list of its layers, which `forward` then runs one by one.
+
+    A scan copies each layer's slice of a stack before it multiplies: for a few rows this costs more than the
+    products. The price is a program that grows with depth, and a copy of the weights.
+
+    Example:
+        >>> params = {"stacks": {"0": {"0": {"q_proj": {"kernel": jnp.ones((2, 3, 4))}}}}}
+        >>> [layer["0"]["q_proj"]["kernel"].shape for layer in unstack(params)["stacks"]["0"]]
+        [(3, 4), (3, 4)]
+    """
+
+    def layers(stack: Params) -> list[Params]:
+        count = jax.tree.leaves(stack)[0].shape[0]
+        return [jax.tree.map(lambda x, i=i: x[i], stack) for i in range(count)]
+
+    return params | {"stacks": {name: layers(stack) for name, stack in params["stacks"].items()}}
 
 
 def _identity(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
@@ -339,7 +334,7 @@ def build_model(
     def init(key: Array, dtype: Any = jnp.float32) -> Params:
         return module.init(key, dtype, method="declare")["params"]
 
-    def forward(params: Params, inputs: Inputs, cache: DenseCache | None = None) -> Outputs:
+    def forward(params: Params, inputs: Inputs, cache: Cache | None = None) -> Outputs:
         outputs: Any = module.apply({"params": params}, inputs, cache)
         return outputs
 

@@ -23,7 +23,8 @@ from jaxpost.ops import platform
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
 # Finite, so that a row without any visible key gives zeros and no NaN, in the gradient too.
-_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+"""Score of a key that a query does not see."""
 
 
 def visible(
@@ -164,7 +165,7 @@ def _in_blocks(
     return jnp.moveaxis(out, 0, 3).reshape(*q.shape[:3], count * size, q.shape[4])[:, :, :, :length]
 
 
-def _product(x: Array, y: Array, contract: tuple[int, int]) -> Array:
+def batched_product(x: Array, y: Array, contract: tuple[int, int]) -> Array:
     """Batched over rows and key/value heads, accumulated in float32."""
     return lax.dot_general(
         x, y, (((contract[0],), (contract[1],)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
@@ -173,7 +174,7 @@ def _product(x: Array, y: Array, contract: tuple[int, int]) -> Array:
 
 def _scores(rules: Rules, rows: Float[Array, "B K R H"], k: Float[Array, "B K S H"]) -> Float[Array, "B K R S"]:
     """Scaled and soft-capped scores, before the mask."""
-    scores = _product(rows, k.astype(rows.dtype), (3, 3)) * rules.scale
+    scores = batched_product(rows, k.astype(rows.dtype), (3, 3)) * rules.scale
     return scores if rules.softcap is None else rules.softcap * jnp.tanh(scores / rules.softcap)
 
 
@@ -181,7 +182,7 @@ def _masked(rules: Rules, scores: Float[Array, "B K R S"], block: Block) -> Floa
     mask = visible(*block, window=rules.window)
     batch, length, slots = mask.shape
     per_query = scores.reshape(batch, scores.shape[1], -1, length, slots)
-    return jnp.where(mask[:, None, None], per_query, _MASKED).reshape(scores.shape)
+    return jnp.where(mask[:, None, None], per_query, MASKED).reshape(scores.shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -202,8 +203,8 @@ def _attend_forward(rules: Rules, q: Array, k: Array, v: Array, block: Block) ->
     top = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    sees = top > _MASKED / 2
-    out = _product(weights.astype(v.dtype), v, (3, 2)) * jnp.where(sees, 1 / total, 0.0)
+    sees = top > MASKED / 2
+    out = batched_product(weights.astype(v.dtype), v, (3, 2)) * jnp.where(sees, 1 / total, 0.0)
     out = checkpoint_name(out.astype(q.dtype).reshape(q.shape), platform.ATTENTION_RESIDUALS)
     # Where nothing is seen, 0 makes every exp(score - normaliser) of the backward pass 0 as well.
     normaliser = checkpoint_name(jnp.where(sees, top + jnp.log(total), 0.0), platform.ATTENTION_RESIDUALS)
@@ -215,15 +216,15 @@ def _attend_backward(rules: Rules, residuals: tuple, d_out: Array) -> tuple:
     rows, out, d_out = (x.reshape(*q.shape[:2], -1, q.shape[4]) for x in (q, out, d_out))
     scores = _scores(rules, rows, k)
     weights = jnp.exp(_masked(rules, scores, block) - normaliser)
-    d_weights = _product(d_out, v.astype(d_out.dtype), (3, 3))
+    d_weights = batched_product(d_out, v.astype(d_out.dtype), (3, 3))
     overlap = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
     d_scores = weights * (d_weights - overlap) * rules.scale
     if rules.softcap is not None:
         d_scores = d_scores * (1 - jnp.square(scores / rules.softcap))
     d_scores = d_scores.astype(q.dtype)
-    d_q = _product(d_scores, k.astype(q.dtype), (3, 2)).astype(q.dtype).reshape(q.shape)
-    d_k = _product(d_scores, rows, (2, 2)).astype(k.dtype)
-    d_v = _product(weights.astype(d_out.dtype), d_out, (2, 2)).astype(v.dtype)
+    d_q = batched_product(d_scores, k.astype(q.dtype), (3, 2)).astype(q.dtype).reshape(q.shape)
+    d_k = batched_product(d_scores, rows, (2, 2)).astype(k.dtype)
+    d_v = batched_product(weights.astype(d_out.dtype), d_out, (2, 2)).astype(v.dtype)
     return d_q, d_k, d_v, None
 
 
