@@ -13,9 +13,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import UInt32
 
-from jaxpost.generate.matcher import Bits, Matcher, all_but, has, only, tokens_of, words
+from jaxpost.generate.matcher import Bits, all_but, has, only, tokens_of, words
 from jaxpost.generate.schema import finite
 from jaxpost.text.tokenizer import Tokenizer
 
@@ -143,7 +142,7 @@ class GrammarMatcher:
     def mask(self) -> Bits:
         """Tokens allowed next, as `Matcher.mask`."""
         if self._mask is None:
-            fill([self])
+            self.fill([self])
         return self._automaton.ends if self._mask is None else self._mask
 
     def advance(self, token: int) -> bool:
@@ -179,6 +178,18 @@ class GrammarMatcher:
         """Itself."""
         return self
 
+    @staticmethod
+    def fill(matchers: Sequence[GrammarMatcher]) -> None:
+        """Computes the masks of many in one call, in threads, without Python's lock."""
+        waiting = list({id(m): m for m in matchers if m._mask is None}.values())
+        for size in {m._automaton.full_words for m in waiting}:
+            group = [m for m in waiting if m._automaton.full_words == size]
+            buffer = np.zeros((len(group), size), np.int32)
+            jobs = [(m._parser, row) for row, m in enumerate(group)]
+            _executor().unsafe_compute_mask_ptr(jobs, buffer.ctypes.data, size * 4, len(group))
+            for m, row in zip(group, buffer, strict=True):
+                m._settle(row)
+
     def _settle(self, full: np.ndarray) -> None:
         """Takes the mask over the tokenizer's words that llguidance computed."""
         bits = full[: words(self.vocab_size)].view(np.uint32) & all_but(self.vocab_size)
@@ -195,36 +206,6 @@ class GrammarMatcher:
     def _fail(self, reason: str) -> None:
         self._problem = reason.strip().splitlines()[0] if reason.strip() else "the parser stopped"
         self._mask = self._automaton.ends
-
-
-def fill(matchers: Sequence[GrammarMatcher]) -> None:
-    """Computes the masks of grammar matchers in one call, in threads, without Python's lock."""
-    waiting = list({id(m): m for m in matchers if m._mask is None}.values())
-    for size in {m._automaton.full_words for m in waiting}:
-        group = [m for m in waiting if m._automaton.full_words == size]
-        buffer = np.zeros((len(group), size), np.int32)
-        jobs = [(m._parser, row) for row, m in enumerate(group)]
-        _executor().unsafe_compute_mask_ptr(jobs, buffer.ctypes.data, size * 4, len(group))
-        for m, row in zip(group, buffer, strict=True):
-            m._settle(row)
-
-
-def masks(matchers: Sequence[Matcher | None], vocab_size: int) -> UInt32[np.ndarray, "B W"]:
-    """The masks of a batch; None is a row that may write anything.
-
-    Returns:
-      [B, ceil(V / 32)] uint32: bit t % 32 of word t // 32 says whether token t may come next.
-
-    Example:
-      >>> masks([None], 33).tolist()
-      [[4294967295, 1]]
-    """
-    out = np.tile(all_but(vocab_size), (len(matchers), 1))
-    fill([leaf for m in matchers if m is not None and isinstance(leaf := m.leaf(), GrammarMatcher)])
-    for row, matcher in enumerate(matchers):
-        if matcher is not None:
-            out[row] = matcher.mask()
-    return out
 
 
 def compile(

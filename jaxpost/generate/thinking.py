@@ -224,3 +224,7 @@ class ThinkingMatcher:
     def leaf(self) -> Matcher:
         """The grammar that follows, once the thinking is over; itself before."""
         return self._then.leaf() if self._place.part == "over" and self._then is not None else self
+
+    @staticmethod
+    def fill(matchers: Sequence[ThinkingMatcher]) -> None:
+        """Nothing: these masks take no time."""

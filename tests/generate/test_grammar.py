@@ -11,8 +11,8 @@ from tokenizers import models, pre_tokenizers
 from toy_text import CHATML, LLAMA2, fast_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from jaxpost.generate.grammar import Constraint, compile, masks
-from jaxpost.generate.matcher import all_but, has, only, tokens_of
+from jaxpost.generate.grammar import Constraint, compile
+from jaxpost.generate.matcher import all_but, has, masks, only, tokens_of
 from jaxpost.generate.schema import finite
 from jaxpost.text.tokenizer import Tokenizer, load_tokenizer
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from toy_text import CHATML, fast_tokenizer
 
-from jaxpost.generate.grammar import Constraint, compile, masks
-from jaxpost.generate.matcher import has, tokens_of
+from jaxpost.generate.grammar import Constraint, compile
+from jaxpost.generate.matcher import has, masks, tokens_of
 from jaxpost.generate.thinking import ThinkingBudget
 from jaxpost.text.tokenizer import Tokenizer
 
@@ -201,6 +201,10 @@ def test_with_a_grammar_to_come_a_wish_to_end_the_row_is_a_wish_to_end_thinking(
 
         def leaf(self):
             return self
+
+        @staticmethod
+        def fill(matchers):
+            return None
 
     budget = ThinkingBudget(end=(A,), min_tokens=5, wait=(W,), max_waits=1)
     matcher = begun(budget, then=Anything())
