@@ -104,6 +104,8 @@ class Automaton:
         self.ends = only(vocab_size, end_ids)
         self.end_ids = frozenset(end_ids)
         self.full_words = words(tokenizer.vocab_size)
+        # A tokenizer may have more tokens than the model has rows.
+        self.inside = all_but(vocab_size) if tokenizer.vocab_size > vocab_size else None
         self._first = _grammar(constraint, tokenizer)
         first = self.start()
         first.mask()
@@ -192,9 +194,14 @@ class GrammarMatcher:
 
     def _settle(self, full: np.ndarray) -> None:
         """Takes the mask over the tokenizer's words that llguidance computed."""
-        bits = full[: words(self.vocab_size)].view(np.uint32) & all_but(self.vocab_size)
-        stop = self._parser.is_accepting()
-        bits = bits | self._automaton.ends if stop else bits & ~self._automaton.ends
+        automaton = self._automaton
+        bits = full.view(np.uint32)
+        if automaton.inside is not None:
+            bits = bits[: len(automaton.inside)] & automaton.inside
+        if self._parser.is_accepting():
+            bits |= automaton.ends
+        else:
+            bits &= ~automaton.ends
         if self._parser.is_error():
             self._fail(self._parser.get_error())
         elif not bits.any():

@@ -6,8 +6,8 @@ import re
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Fast
-from tokenizers import models, pre_tokenizers
 from toy_text import CHATML, LLAMA2, fast_tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -191,6 +191,13 @@ def test_end_tokens_may_be_given_and_are_then_no_text(tokenizer):
     assert not has(compile(Constraint(regex="[ab]{1,2}"), tokenizer, end_ids=[a]).start().mask(), a)
 
 
+def test_a_model_may_have_fewer_rows_than_the_tokenizer_has_tokens(tokenizer):
+    matcher = compile(Constraint(regex="(?s).*"), tokenizer, vocab_size=300, end_ids=[0]).start()
+    whole = compile(Constraint(regex="(?s).*"), tokenizer, end_ids=[0]).start()
+    assert len(matcher.mask()) == 10
+    assert tokens_of(matcher.mask()) == [t for t in tokens_of(whole.mask()) if t < 300]
+
+
 def test_forced_tokens_are_the_only_ones(tokenizer):
     matcher = compile(Constraint(json={"const": {"The quick": 1}}), tokenizer).start()
     rng = np.random.default_rng(1)
@@ -311,6 +318,35 @@ def test_a_bad_grammar_is_named(tokenizer, given, told):
 )
 def test_whether_a_schema_describes_a_text_that_ends(schema, ends):
     assert finite(schema) is ends
+
+
+def test_bytes_written_as_tokens_of_their_own():
+    """Llama 2's kind: letters it has not are written byte by byte."""
+    texts = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{i:02X}>" for i in range(256)),
+        "▁",
+        "a",
+        "b",
+        "e",
+        "h",
+        "T",
+        "▁a",
+        "Th",
+        "ab",
+    ]
+    merges = [("▁", "a"), ("T", "h"), ("a", "b")]
+    core = Fast(models.BPE({t: i for i, t in enumerate(texts)}, merges, unk_token="<unk>", byte_fallback=True))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<s>", "</s>")])
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=core, **named))
+    assert language(tokenizer, Constraint(choice=["The", "é", "b a"]), vocab_size=None) == {"The", "é", "b a"}
 
 
 def test_spaces_written_as_letters_and_tokenizers_whose_bytes_are_unknown():
