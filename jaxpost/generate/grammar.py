@@ -89,7 +89,9 @@ def _schema_text(schema: Mapping[str, Any] | str) -> str:
     try:
         text = schema if isinstance(schema, str) else json.dumps(schema)
         parsed = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise ValueError("the JSON schema is nested too deeply") from error
+    except (TypeError, ValueError) as error:
         raise ValueError(f"the JSON schema is not JSON ({error}): {str(schema)[:200]!r}") from error
     if not isinstance(parsed, Mapping):
         raise ValueError(f"a JSON schema is an object, as {{'type': 'object'}}; got {text[:200]!r}")
@@ -287,9 +289,12 @@ def _grammar(constraint: Constraint, tokenizer: LLTokenizer) -> LLMatcher:
     from llguidance import LLMatcher, regex_to_lark
 
     if constraint.json is not None:
-        grammar = LLMatcher.grammar_from_json_schema(
-            str(constraint.json), overrides={"whitespace_pattern": _WHITESPACE}
-        )
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(
+                str(constraint.json), overrides={"whitespace_pattern": _WHITESPACE}
+            )
+        except ValueError as error:
+            raise ValueError(f"{constraint} cannot be used: {error}") from error
     else:
         regex = constraint.regex
         if constraint.choice is not None:

@@ -267,6 +267,13 @@ def test_a_grammar_is_compiled_once(tokenizer):
     assert compile(Constraint(choice=["x"]), tokenizer) is not compile(Constraint(regex="x"), tokenizer)
 
 
+def nested(depth):
+    schema = {"type": "integer"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
 ENDLESS = {"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#"}}}
 
 
@@ -286,7 +293,10 @@ ENDLESS = {"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#"
         ({"choice": ["a", ""]}, "choice 1"),
         ({"json": '{"type":'}, "not JSON"),
         ({"json": "[1]"}, "is an object"),
-        ({"json": "[" * 100_000}, "not JSON"),
+        ({"json": "[" * 100_000}, "nested too deeply"),
+        ({"json": nested(5000)}, "nested too deeply|recursion limit"),
+        ({"json": nested(300)}, "the JSON schema .* cannot be used: recursion limit"),
+        ({"json": {"x-guidance": {"y": 1}}}, "the JSON schema .* cannot be used"),
         ({"json": {"type": "foo"}}, "Invalid type: foo"),
         ({"json": "false"}, "is an object"),
         ({"json": {"allOf": [{"type": "string"}, {"type": "null"}]}}, "Unsatisfiable"),
