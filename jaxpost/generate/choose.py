@@ -85,19 +85,21 @@ def log_probabilities(
 ) -> Logits:
     """log p of every token under the distribution that each row's `logprobs_mode` names; the same as `choose` tells.
 
-    Banned and cut tokens have -inf in the mode "processed".
+    Banned and cut tokens have -inf in the mode "processed"; all do where nothing is left.
     """
     rows = jax.tree.map(jnp.asarray, rows)
     processed = rows.logprobs_mode == _PROCESSED
-    heat = _heat(rows)
 
     def process() -> Logits:
         x = edit_logits(logits, rows, history, mask)
         return jnp.where(processed[:, None], _cut(x, jnp.max(x, axis=-1), rows).apply(x), logits)
 
     x = jax.lax.cond(jnp.any(processed), process, lambda: logits)
-    scaled = (x - jnp.max(x, axis=-1)[:, None]) / jnp.where(rows.logprobs_mode == _RAW, 1.0, heat)[:, None]
-    return scaled - jnp.log(total(jnp.exp(scaled)))[:, None]
+    top = jnp.max(x, axis=-1, keepdims=True)
+    heat = jnp.where(rows.logprobs_mode == _RAW, 1.0, _heat(rows))[:, None]
+    scaled = (x - jnp.where(top == -jnp.inf, 0.0, top)) / heat
+    mass = total(jnp.exp(scaled))[:, None]
+    return scaled - jnp.log(jnp.where(mass == 0, 1.0, mass))
 
 
 def top_logprobs(logprobs: Logits, n: int) -> tuple[Float32[Array, "B N"], Int32[Array, "B N"]]:
@@ -115,9 +117,11 @@ def top_logprobs(logprobs: Logits, n: int) -> tuple[Float32[Array, "B N"], Int32
 def _draw(x: Logits, *, logits: Logits, rows: RowParams, uniform: Row, altered: Array, cut: bool) -> Choice:
     """From edited logits `x`; `logits` are the model's; `altered` rows draw from another distribution than theirs."""
     best_logit, best = _best(x)
-    stuck, heat = ~jnp.isfinite(best_logit), _heat(rows)
-    top = jnp.where(stuck, 0.0, best_logit)
+    heat = _heat(rows)
+    top = jnp.where(jnp.isfinite(best_logit), best_logit, 0.0)
     token, mass = _invert(x, top, heat, uniform, _cut(x, top, rows) if cut else None)
+    # A NaN shows in the sum: a maximum may pass over it.
+    stuck = ~jnp.isfinite(best_logit) | ~jnp.isfinite(mass)
     token = jnp.where(stuck, 0, jnp.where(rows.temperature == 0, best, token))
     processed = (_pick(x, token) - top) / heat - jnp.log(mass)
     logprob = _in_mode(processed, token, logits=logits, rows=rows, altered=altered)
@@ -170,7 +174,7 @@ def _invert(x: Logits, top: Row, heat: Row, uniform: Row, cut: Cut | None) -> tu
 
     def weigh(x: Array, ids: Array) -> Array:
         weights = jnp.exp((x - top[:, None]) / heat[:, None])
-        return weights if cut is None else jnp.where(cut.keeps(x, ids), weights, 0.0)
+        return weights if cut is None else jnp.where(cut.keeps(x, ids) | jnp.isnan(x), weights, 0.0)
 
     sums = jnp.sum(blocks(weigh(x, token_ids(x)), 0.0), axis=-1)
     running = jnp.cumsum(sums, axis=-1)

@@ -74,18 +74,17 @@ def _by_rank_and_mass(x: Logits, top: Row, heat: Row, limits: Limits, cut: Cut) 
     mass = jax.lax.cond(jnp.any(by_p & ~by_k), lambda: total(weigh(x)), lambda: jnp.ones_like(top))
 
     def within(values: Array, ids: Array) -> Cut:
-        """The cut among some tokens, of which the others are known to lie beyond it."""
-        there = (values > -jnp.inf).astype(jnp.float32)
-        k = jnp.where(by_k, jnp.minimum(count, total(there)), 1.0)
-        rank = jax.lax.cond(jnp.any(by_k), lambda: threshold(values, ids, top, there, k), lambda: cut)
-        new = _where(by_k, rank, cut)
+        """The cut among some tokens, of which the others are known to lie beyond it: by k, then by p."""
 
-        def share() -> Cut:
-            kept = new.apply(values, ids)
-            weights = weigh(kept)
-            return threshold(kept, ids, top, weights, limits.p * jnp.where(by_k, total(weights), mass))
+        def stage(number: Array, cut: Cut) -> Cut:
+            first, kept = number == 0, cut.apply(values, ids)
+            weights = jnp.where(first, (kept > -jnp.inf).astype(jnp.float32), weigh(kept))
+            whole = total(weights)
+            need = jnp.where(first, jnp.minimum(count, whole), limits.p * jnp.where(by_k, whole, mass))
+            used = jnp.where(first, by_k, by_p)
+            return _where(used, threshold(kept, ids, top, weights, jnp.where(used, need, jnp.inf)), cut)
 
-        return _where(by_p, jax.lax.cond(jnp.any(by_p), share, lambda: new), new)
+        return jax.lax.fori_loop(jnp.where(jnp.any(by_k), 0, 1), jnp.where(jnp.any(by_p), 2, 1), stage, cut)
 
     if x.shape[-1] <= 2 * _CANDIDATES * LANES:
         return within(x, token_ids(x))
@@ -103,15 +102,16 @@ def _candidates(x: Logits, top: Row) -> tuple[Array, Array, Row]:
     numbers = token_ids(maxima)
     finite = (maxima > -jnp.inf).astype(jnp.float32)
     count = total(finite)
-    cut = threshold(maxima, numbers, top, finite, jnp.minimum(float(_CANDIDATES), count))
-    kept = cut.keeps(maxima, numbers)
+    floor = _value(_bisect(maxima, top, finite, jnp.minimum(float(_CANDIDATES), count)).low)
+    kept = maxima >= floor[:, None]
+    # Of blocks that meet at the floor those of higher ids find no slot.
     slot = jnp.where(kept, jnp.cumsum(kept, axis=-1, dtype=jnp.int32) - 1, _CANDIDATES)
     empty = jnp.full((x.shape[0], _CANDIDATES), maxima.shape[-1], jnp.int32)
     row = jnp.arange(x.shape[0])[:, None]
     chosen = empty.at[row, slot].set(jnp.broadcast_to(numbers, kept.shape), mode="drop")
     ids = (chosen[:, :, None] * LANES + jnp.arange(LANES, dtype=jnp.int32)).reshape(x.shape[0], -1)
     values = jnp.take_along_axis(x, jnp.minimum(ids, x.shape[-1] - 1), axis=-1)
-    return jnp.where(ids < x.shape[-1], values, -jnp.inf), ids, jnp.where(count > _CANDIDATES, cut.threshold, -jnp.inf)
+    return jnp.where(ids < x.shape[-1], values, -jnp.inf), ids, jnp.where(count > _CANDIDATES, floor, -jnp.inf)
 
 
 class _Bracket(NamedTuple):
@@ -131,10 +131,30 @@ class _Bracket(NamedTuple):
 def threshold(
     x: Float32[Array, "B N"], ids: Int32[Array, "#B N"], top: Row, weights: Float32[Array, "B N"], need: Row
 ) -> Cut:
-    """The shortest beginning of the order that holds at least `need` > 0 of the weights (all, if they are less).
+    """The shortest beginning of the order that holds at least `need` > 0 of the weights (all, if they are less)."""
+    found = _bisect(x, top, weights, need)
+    level = _value(found.low)
+    several = (found.mass > need) & (found.count - found.above > 1)
+    keep_all = jnp.full(level.shape, jnp.iinfo(jnp.int32).max, jnp.int32)
 
-    Bisection on float32 values, then on their bit patterns read as integers of the same order, until one token or one
-    value is left between the ends: exact. Sums have one fixed tree, so a larger set never has a smaller sum.
+    def lowest_ids() -> Array:
+        """At the threshold only as many as `need` asks for."""
+        equal = x == level[:, None]
+        each = jnp.max(jnp.where(equal, weights, 0.0), axis=-1)
+        short = need - total(jnp.where(x > level[:, None], weights, 0.0))
+        wanted = jnp.maximum(jnp.ceil(short / jnp.where(each > 0, each, 1.0)), 1.0)
+        rank = jnp.cumsum(equal, axis=-1, dtype=jnp.int32).astype(jnp.float32)
+        at = jnp.where(equal & (rank == wanted[:, None]), ids, keep_all[:, None])
+        return jnp.where(several & (each > 0), jnp.min(at, axis=-1), keep_all)
+
+    return Cut(level, jax.lax.cond(jnp.any(several), lowest_ids, lambda: keep_all))
+
+
+def _bisect(x: Float32[Array, "B N"], top: Row, weights: Float32[Array, "B N"], need: Row) -> _Bracket:
+    """Bisection on float32 values, then on their bit patterns read as integers of the same order.
+
+    It ends when one token or one value is left between the ends, so it is exact: `low` is the threshold. Sums have one
+    fixed tree, so a larger set never has a smaller sum.
     """
     lowest = jnp.min(jnp.where(x > -jnp.inf, x, top[:, None]), axis=-1)
 
@@ -164,22 +184,7 @@ def threshold(
     low = _key(lowest)
     mass, count = measure(low)
     everything = _Bracket(jnp.int32(0), low, _key(top) + 1, mass, count, jnp.zeros_like(count))
-    found = jax.lax.while_loop(lambda b: ~jnp.all(settled(b)), halve, everything)
-    level = _value(found.low)
-    several = (found.mass > need) & (found.count - found.above > 1)
-    keep_all = jnp.full(level.shape, jnp.iinfo(jnp.int32).max, jnp.int32)
-
-    def lowest_ids() -> Array:
-        """At the threshold only as many as `need` asks for."""
-        equal = x == level[:, None]
-        each = jnp.max(jnp.where(equal, weights, 0.0), axis=-1)
-        short = need - total(jnp.where(x > level[:, None], weights, 0.0))
-        wanted = jnp.maximum(jnp.ceil(short / jnp.where(each > 0, each, 1.0)), 1.0)
-        rank = jnp.cumsum(equal, axis=-1, dtype=jnp.int32).astype(jnp.float32)
-        at = jnp.where(equal & (rank == wanted[:, None]), ids, keep_all[:, None])
-        return jnp.where(several & (each > 0), jnp.min(at, axis=-1), keep_all)
-
-    return Cut(level, jax.lax.cond(jnp.any(several), lowest_ids, lambda: keep_all))
+    return jax.lax.while_loop(lambda b: ~jnp.all(settled(b)), halve, everything)
 
 
 def _where(rows: Array, new: Cut, old: Cut) -> Cut:

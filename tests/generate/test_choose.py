@@ -33,13 +33,17 @@ def packed(*params: SamplingParams, vocab: int = VOCAB) -> RowParams:
 
 
 def draw(logits, params: SamplingParams, uniform, **keywords) -> Choice:
-    """One row for each number; small vocabularies in batches of one size, so that one program serves most tests."""
-    vocab, count = np.shape(logits)[-1], len(uniform)
-    size = count if vocab > 1000 else BATCH
-    take = lambda a: jnp.asarray(np.broadcast_to(a, (size, *a.shape[1:])))  # noqa: E731
-    number = np.resize(np.asarray(uniform, np.float32), size)
-    rows = jax.tree.map(take, packed(params, vocab=vocab))
-    choice = jitted(take(np.asarray(logits)[None]), rows, history(size), jnp.asarray(number), **keywords)
+    """One row for each number."""
+    return batch(np.asarray(logits)[None], packed(params, vocab=np.shape(logits)[-1]), uniform, **keywords)
+
+
+def batch(logits: np.ndarray, rows: RowParams, uniform, **keywords) -> Choice:
+    """Small vocabularies in batches of one size, so that one program serves most tests."""
+    count = len(uniform)
+    size = count if logits.shape[-1] > 1000 else BATCH
+    take = lambda a: jnp.asarray(np.resize(a, (size, *a.shape[1:])))  # noqa: E731
+    rows = jax.tree.map(take, rows)
+    choice = jitted(take(logits), rows, history(size), take(np.asarray(uniform, np.float32)), **keywords)
     return jax.tree.map(lambda a: np.asarray(a[:count]), choice)
 
 
@@ -168,7 +172,8 @@ def test_greedy_takes_the_best_of_the_edited_logits_and_the_first_of_equals():
 
 
 def test_top_k_keeps_exactly_k_of_equals_by_lowest_id():
-    x = np.asarray([1.0, 0.0, 2.0, 0.0, -0.0, 0.0, -1.0, 0.0], np.float32)
+    x = np.full(VOCAB, -9.0, np.float32)
+    x[:8] = [1.0, 0.0, 2.0, 0.0, -0.0, 0.0, -1.0, 0.0]
     numbers = np.linspace(0, 1, 997, endpoint=False)
     for k, kept in (
         (1, {2}),
@@ -184,7 +189,8 @@ def test_top_k_keeps_exactly_k_of_equals_by_lowest_id():
 
 @pytest.mark.parametrize("p", [0.5, 0.26, 0.25, 0.76])
 def test_top_p_keeps_the_fewest_of_equals_by_lowest_id(p):
-    drawn = draw(np.full(8, -3.0, np.float32), SamplingParams(top_p=p), np.linspace(0, 1, 997, endpoint=False))
+    x = np.where(np.arange(VOCAB) < 8, -3.0, -np.inf).astype(np.float32)
+    drawn = draw(x, SamplingParams(top_p=p), np.linspace(0, 1, 997, endpoint=False))
     assert set(drawn.token.tolist()) == set(range(int(np.ceil(p * 8))))
 
 
@@ -242,28 +248,32 @@ def test_the_inverse_of_a_large_vocabulary_is_near_float64s():
     "options", [{}, {"top_p": 0.9}, {"temperature": 0}, {"top_k": 2, "temperature": 1e-4}], ids=str
 )
 def test_extremes_stay_finite_and_never_draw_what_has_no_probability(options, number):
-    one = np.full(300, -np.inf, np.float32)
-    one[200] = -1e4
-    large = np.linspace(-2e4, 2e4, 300).astype(np.float32)
-    large[299] = -np.inf
-    flat = np.full(300, 3e38, np.float32)
+    one = np.full(VOCAB, -np.inf, np.float32)
+    one[20] = -1e4
+    large = np.linspace(-2e4, 2e4, VOCAB).astype(np.float32)
+    large[-1] = -np.inf
+    flat = np.full(VOCAB, 3e38, np.float32)
     for x in (one, large, flat):
         choice = draw(x, SamplingParams(**options), [number])
         assert np.isfinite(choice.logprob).all()
         assert np.isfinite(x[choice.token[0]])
         assert not choice.stuck[0]
-    assert int(draw(one, SamplingParams(**options), [number]).token[0]) == 200
-    assert int(draw(large, SamplingParams(**options), [number]).token[0]) == 298
+    assert int(draw(one, SamplingParams(**options), [number]).token[0]) == 20
+    assert int(draw(large, SamplingParams(**options), [number]).token[0]) == VOCAB - 2
 
 
-def test_a_row_without_tokens_is_stuck_and_the_others_go_on():
-    x = np.tile(LOGITS, (3, 1))
+@pytest.mark.parametrize(
+    "options", [{}, {"top_p": 0.9}, {"temperature": 0.0}, {"repetition_penalty": 1.1, "top_k": 3}], ids=str
+)
+def test_a_row_without_tokens_is_stuck_and_the_others_go_on(options):
+    x = np.tile(LOGITS, (5, 1))
     x[1] = -np.inf
     x[2, 4] = np.nan
-    rows = packed(*[SamplingParams(top_p=0.9, logprobs_mode="processed")] * 3)
-    choice = jitted(jnp.asarray(x), rows, history(3), jnp.full(3, 0.4))
-    assert choice.stuck.tolist() == [False, True, True]
-    assert choice.logprob[1:].tolist() == [0.0, 0.0]
+    x[3, 4] = np.inf
+    x[4] = np.nan
+    choice = batch(x, packed(*[SamplingParams(**options, logprobs_mode="processed")] * 5), [0.4] * 5)
+    assert choice.stuck.tolist() == [False, True, True, True, True]
+    assert choice.logprob[1:].tolist() == [0.0] * 4
     assert np.isfinite(choice.logprob).all()
 
 
@@ -304,6 +314,11 @@ def test_log_probabilities_by_name(mode, options):
     np.testing.assert_allclose(values[0], np.log(expected[ids[0]]), atol=2e-6)
 
 
+def test_log_probabilities_of_a_row_without_tokens_are_minus_infinity():
+    row = packed(SamplingParams(logprobs_mode="processed", top_k=2))
+    assert whole(jnp.full((1, VOCAB), -jnp.inf), row, history()).tolist() == [[-np.inf] * VOCAB]
+
+
 def mixed_rows() -> tuple[np.ndarray, list[SamplingParams]]:
     params = [
         SamplingParams(**options, logprobs_mode=mode) for options in OPTIONS.values() for mode in ("raw", "processed")
@@ -315,7 +330,7 @@ def mixed_rows() -> tuple[np.ndarray, list[SamplingParams]]:
 def test_a_row_does_not_depend_on_the_others_of_its_batch():
     x, params = mixed_rows()
     number = np.random.default_rng(4).random(len(params)).astype(np.float32)
-    together = jitted(jnp.asarray(x), packed(*params), history(len(params)), jnp.asarray(number))
+    together = batch(x, packed(*params), number)
     for at in range(0, len(params), 3):
         alone = draw(x[at], params[at], number[at : at + 1])
         assert int(alone.token[0]) == int(together.token[at])
@@ -323,16 +338,11 @@ def test_a_row_does_not_depend_on_the_others_of_its_batch():
 
 
 def test_values_of_parameters_never_recompile():
-    traces = []
-
-    def traced(*arguments):
-        traces.append(1)
-        return choose(*arguments)
-
-    run = jax.jit(traced)
+    draw(LOGITS, SamplingParams(), [0.5])
+    programs = jitted._cache_size()
     for options in OPTIONS.values():
-        run(jnp.asarray(LOGITS[None]), packed(SamplingParams(**options)), history(), jnp.zeros(1))
-    assert len(traces) == 1
+        draw(LOGITS, SamplingParams(**options), [0.5])
+    assert jitted._cache_size() == programs
 
 
 def lowered(vocab: int = 1000) -> Lowered:
