@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from jaxpost import sharding
 from jaxpost.adapters import peft
 from jaxpost.adapters.bind import bind, merge
 from jaxpost.assemble.model import DTYPES, Pretrained, load_model
-from jaxpost.assemble.sft import chat_prompt
+from jaxpost.assemble.sft import chat_prompt, text_sampler
 from jaxpost.config import MeshSection, ModelSection, SFTConfig
 from jaxpost.data import inspect as data_inspect
-from jaxpost.generate.sampler import make_sampler
+from jaxpost.generate.batching import Completion
+from jaxpost.generate.params import SamplingParams
 from jaxpost.train.folder import environment as run_environment
 from jaxpost.types import Params
 from jaxpost.weights import gguf, huggingface
@@ -70,25 +70,16 @@ def generate(
         encoded = [chat_prompt(tokenizer, text, system) for text in prompts]
     else:
         encoded = [tokenizer.encode(text, add_bos=tokenizer.adds_bos) for text in prompts]
-    sample = make_sampler(
-        pretrained.model,
-        eos_ids=tokenizer.eos_ids,
-        context=pretrained.config.max_positions,
-        rows=min(rows, len(encoded)),
-        jit=partial(jax.jit, out_shardings=sharding.replicated(pretrained.mesh)),
-    )
-    for at in range(0, len(encoded), rows):
-        answers = sample(
-            params,
-            encoded[at : at + rows],
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            first_id=at,
-        )
-        for prompt, answer in zip(prompts[at : at + rows], answers, strict=True):
-            text = tokenizer.decode(answer.tokens)
-            yield {"prompt": prompt, "text": text, "finish": answer.finish, "tokens": len(answer.tokens)}
+    sample = text_sampler(pretrained, rows=min(rows, len(encoded)))
+    wish = SamplingParams(max_tokens=max_tokens, temperature=temperature)
+    waiting: dict[int, Completion] = {}
+    told = 0
+    for number, completion in sample.stream(params, encoded, wish, seed=seed):
+        waiting[number] = completion
+        while told in waiting:
+            done = waiting.pop(told)
+            yield {"prompt": prompts[told], "text": done.text, "finish": done.finish, "tokens": len(done.tokens)}
+            told += 1
 
 
 def convert(source: str, out: Path, *, dtype: str = "float32") -> str:

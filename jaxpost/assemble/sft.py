@@ -19,7 +19,8 @@ from jaxpost.assemble.training import Training, make_training
 from jaxpost.config import LoRASection, SampleSection, SFTConfig, SourceSection
 from jaxpost.data.dataset import Progress, TokenDataset, prepare
 from jaxpost.data.loader import BatchSource, make_source
-from jaxpost.generate.sampler import make_sampler
+from jaxpost.generate.params import SamplingParams
+from jaxpost.generate.sampler import Sampler, make_sampler
 from jaxpost.models import cost
 from jaxpost.text.messages import DataError
 from jaxpost.train.job import RunResult, SupervisedJob
@@ -171,29 +172,29 @@ def _sampler(
         return None
     tokenizer = pretrained.tokenizer
     prompts = [chat_prompt(tokenizer, text, config.data.system_prompt) for text in section.prompts]
-    sample = make_sampler(
+    sample = text_sampler(pretrained, rows=min(8, len(prompts)))
+    wish = SamplingParams(max_tokens=section.max_tokens, temperature=section.temperature)
+
+    def answers(params: Params, frozen: Params) -> list[dict[str, str]]:
+        completions = sample(training.policy(params, frozen), prompts, wish, seed=config.run.seed)
+        sample.forget()  # Between evaluations training needs the memory.
+        return [{"prompt": text, "text": c.text} for text, c in zip(section.prompts, completions, strict=True)]
+
+    return answers
+
+
+def text_sampler(pretrained: Pretrained, **settings: Any) -> Sampler:
+    """A sampler for one model and its tokenizer, on the model's mesh; settings as `generate.sampler.make_sampler`."""
+    tokenizer = pretrained.tokenizer
+    return make_sampler(
         pretrained.model,
         eos_ids=tokenizer.eos_ids,
         context=pretrained.config.max_positions,
-        rows=min(8, len(prompts)),
-        jit=partial(jax.jit, out_shardings=sharding.replicated(pretrained.mesh)),
+        encode=tokenizer.encode,
+        decode=tokenizer.decode,
+        mesh=pretrained.mesh,
+        **settings,
     )
-
-    def answers(params: Params, frozen: Params) -> list[dict[str, str]]:
-        policy = training.policy(params, frozen)
-        completions = sample(
-            policy,
-            prompts,
-            max_tokens=section.max_tokens,
-            temperature=section.temperature,
-            seed=config.run.seed,
-        )
-        return [
-            {"prompt": text, "text": tokenizer.decode(c.tokens)}
-            for text, c in zip(section.prompts, completions, strict=True)
-        ]
-
-    return answers
 
 
 def chat_prompt(tokenizer: Any, text: str, system: str | None) -> list[int]:

@@ -96,9 +96,7 @@ class PageBook:
         (((2, 3),), [1, 3], [1, 2])
     """
 
-    def __init__(
-        self, *, pages: int, window_pages: int, page_size: int, full: bool = True, window: int | None = None
-    ):
+    def __init__(self, *, pages: int, window_pages: int, page_size: int, full: bool = True, window: int | None = None):
         self.page_size, self.window = page_size, window
         self.has_full = full
         self.full, self.windowed = Pool("full", pages), Pool("window", window_pages)

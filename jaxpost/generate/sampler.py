@@ -1,155 +1,180 @@
-"""Sampling from a model with a dense cache: one prefill, then a jitted loop of one token a step.
+"""Sampling many prompts: a queue in front of the engine, with rows replaced as they end.
 
-The sampler runs the learner's own forward, so its log-probabilities are the learner's. Noise follows the
-meaning of a draw, not its place: the key of a token is fold_in(seed, example id, position), so a sample
-does not depend on the batch it was drawn in.
+The sampler runs the learner's own forward pass, so its log-probabilities are the learner's. A sample is a function
+of (seed, draw, example, sample): not of its batch, its slot, or when it was admitted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
-from jaxpost.types import Inputs, Model, Params
-
-_LENGTH_BUCKET = 64
-
-
-class Rollout(NamedTuple):
-    """Sampled tokens, right-padded. Row b holds `lengths[b]` of them, the end token included."""
-
-    tokens: Int[Array, "B T"]
-    logprobs: Float[Array, "B T"]
-    """log p(token) under softmax(logits / T), or under softmax(logits) for greedy rows; 0 past the end."""
-    lengths: Int[Array, " B"]
-    finished: Bool[Array, " B"]
-    """The row ended with an end token; otherwise it was cut at `max_tokens`."""
+from jaxpost.generate.batching import Completion, Run, Sample, Table
+from jaxpost.generate.engine import Engine, Weights
+from jaxpost.generate.matcher import Matcher
+from jaxpost.generate.noise import row_keys
+from jaxpost.generate.params import SamplingParams
+from jaxpost.generate.rows import Encode, pack
+from jaxpost.types import Model, Params
 
 
-class Completion(NamedTuple):
-    """One answer on the host."""
+class Sampler:
+    """sample(params, prompts, SamplingParams, seed, draw) -> completions; made by `make_sampler`."""
 
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finish: str
-    """"stop" (end token, which is kept in `tokens`) or "length"."""
+    def __init__(
+        self,
+        model: Model,
+        *,
+        eos_ids: Sequence[int],
+        context: int,
+        rows: int,
+        cache_tokens: int | None,
+        encode: Encode | None,
+        decode: Callable[[Sequence[int]], str] | None,
+        **engine: Any,
+    ):
+        self.model, self.eos_ids, self.context, self.rows = model, tuple(eos_ids), context, rows
+        self.cache_tokens, self.encode, self.decode = cache_tokens, encode, decode
+        self._settings = engine
+        self.engine: Engine | None = None
+        self._weights: tuple[Params, Weights] | None = None
 
+    def __call__(
+        self,
+        params: Params,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        seed: int = 0,
+        draw: int = 0,
+        example_ids: Sequence[int] | None = None,
+        matchers: Sequence[Callable[[], Matcher] | None] | None = None,
+        errors: Literal["raise", "return"] = "raise",
+        policy_version: int = 0,
+    ) -> list[Completion]:
+        """Samples n completions of every prompt, in order of prompt and sample.
 
-class _Loop(NamedTuple):
-    step: Int[Array, ""]
-    token: Int[Array, " B"]
-    logprob: Float[Array, " B"]
-    done: Bool[Array, " B"]
-    cache: object
-    out: Rollout
+        Args:
+            prompts: token ids.
+            sampling: one for all, or one a prompt.
+            seed, draw: of the noise; `draw` is the rollout step or epoch.
+            example_ids: identity of each prompt in the noise; its place if not given.
+            matchers: makes each prompt's automaton (a grammar, a thinking budget), or None.
+            errors: a prompt that cannot be sampled raises, or comes back with finish "error" while the others go on.
 
+        Raises:
+            ValueError: a prompt that is empty or too long, or parameters that do not fit the model; named by number.
+        """
+        found = self.stream(
+            params, prompts, sampling, seed=seed, draw=draw, example_ids=example_ids, matchers=matchers, errors=errors,
+            policy_version=policy_version,
+        )  # fmt: skip
+        return [c for _, c in sorted(found, key=lambda pair: pair[0])]
 
-def choose(
-    logits: Float[Array, "B V"],
-    keys: Key[Array, " B"],
-    temperature: Float[Array, ""],
-) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """Draws one token a row from softmax(logits / T) by the Gumbel-max trick; T = 0 takes the best.
-
-    argmax(logits / T + g) with g = -log(-log u) is distributed as softmax(logits / T).
-
-    Args:
-      logits: [B V] float32.
-      keys: [B] one key a row.
-      temperature: scalar, >= 0; traced.
-
-    Returns:
-      tokens [B] int32 and their log-probabilities [B] under the distribution drawn from.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> keys = jax.random.split(jax.random.key(0), 1)
-      >>> token, _ = choose(jnp.array([[0.0, 5.0, 1.0]]), keys, jnp.float32(0))
-      >>> int(token[0])
-      1
-    """
-    greedy = temperature == 0
-    scaled = logits / jnp.where(greedy, jnp.ones_like(temperature), temperature)
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:], logits.dtype))(keys)
-    token = jnp.argmax(jnp.where(greedy, scaled, scaled + noise), axis=-1).astype(jnp.int32)
-    chosen = jnp.take_along_axis(scaled, token[:, None], axis=-1)[:, 0]
-    return token, chosen - jax.nn.logsumexp(scaled, axis=-1)
-
-
-def sample_tokens(
-    model: Model,
-    params: Params,
-    prompts: Int[Array, "B T"],
-    lengths: Int[Array, " B"],
-    example_ids: Int[Array, " B"],
-    key: PRNGKeyArray,
-    temperature: Float[Array, ""],
-    *,
-    max_tokens: int,
-    eos_ids: Sequence[int],
-    cache_dtype: DTypeLike = jnp.float32,
-) -> Rollout:
-    """Continues right-padded prompts until an end token or `max_tokens`.
-
-    Args:
-      prompts: [B T] int32, right-padded; row b has `lengths[b]` >= 1 tokens.
-      example_ids: [B] int32 identity of each prompt: with `key` and the position it makes the noise.
-      temperature: traced scalar; 0 is greedy.
-      max_tokens: most new tokens a row; static.
-      eos_ids: token ids that end a row; static.
-
-    Returns:
-      A Rollout with T = max_tokens.
-    """
-    batch, width = prompts.shape
-    slots = jnp.arange(width, dtype=jnp.int32)
-    inside = slots[None] < lengths[:, None]
-    positions = jnp.where(inside, slots[None], 0)
-    cache = model.init_cache(batch, width + max_tokens, cache_dtype)
-    first = model.forward(params, Inputs(prompts, positions, inside.astype(jnp.int32)), cache)
-    last = jnp.take_along_axis(first.hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    row_keys = jax.vmap(partial(jax.random.fold_in, key))(example_ids)
-    ends = jnp.asarray(eos_ids, jnp.int32)
-
-    def draw(hidden: Float[Array, "B D"], position: Int[Array, " B"]) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-        return choose(model.unembed(params, hidden), jax.vmap(jax.random.fold_in)(row_keys, position), temperature)
-
-    def unfinished(loop: _Loop) -> Bool[Array, ""]:
-        return (loop.step < max_tokens) & ~jnp.all(loop.done)
-
-    def body(loop: _Loop) -> _Loop:
-        live = ~loop.done
-        out = Rollout(
-            loop.out.tokens.at[:, loop.step].set(jnp.where(live, loop.token, 0)),
-            loop.out.logprobs.at[:, loop.step].set(jnp.where(live, loop.logprob, 0.0)),
-            loop.out.lengths + live.astype(jnp.int32),
-            loop.out.finished | (live & jnp.isin(loop.token, ends)),
+    def stream(
+        self,
+        params: Params,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        seed: int = 0,
+        draw: int = 0,
+        example_ids: Sequence[int] | None = None,
+        matchers: Sequence[Callable[[], Matcher] | None] | None = None,
+        errors: Literal["raise", "return"] = "raise",
+        policy_version: int = 0,
+    ) -> Iterator[tuple[int, Completion]]:
+        """(number, completion) as samples end; numbers count samples in order of prompt and sample."""
+        wishes = [sampling or SamplingParams()] * len(prompts) if not isinstance(sampling, Sequence) else list(sampling)
+        if len(wishes) != len(prompts):
+            raise ValueError(
+                f"{len(prompts)} prompts with {len(wishes)} sampling parameters: give one, or one a prompt"
+            )
+        ids = list(range(len(prompts))) if example_ids is None else list(example_ids)
+        samples: list[Sample] = []
+        number = 0
+        for at, (prompt, wish) in enumerate(zip(prompts, wishes, strict=True)):
+            problem = self._problem(at, prompt, wish)
+            if problem and errors == "raise":
+                raise ValueError(problem)
+            for k in range(wish.n):
+                if problem:
+                    yield number, Completion((), (), "error", example=ids[at], sample=k, error=problem)
+                else:
+                    make = matchers[at] if matchers is not None else None
+                    samples.append(Sample(number, ids[at], k, list(prompt), wish, make() if make else None))
+                number += 1
+        if not samples:
+            return
+        table = self._table(samples, seed, draw)
+        engine, weights = self._ready(params, samples)
+        yield from Run(
+            engine, weights, samples, table, rows=self.rows, decode=self.decode, policy_version=policy_version
         )
-        position = lengths + loop.step
-        inputs = Inputs(loop.token[:, None], position[:, None], jnp.ones((batch, 1), jnp.int32))
-        step = model.forward(params, inputs, loop.cache)
-        token, logprob = draw(step.hidden[:, 0], position + 1)
-        return _Loop(loop.step + 1, token, logprob, out.finished, step.cache, out)
 
-    token, logprob = draw(last, lengths)
-    start = _Loop(jnp.zeros((), jnp.int32), token, logprob, lengths <= 0, first.cache, _empty(batch, max_tokens))
-    return jax.lax.while_loop(unfinished, body, start).out
+    def forget(self) -> None:
+        """Drops the cache and the weights' copies; programs stay compiled in jax's cache."""
+        self.engine = self._weights = None
 
+    def _ready(self, params: Params, samples: list[Sample]) -> tuple[Engine, Weights]:
+        """An engine that is large enough, and the weights as it reads them."""
+        page = self._settings["page_size"]
+        wanted = self.rows * (max(s.limit for s in samples) + 2 * page)
+        if self.cache_tokens is not None:
+            wanted = self.cache_tokens
+        if self.engine is None or self.engine.capacity < wanted:
+            # The old pools go before the new ones come.
+            self.engine = None
+            self.engine = Engine(self.model, cache_tokens=wanted, **self._settings)
+        if self._weights is None or self._weights[0] is not params:
+            self._weights = None
+            self._weights = (params, self.engine.weights(params))
+        return self.engine, self._weights[1]
 
-def _empty(batch: int, max_tokens: int) -> Rollout:
-    return Rollout(
-        jnp.zeros((batch, max_tokens), jnp.int32),
-        jnp.zeros((batch, max_tokens), jnp.float32),
-        jnp.zeros((batch,), jnp.int32),
-        jnp.zeros((batch,), bool),
-    )
+    def _table(self, samples: list[Sample], seed: int, draw: int) -> Table:
+        rows = pack(
+            [s.params for s in samples],
+            vocab_size=self.model.config.vocab_size,
+            eos_ids=self.eos_ids,
+            encode=self.encode,
+            seed=seed,
+        )
+        numbers = (np.full(len(samples), draw), [s.example for s in samples], [s.sample for s in samples])
+        keys = row_keys(jnp.asarray(rows.seed), *(jnp.asarray(x, jnp.int32) for x in numbers))
+        return Table([s.number for s in samples], rows, np.asarray(jax.random.key_data(keys)))
+
+    def _problem(self, number: int, prompt: Sequence[int], wish: SamplingParams) -> str | None:
+        """Why a prompt cannot be sampled, as a sentence."""
+        if not len(prompt):
+            return f"prompt {number} is empty: give at least one token (a chat template adds some)"
+        if len(prompt) + wish.max_tokens > self.context:
+            return (
+                f"prompt {number} has {len(prompt)} tokens; with max_tokens={wish.max_tokens} it does not fit the "
+                f"model's context of {self.context}: shorten it or lower max_tokens"
+            )
+        page = self._settings["page_size"]
+        # Beside its own pages a sample needs a copy of the page that it shares with its prompt.
+        if self.cache_tokens is not None and len(prompt) + wish.max_tokens + 2 * page > self.cache_tokens:
+            return (
+                f"prompt {number} needs room for {len(prompt)} + {wish.max_tokens} tokens and two pages of {page}; the "
+                f"cache holds {self.cache_tokens}: raise cache_tokens or lower max_tokens"
+            )
+        size = self.model.config.vocab_size
+        if (worst := max(prompt)) >= size or min(prompt) < 0:
+            return f"prompt {number} holds the token id {worst}, outside the vocabulary of {size}"
+        try:
+            pack([wish], vocab_size=size, eos_ids=self.eos_ids, encode=self.encode)
+        except ValueError as error:
+            return f"prompt {number}: {error}"
+        if wish.stop and self.decode is None:
+            return f"prompt {number} has stop strings, which need the sampler's `decode`"
+        return None
 
 
 def make_sampler(
@@ -157,76 +182,39 @@ def make_sampler(
     *,
     eos_ids: Sequence[int],
     context: int,
-    rows: int = 8,
-    jit: Callable[..., Callable] = jax.jit,
-    cache_dtype: DTypeLike = jnp.float32,
-) -> Callable[..., list[Completion]]:
-    """Makes sample(params, prompts, *, max_tokens, temperature, seed, first_id=0) -> completions, in order.
+    rows: int = 32,
+    cache_tokens: int | None = None,
+    page_size: int = 64,
+    kv_dtype: DTypeLike = jnp.float32,
+    prefill_tokens: int = 512,
+    max_steps: int = 64,
+    encode: Encode | None = None,
+    decode: Callable[[Sequence[int]], str] | None = None,
+    mesh: Mesh | None = None,
+    strict: bool = False,
+) -> Sampler:
+    """Makes a sampler that keeps its cache and its compiled programs from call to call.
 
-    Prompts are lists of token ids; they are sorted by length into batches of `rows`, padded to a multiple of
-    64 tokens, so few shapes are compiled. Under a mesh pass a `jit` that lays the outputs out replicated and
-    a number of rows that the mesh's batch axes divide.
-
-    Raises (from the returned function):
-      ValueError: an empty prompt, or one that with `max_tokens` does not fit `context`; named by its number.
+    Args:
+        eos_ids: the model's end tokens.
+        context: most tokens of a row, prompt included.
+        rows: most rows that decode together.
+        cache_tokens: room of the cache; None: enough for `rows` of the longest rows asked for.
+        encode: text -> token ids, for bad words. decode: token ids -> text, for texts and stop strings.
+        page_size, kv_dtype, prefill_tokens, max_steps, mesh, strict: as `Engine`.
     """
-
-    run = jit(
-        partial(sample_tokens, model, eos_ids=tuple(eos_ids), cache_dtype=cache_dtype), static_argnames=("max_tokens",)
+    return Sampler(
+        model,
+        eos_ids=eos_ids,
+        context=context,
+        rows=rows,
+        cache_tokens=cache_tokens,
+        encode=encode,
+        decode=decode,
+        page_size=page_size,
+        kv_dtype=kv_dtype,
+        prefill_tokens=prefill_tokens,
+        max_steps=max_steps,
+        mesh=mesh,
+        strict=strict,
     )
-
-    def sample(
-        params: Params,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        first_id: int = 0,
-    ) -> list[Completion]:
-        _check(prompts, max_tokens, temperature, context)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        done: dict[int, Completion] = {}
-        for at in range(0, len(order), rows):
-            chunk = order[at : at + rows]
-            padded = chunk + [chunk[-1]] * (rows - len(chunk))
-            width = -(-max(len(prompts[i]) for i in chunk) // _LENGTH_BUCKET) * _LENGTH_BUCKET
-            tokens = np.zeros((rows, width), np.int32)
-            for row, i in enumerate(padded):
-                tokens[row, : len(prompts[i])] = prompts[i]
-            lengths = np.asarray([len(prompts[i]) for i in padded], np.int32)
-            ids = np.asarray([first_id + i for i in padded], np.int32)
-            rollout = run(
-                params, tokens, lengths, ids, jax.random.key(seed), np.float32(temperature), max_tokens=max_tokens
-            )
-            done.update(zip(chunk, _to_host(rollout, len(chunk)), strict=True))
-        return [done[i] for i in range(len(prompts))]
-
-    return sample
-
-
-def _check(prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float, context: int) -> None:
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens is {max_tokens}; ask for at least 1 new token")
-    if not temperature >= 0:
-        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or above")
-    for number, prompt in enumerate(prompts):
-        if not prompt:
-            raise ValueError(f"prompt {number} is empty: give at least one token (a chat template adds some)")
-        if len(prompt) + max_tokens > context:
-            raise ValueError(
-                f"prompt {number} has {len(prompt)} tokens; with max_tokens={max_tokens} it does not fit the "
-                f"model's context of {context}: shorten it or lower max_tokens"
-            )
-
-
-def _to_host(rollout: Rollout, count: int) -> list[Completion]:
-    host = jax.device_get(rollout)
-    return [
-        Completion(
-            tuple(int(t) for t in host.tokens[row, : host.lengths[row]]),
-            tuple(float(p) for p in host.logprobs[row, : host.lengths[row]]),
-            "stop" if host.finished[row] else "length",
-        )
-        for row in range(count)
-    ]

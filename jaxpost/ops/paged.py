@@ -126,12 +126,9 @@ def paged_attention(
         scores = batched_product(rows, read_pages(keys, layer, page, q.dtype), (3, 3)) * scale
         if softcap is not None:
             scores = softcap * jnp.tanh(scores / softcap)
-        behind = positions[:, :, None] - (number * size + jnp.arange(size, dtype=jnp.int32))
-        seen = (behind >= 0) & valid[:, :, None]
-        if window is not None:
-            seen = seen & (behind < window)
-        shape = (batch, kv_heads, -1, length, size)
-        scores = jnp.where(seen[:, None, None], scores.reshape(shape), MASKED).reshape(scores.shape)
+        seen = _seen(number * size + jnp.arange(size, dtype=jnp.int32), positions, valid, window)
+        per_query = scores.reshape(batch, kv_heads, -1, length, size)
+        scores = jnp.where(seen[:, None, None], per_query, MASKED).reshape(scores.shape)
         top = jnp.maximum(state.top, jnp.max(scores, axis=-1, keepdims=True))
         weights, shrink = jnp.exp(scores - top), jnp.exp(state.top - top)
         v = read_pages(values, layer, page, q.dtype)
@@ -141,14 +138,30 @@ def paged_attention(
             state.out * shrink + batched_product(weights.astype(q.dtype), v, (3, 2)),
         )
 
-    end = jnp.max(jnp.where(valid, positions, -1)) // size + 1
-    oldest = jnp.min(jnp.where(valid, positions, jnp.iinfo(jnp.int32).max))
-    start = jnp.zeros_like(end) if window is None else jnp.minimum(jnp.maximum(oldest - window + 1, 0) // size, end)
+    start, end = _range(positions, valid, window, size)
     column = (*rows.shape[:3], 1)
-    state = _Softmax(
-        jnp.full(column, MASKED, jnp.float32), jnp.zeros(column, jnp.float32), jnp.zeros(rows.shape, jnp.float32)
-    )
-    state = lax.fori_loop(start, end, one_page, state)
+    nothing = _Softmax(jnp.full(column, MASKED), jnp.zeros(column), jnp.zeros(rows.shape))
+    state = lax.fori_loop(start, end, one_page, nothing)
     sees = state.top > MASKED / 2
     out = jnp.where(sees, state.out / jnp.where(sees, state.total, 1.0), 0.0).astype(q.dtype)
     return out.reshape(grouped.shape).transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+
+def _seen(
+    keys: Int[Array, " C"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"], window: int | None
+) -> Bool[Array, "B T C"]:
+    """Which keys, by their positions, a query sees."""
+    behind = positions[:, :, None] - keys
+    seen = (behind >= 0) & valid[:, :, None]
+    return seen if window is None else seen & (behind < window)
+
+
+def _range(
+    positions: Int[Array, "B T"], valid: Bool[Array, "B T"], window: int | None, size: int
+) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """First page and one past the last page that any query sees."""
+    end = jnp.max(jnp.where(valid, positions, -1)) // size + 1
+    if window is None:
+        return jnp.zeros_like(end), end
+    oldest = jnp.min(jnp.where(valid, positions, jnp.iinfo(jnp.int32).max))
+    return jnp.minimum(jnp.maximum(oldest - window + 1, 0) // size, end), end

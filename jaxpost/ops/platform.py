@@ -38,6 +38,9 @@ class Choices:
     update_kernels: bool
     """Form a layer's W0 + s A B in float32 steps with many tokens, instead of adding a second product's result:
     saves passes over memory, a CPU's bottleneck."""
+    unrolled_decode: bool
+    """Decode layer by layer from weights of their own: a scan's copy of each layer's slice costs more than products
+    with few rows, at the price of a second copy of the weights and a longer compilation."""
     chunk_tokens: int
     """Tokens per device whose logits a loss holds at one time: on a CPU freshly written memory is the bottleneck,
     elsewhere products with few rows."""
@@ -53,16 +56,29 @@ class Choices:
 
 CHOICES: dict[Platform, Choices] = {
     "cpu": Choices(
-        attention="xla", remat="dots", float32_products=True, update_kernels=True, chunk_tokens=256, causal_chunk=128
+        attention="xla",
+        remat="dots",
+        float32_products=True,
+        update_kernels=True,
+        unrolled_decode=True,
+        chunk_tokens=256,
+        causal_chunk=128,
     ),
     "gpu": Choices(
-        attention="xla", remat="dots", float32_products=False, update_kernels=False, chunk_tokens=1024, causal_chunk=512
+        attention="xla",
+        remat="dots",
+        float32_products=False,
+        update_kernels=False,
+        unrolled_decode=False,
+        chunk_tokens=1024,
+        causal_chunk=512,
     ),
     "tpu": Choices(
         attention="splash",
         remat="full",
         float32_products=False,
         update_kernels=False,
+        unrolled_decode=False,
         chunk_tokens=1024,
         causal_chunk=512,
     ),

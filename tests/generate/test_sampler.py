@@ -1,98 +1,193 @@
-"""The sampler against a Markov chain whose every probability is known."""
+"""The sampler against an enumerated distribution, the learner's forward pass, and itself in other batches."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpost.generate.sampler import choose, make_sampler
-from jaxpost.types import Inputs, Model, Outputs
+from jaxpost.generate.pages import OutOfPages
+from jaxpost.generate.params import SamplingParams
+from jaxpost.generate.sampler import make_sampler
+from tests.generate.toy_lm import EOS, PAGE, VOCAB, distribution, learner_logits, log_softmax, toy
 
-VOCAB, EOS = 5, 4
-TABLE = np.random.default_rng(0).normal(size=(VOCAB, VOCAB)).astype(np.float32) * 1.5
+PROMPTS = [[1, 2, 3], [4], [0, 5, 2, 1, 3, 3, 1], [2, 2, 2, 2, 2, 2, 2, 2, 1]]
 
 
-def markov(table: np.ndarray) -> tuple[Model, dict]:
-    """logits of the next token = table[token]; the cache counts the tokens that it was shown."""
-
-    def forward(params, inputs: Inputs, cache=None) -> Outputs:
-        hidden = params["table"][inputs.tokens]
-        return Outputs(hidden, None if cache is None else cache + inputs.segment_ids.sum(-1))
-
-    model = Model(
-        config=None,
-        table=(),
-        init=lambda key: None,
-        forward=forward,
-        unembed=lambda params, hidden: hidden,
-        init_cache=lambda batch, capacity, dtype: jnp.zeros((batch,), jnp.int32),
-    )
-    return model, {"table": jnp.asarray(table)}
+def sampler(window=None, **settings):
+    model, params = toy(window)
+    options = {"eos_ids": (EOS,), "context": 200, "rows": 16, "page_size": PAGE, "prefill_tokens": 16, "max_steps": 8}
+    sample = make_sampler(model, **(options | settings))
+    return lambda *a, **k: sample(params, *a, **k), sample
 
 
 @pytest.fixture(scope="module")
-def sampler():
-    model, params = markov(TABLE)
-    sample = make_sampler(model, eos_ids=(EOS,), context=256, rows=64)
-    return lambda *a, **k: sample(params, *a, **k)
+def shared():
+    return sampler()[0]
 
 
-def test_greedy_follows_the_most_probable_chain_and_stops_at_the_end_token(sampler):
-    [answer] = sampler([[0]], max_tokens=6)
-    token, expected = 0, []
-    for _ in range(6):
-        token = int(TABLE[token].argmax())
-        expected.append(token)
-        if token == EOS:
+def best_text(prompt, length, window=None):
+    tokens = list(prompt)
+    for _ in range(length):
+        tokens.append(int(learner_logits(tokens, window)[-1].argmax()))
+        if tokens[-1] == EOS:
             break
-    assert list(answer.tokens) == expected
-    assert answer.finish == ("stop" if expected[-1] == EOS else "length")
+    return tuple(tokens[len(prompt) :])
 
 
-def test_an_end_token_ends_a_row_and_is_kept():
-    table = np.full((VOCAB, VOCAB), -20.0, np.float32)
-    for token, following in ((0, 1), (1, 2), (2, EOS), (3, 3)):
-        table[token, following] = 20.0
-    model, params = markov(table)
-    stopped, endless = make_sampler(model, eos_ids=(EOS,), context=256, rows=4)(params, [[0], [3]], max_tokens=8)
-    assert stopped.tokens == (1, 2, EOS)
-    assert stopped.finish == "stop"
-    assert endless.tokens == (3,) * 8
-    assert endless.finish == "length"
+@pytest.mark.parametrize("window", [None, 5])
+def test_greedy_is_the_argmax_of_the_learner_token_by_token(window):
+    sample, _ = sampler(window)
+    found = sample(PROMPTS, SamplingParams(temperature=0, max_tokens=14))
+    for prompt, answer in zip(PROMPTS, found, strict=True):
+        assert answer.tokens == best_text(prompt, 14, window)
+        assert answer.finish == ("stop" if answer.tokens[-1] == EOS else "length")
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_frequencies_of_the_first_token_match_the_distribution(temperature):
-    n = 4000
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(1), i))(jnp.arange(n))
-    logits = jnp.broadcast_to(TABLE[2], (n, VOCAB))
-    tokens, logprobs = jax.jit(choose)(logits, keys, jnp.float32(temperature))
-    scaled = TABLE[2].astype(np.float64) / temperature
-    probs = np.exp(scaled) / np.exp(scaled).sum()
-    counts = np.bincount(np.asarray(tokens), minlength=VOCAB)
-    chi_squared = ((counts - n * probs) ** 2 / (n * probs)).sum()
-    assert chi_squared < 18.5  # 99.9th percentile with 4 degrees of freedom
-    np.testing.assert_allclose(np.exp(np.asarray(logprobs)), probs[np.asarray(tokens)], rtol=1e-5)
+def test_frequencies_of_whole_texts_match_the_enumerated_distribution(shared):
+    prompt, length, n = (1, 2, 3), 3, 3000
+    want = distribution(prompt, length, 1.5)
+    assert abs(sum(want.values()) - 1) < 1e-6
+    found = shared([list(prompt)], SamplingParams(n=n, max_tokens=length, temperature=1.5), seed=11)
+    texts = sorted(want, key=lambda t: -want[t])
+    common = [t for t in texts if want[t] * n >= 5]
+    counts = dict.fromkeys(texts, 0)
+    for c in found:
+        counts[c.tokens] += 1
+    observed = np.asarray([counts[t] for t in common] + [n - sum(counts[t] for t in common)], float)
+    expected = np.asarray([want[t] * n for t in common] + [n * (1 - sum(want[t] for t in common))])
+    keep = expected > 1e-3
+    chi_squared = float(((observed - expected)[keep] ** 2 / expected[keep]).sum())
+    freedom = int(keep.sum()) - 1
+    assert freedom > 10
+    # Wilson and Hilferty's approximation of the 99.9th percentile.
+    assert chi_squared < freedom * (1 - 2 / (9 * freedom) + 3.09 * np.sqrt(2 / (9 * freedom))) ** 3
 
 
-def test_a_sample_does_not_depend_on_its_batch(sampler):
-    prompts = [[i % 4] * (1 + i % 3) for i in range(20)]
-    together = sampler(prompts, max_tokens=12, temperature=1.0, seed=3)
-    alone = [sampler([p], max_tokens=12, temperature=1.0, seed=3, first_id=i)[0] for i, p in enumerate(prompts)]
-    assert together == alone
-    assert together != sampler(prompts, max_tokens=12, temperature=1.0, seed=4)
-    assert len({a.tokens for a in together}) > 10
+@pytest.mark.parametrize("mode", ["raw", "temperature"])
+def test_log_probabilities_are_the_learners(shared, mode):
+    wish = SamplingParams(n=3, max_tokens=20, temperature=0.7, logprobs_mode=mode, logprobs=2)
+    for c in shared(PROMPTS, wish, seed=5):
+        prompt = PROMPTS[c.example]
+        logits = learner_logits([*prompt, *c.tokens])[len(prompt) - 1 : -1]
+        want = log_softmax(logits / (0.7 if mode == "temperature" else 1.0))
+        np.testing.assert_allclose(c.logprobs, [want[i, t] for i, t in enumerate(c.tokens)], atol=1e-4)
+        for i, pairs in enumerate(c.best):
+            assert [t for t, _ in pairs] == list(np.argsort(-want[i])[:2])
+            np.testing.assert_allclose([p for _, p in pairs], np.sort(want[i])[::-1][:2], atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("prompts", "arguments", "message"),
-    [
-        ([[1], []], {"max_tokens": 4}, "prompt 1 is empty"),
-        ([[1] * 300], {"max_tokens": 4}, "prompt 0 has 300 tokens"),
-        ([[1]], {"max_tokens": 0}, "at least 1"),
-        ([[1]], {"max_tokens": 4, "temperature": -1.0}, "temperature is -1.0"),
-    ],
-)
-def test_bad_requests_get_a_sentence(sampler, prompts, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        sampler(prompts, **arguments)
+def test_prompt_log_probabilities_are_the_learners(shared):
+    wish = SamplingParams(max_tokens=1, prompt_logprobs=0)
+    for c in shared(PROMPTS, wish):
+        want = log_softmax(learner_logits(PROMPTS[c.example]))
+        tokens = PROMPTS[c.example][1:]
+        np.testing.assert_allclose(c.prompt_logprobs, [want[i, t] for i, t in enumerate(tokens)], atol=1e-4)
+
+
+def test_a_sample_depends_on_its_meaning_alone(shared):
+    """Alone, among others, in other slots, with few rows, small chunks or a cache that overflows: the same texts."""
+    wishes = [SamplingParams(n=1 + i % 3, max_tokens=6 + 5 * i, temperature=1.0, top_k=i) for i in range(4)]
+    want = {(c.example, c.sample): (c.tokens, c.finish) for c in shared(PROMPTS, wishes, seed=3, draw=2)}
+    assert len({tokens for tokens, _ in want.values()}) > 5
+    alone = [c for i in range(4) for c in shared([PROMPTS[i]], wishes[i], seed=3, draw=2, example_ids=[i])]
+    turned = shared(PROMPTS[::-1], wishes[::-1], seed=3, draw=2, example_ids=[3, 2, 1, 0])
+    few = sampler(rows=2, max_steps=3, prefill_tokens=4)[0](PROMPTS, wishes, seed=3, draw=2)
+    tight, made = sampler(rows=8, cache_tokens=60)
+    small = tight(PROMPTS, wishes, seed=3, draw=2)
+    for found in (alone, turned, few, small):
+        assert {(c.example, c.sample): (c.tokens, c.finish) for c in found} == want
+    pool = made.engine.book.full
+    assert pool.free == pool.count - 1, "every page came back"
+    other = shared(PROMPTS, wishes, seed=3, draw=3)
+    assert {(c.example, c.sample): (c.tokens, c.finish) for c in other} != want
+
+
+def test_int8_pages_change_little():
+    exact, _ = sampler()
+    rounded, _ = sampler(kv_dtype=jnp.int8)
+    wish = SamplingParams(temperature=0, max_tokens=12, logprobs_mode="raw")
+    gaps = []
+    for a, b in zip(exact(PROMPTS, wish), rounded(PROMPTS, wish), strict=True):
+        same = next((i for i, (x, y) in enumerate(zip(a.tokens, b.tokens, strict=False)) if x != y), len(a.tokens))
+        gaps += np.abs(np.subtract(a.logprobs[:same], b.logprobs[:same])).tolist()
+    assert 0 < max(gaps) < 0.3
+
+
+def test_stop_strings_end_the_text_and_may_be_kept(shared):
+    letters = "abcdefg"
+    model, params = toy()
+    sample = make_sampler(
+        model, eos_ids=(EOS,), context=200, rows=4, page_size=PAGE, max_steps=8,
+        decode=lambda ids: "".join(letters[i] for i in ids),
+    )  # fmt: skip
+    wish = {"temperature": 1.5, "max_tokens": 40, "ignore_eos": True}
+    [free] = sample(params, [[1, 2]], SamplingParams(**wish), seed=1)
+    stop = free.text[9:11]
+    at = free.text.index(stop)
+    [cut] = sample(params, [[1, 2]], SamplingParams(**wish, stop=(stop, "never")), seed=1)
+    assert (cut.text, cut.stop, cut.finish) == (free.text[:at], stop, "stop")
+    assert cut.tokens == free.tokens[: at + 2]
+    assert len(cut.logprobs) == len(cut.tokens)
+    [kept] = sample(params, [[1, 2]], SamplingParams(**wish, stop=stop, include_stop_str_in_output=True), seed=1)
+    assert kept.text == free.text[: at + 2]
+
+
+def test_end_tokens_can_be_ignored_and_added(shared):
+    wish = {"temperature": 1.0, "max_tokens": 30}
+    for c in shared(PROMPTS, SamplingParams(**wish, ignore_eos=True), seed=2):
+        assert (c.finish, len(c.tokens)) == ("length", 30)
+    for c in shared(PROMPTS, SamplingParams(**wish, stop_token_ids=(3,), n=4), seed=2):
+        assert not {3, EOS} & set(c.tokens[:-1])
+        assert c.stop == (c.tokens[-1] if c.finish == "stop" else None)
+
+
+def test_bad_rows_are_told_and_the_others_go_on(shared):
+    prompts = [[1, 2], [], [9], [1] * 199, [3]]
+    wishes = [SamplingParams(max_tokens=4)] * 4 + [SamplingParams(max_tokens=4, allowed_token_ids=(VOCAB + 1,))]
+    found = shared(prompts, wishes, errors="return")
+    assert [c.finish == "error" for c in found] == [False, True, True, True, True]
+    assert [c.error and c.error[:8] for c in found] == [None, "prompt 1", "prompt 2", "prompt 3", "prompt 4"]
+    assert "is empty" in found[1].error
+    assert "outside the vocabulary of 7" in found[2].error
+    assert "199 tokens; with max_tokens=4 it does not fit the model's context of 200" in found[3].error
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        shared(prompts, wishes)
+    with pytest.raises(ValueError, match="needs room for 2 \\+ 30 tokens"):
+        sampler(cache_tokens=32)[0]([[1, 2]], SamplingParams(max_tokens=30))
+
+
+def test_a_prompt_is_read_once_for_all_its_samples():
+    sample, made = sampler(rows=8)
+    list(sample(PROMPTS, SamplingParams(n=8, max_tokens=4)))
+    engine = made.engine
+    stored = []
+    keep = engine._store
+    engine._store = lambda weights, part: (stored.append(int(np.sum(part.part.counts))), keep(weights, part))[1]
+    sample(PROMPTS, SamplingParams(n=8, max_tokens=4), seed=1)
+    assert sum(stored) == sum(len(p) - 1 for p in PROMPTS)
+
+
+def test_a_second_call_compiles_nothing_and_strict_forbids_it():
+    sample, made = sampler(rows=4, cache_tokens=512)
+    wish = SamplingParams(n=2, max_tokens=9)
+    sample(PROMPTS, wish)
+    count = len(made.engine.compiled)
+    changed = SamplingParams(n=2, max_tokens=9, temperature=0.3, top_k=3, top_p=0.8, presence_penalty=1.0, seed=5)
+    sample(PROMPTS, changed)
+    made.engine.strict = True
+    sample(PROMPTS, changed, seed=9)
+    assert len(made.engine.compiled) == count
+    with pytest.raises(RuntimeError, match="would compile"):
+        sample([[1] * 100], wish)
+    assert made.engine.book.full.free == made.engine.book.full.count - 1
+
+
+def test_the_engine_scores_given_texts_as_the_learner():
+    _, made = sampler()
+    made(toy()[1], [[1]], SamplingParams(max_tokens=1))
+    engine, weights = made.engine, made._weights[1]
+    for text, got in zip(PROMPTS, engine.score(weights, PROMPTS), strict=True):
+        want = log_softmax(learner_logits(text))
+        np.testing.assert_allclose(got, [want[i, t] for i, t in enumerate(text[1:])], atol=1e-4)
+    with pytest.raises(OutOfPages):
+        engine.score(weights, [[1] * 5000])
+    assert engine.book.full.free == engine.book.full.count - 1

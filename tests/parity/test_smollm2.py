@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import transformers
 
+from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.sampler import make_sampler
 from jaxpost.models.transformer import build_model
 from jaxpost.types import Inputs
@@ -87,7 +88,7 @@ def test_greedy_tokens_and_logits_equal_transformers(folder, prompts, theirs):
     model = build_model(config)
     params = huggingface.load(folder, model)
     sample = make_sampler(model, eos_ids=(2,), context=config.max_positions, rows=len(prompts))
-    completions = sample(params, prompts, max_tokens=NEW_TOKENS)
+    completions = sample(params, prompts, SamplingParams(temperature=0, max_tokens=NEW_TOKENS))
     for row, completion in enumerate(completions):
         assert list(completion.tokens) == chosen[row, : len(completion.tokens)].tolist(), PROMPTS[row]
         assert len(completion.tokens) == NEW_TOKENS or completion.tokens[-1] == 2

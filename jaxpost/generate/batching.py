@@ -1,0 +1,267 @@
+"""One call of the sampler: a queue of samples, prompts that wait for theirs, and rows that decode together.
+
+Rows that end are replaced between chunks; where the cache is full, the last row waits and starts again where it was.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxpost.generate.engine import Engine, Text, Weights, bucket
+from jaxpost.generate.matcher import Matcher, masks
+from jaxpost.generate.pages import OutOfPages
+from jaxpost.generate.params import SamplingParams
+from jaxpost.generate.programs import Decoded
+from jaxpost.generate.rows import RowParams
+
+Finish = Literal["stop", "length", "error"]
+
+
+class Completion(NamedTuple):
+    """One sample on the host."""
+
+    tokens: tuple[int, ...]
+    """An end token, or the token that completed a stop string, is kept as the last."""
+    logprobs: tuple[float, ...]
+    finish: Finish
+    text: str = ""
+    """Without special tokens, and without the stop string unless it is to be kept; "" if no `decode` was given."""
+    example: int = 0
+    sample: int = 0
+    stop: str | int | None = None
+    """The stop string or end token that ended the sample."""
+    best: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """(token, log-probability) of the most probable tokens at each place, if asked for."""
+    prompt_logprobs: tuple[float, ...] = ()
+    """Of the prompt's tokens from the second on, under softmax(logits), if asked for."""
+    error: str | None = None
+    policy_version: int = 0
+
+
+@dataclass
+class Sample:
+    """One sample, waiting or decoding."""
+
+    number: int
+    example: int
+    sample: int
+    prompt: list[int]
+    params: SamplingParams
+    matcher: Matcher | None = None
+    text: Text | None = None
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    best: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+
+    @property
+    def limit(self) -> int:
+        return len(self.prompt) + self.params.max_tokens
+
+
+@dataclass
+class Table:
+    """Parameters and noise keys of all samples of one call."""
+
+    numbers: list[int]
+    rows: RowParams | None
+    keys: np.ndarray
+
+    def __post_init__(self) -> None:
+        self._at = {number: i for i, number in enumerate(self.numbers)}
+
+    def of(self, samples: Sequence[Sample]) -> tuple[RowParams, np.ndarray]:
+        """One row a sample, padded to a bucket with the first."""
+        at = [self._at[s.number] for s in samples]
+        at += at[:1] * (bucket(len(at)) - len(at))
+        return jax.tree.map(lambda x: x[at], self.rows), self.keys[at]
+
+
+class Run:
+    """One call: a queue, prompts that wait for their samples, and rows that decode."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        weights: Weights,
+        samples: Sequence[Sample],
+        table: Table,
+        *,
+        rows: int,
+        decode: Callable[[Sequence[int]], str] | None,
+        policy_version: int,
+    ):
+        self.engine, self.weights, self.table, self.rows, self.decode = engine, weights, table, rows, decode
+        self.queue, self.version = deque(samples), policy_version
+        self.live: list[Sample] = []
+        self.prompts: dict[tuple[int, ...], Text] = {}
+        self.scores: dict[tuple[int, ...], tuple[float, ...]] = {}
+
+    def __iter__(self) -> Iterator[tuple[int, Completion]]:
+        try:
+            while self.queue or self.live:
+                self._fill()
+                for constrained in (False, True):
+                    group = [s for s in self.live if (s.matcher is not None) == constrained]
+                    if group:
+                        yield from self._advance(group, constrained)
+        finally:
+            # Also when the caller stops early.
+            self.engine.release([s.text for s in self.live if s.text is not None])
+            self.engine.release(list(self.prompts.values()))
+
+    def _fill(self) -> None:
+        """Moves samples from the queue into free rows; each distinct prompt is read once."""
+        free = self.rows - len(self.live)
+        chosen = [self.queue[i] for i in range(min(free, len(self.queue)))]
+        new = {tuple(s.prompt + s.tokens): None for s in chosen}
+        missing = [key for key in new if key not in self.prompts]
+        while missing:
+            try:
+                self.prompts |= dict(zip(missing, self.engine.admit(self.weights, missing), strict=True))
+                break
+            except OutOfPages:
+                missing = missing[: len(missing) // 2]
+        for sample in chosen:
+            key = tuple(sample.prompt + sample.tokens)
+            if key not in self.prompts:
+                break
+            if sample.params.prompt_logprobs is not None and tuple(sample.prompt) not in self.scores:
+                try:
+                    [values] = self.engine.score(self.weights, [sample.prompt])
+                except OutOfPages:
+                    break
+                self.scores[tuple(sample.prompt)] = tuple(float(x) for x in values)
+            sample.text = self.engine.fork(self.prompts[key], prompt_length=len(sample.prompt))
+            self.live.append(self.queue.popleft())
+        waiting = {tuple(s.prompt + s.tokens) for s in self.queue}
+        for key in [key for key in self.prompts if key not in waiting]:
+            self.engine.release([self.prompts.pop(key)])
+
+    def _advance(self, group: list[Sample], constrained: bool) -> Iterator[tuple[int, Completion]]:
+        steps = 1 if constrained else self.engine.max_steps
+        best = max((s.params.logprobs or 0) for s in group)
+        while True:
+            count = len(group)
+            # Stop for a refill when a quarter of the rows has ended, or when the rest fits half the bucket.
+            keep = count - max(1, count // 4) if self.queue else bucket(count) // 2 if count > 1 else 0
+            rows, keys = self.table.of(group)
+            mask = None
+            if constrained:
+                matchers: list[Matcher | None] = [s.matcher for s in group]
+                matchers += [None] * (bucket(count) - count)
+                mask = masks(matchers, self.engine.model.config.vocab_size)
+            try:
+                decoded = self.engine.extend(
+                    self.weights,
+                    [s.text for s in group if s.text is not None],
+                    rows,
+                    keys,
+                    [s.limit for s in group],
+                    steps=steps,
+                    keep=keep,
+                    mask=mask,
+                    best=bucket(best) if best else 0,
+                )
+                break
+            except OutOfPages:
+                self._make_room(group)
+        for i, sample in enumerate(group):
+            if (done := self._take(sample, decoded, i)) is not None:
+                self.live.remove(sample)
+                if sample.text is not None:
+                    self.engine.release([sample.text])
+                yield sample.number, done
+
+    def _make_room(self, group: list[Sample]) -> None:
+        """Gives pages back: those of prompts that wait, else the last row's, which starts again later where it was."""
+        if self.prompts:
+            self.engine.release(list(self.prompts.values()))
+            self.prompts.clear()
+            return
+        last = self.live[-1]
+        if len(self.live) == 1:
+            raise OutOfPages("a single row does not fit the cache: raise cache_tokens")
+        self.live.pop()
+        if last in group:
+            group.remove(last)
+        if last.text is not None:
+            self.engine.release([last.text])
+        last.text = None
+        self.queue.appendleft(last)
+
+    def _take(self, sample: Sample, decoded: Decoded, i: int) -> Completion | None:
+        """Adds a chunk's tokens to a sample; its completion, if it has ended."""
+        assert sample.text is not None
+        before = len(sample.tokens)
+        sample.tokens = sample.text.tokens[len(sample.prompt) :]
+        new = len(sample.tokens) - before
+        sample.logprobs += decoded.logprobs[i, :new].tolist()
+        if (wanted := sample.params.logprobs) is not None:
+            for step in range(new):
+                pairs = zip(
+                    decoded.best.tokens[i, step, :wanted].tolist(),
+                    decoded.best.logprobs[i, step, :wanted].tolist(),
+                    strict=True,
+                )
+                sample.best.append(tuple(pairs))
+        if sample.matcher is not None and new and not sample.matcher.advance(sample.tokens[-1]):
+            # Refused, as an end marker that comes too early: the next mask says what to write in its place.
+            self.engine.retract(sample.text, 1)
+            sample.tokens.pop()
+            sample.logprobs.pop()
+            del sample.best[len(sample.tokens) :]
+            return None
+        if sample.params.stop and (found := self._stop_string(sample)) is not None:
+            return found
+        if decoded.stuck[i]:
+            why = "every token is banned here (allowed_token_ids, bad_words, a grammar), so nothing can be drawn"
+            return self._completion(sample, "error", error=f"prompt of example {sample.example}: {why}")
+        if sample.matcher is not None and sample.matcher.problem:
+            return self._completion(sample, "error", error=sample.matcher.problem)
+        if decoded.ended[i]:
+            return self._completion(sample, "stop", stop=sample.tokens[-1])
+        if len(sample.tokens) >= sample.params.max_tokens:
+            return self._completion(sample, "length")
+        return None
+
+    def _stop_string(self, sample: Sample) -> Completion | None:
+        """The completion that ends with the token at which the first stop string is whole."""
+        decode = self.decode
+        assert decode is not None
+        whole = decode(sample.tokens)
+        if not any(stop in whole for stop in sample.params.stop):
+            return None
+        low, high = 1, len(sample.tokens)
+        while low < high:
+            middle = (low + high) // 2
+            text = decode(sample.tokens[:middle])
+            low, high = (low, middle) if any(stop in text for stop in sample.params.stop) else (middle + 1, high)
+        sample.tokens, sample.logprobs = sample.tokens[:low], sample.logprobs[:low]
+        sample.best = sample.best[:low]
+        text = decode(sample.tokens)
+        at, stop = min((text.find(stop) + len(stop), stop) for stop in sample.params.stop if stop in text)
+        kept = text[:at] if sample.params.include_stop_str_in_output else text[: at - len(stop)]
+        return self._completion(sample, "stop", stop=stop, text=kept)
+
+    def _completion(self, sample: Sample, finish: Finish, *, text: str | None = None, **more: Any) -> Completion:
+        decode = self.decode
+        if text is None:
+            text = "" if decode is None else decode(sample.tokens)
+        return Completion(
+            tuple(sample.tokens),
+            tuple(sample.logprobs),
+            finish,
+            text,
+            sample.example,
+            sample.sample,
+            best=tuple(sample.best),
+            prompt_logprobs=self.scores.get(tuple(sample.prompt), ()),
+            policy_version=self.version,
+            **more,
+        )
