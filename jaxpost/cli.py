@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from jaxpost import __version__, cli_help
 from jaxpost.config_check import check
 from jaxpost.config_flags import apply_flags, flags_help
@@ -128,13 +130,20 @@ def parser() -> argparse.ArgumentParser:
     generate = _command(commands, "generate", "answer prompts", cli_help.GENERATE, run_generate)
     generate.add_argument("model", metavar="MODEL", help="folder, hub id or smollm2-135m-instruct")
     generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="none: one a line from standard input")
-    generate.add_argument("--file", type=Path, metavar="FILE", help="a text file with one prompt a line")
-    generate.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
-    generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default: the best token")
-    generate.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling noise (default: 0)")
-    generate.add_argument("--system", metavar="TEXT", help="a system turn before the prompt")
+    generate.add_argument("--file", type=Path, metavar="FILE", help="one prompt a line, or JSONL (prompt, messages)")
+    generate.add_argument("--out", type=Path, metavar="FILE", help="JSONL of answers; what it holds is not made again")
+    generate.add_argument("--rows", type=int, default=32, metavar="N", help="answers written together (default: 32)")
+    _sampling(generate, "256", "0, the default: the best token")
     generate.add_argument("--raw", action="store_true", help="no chat format: continue the text as it stands")
     generate.add_argument("--json", action="store_true", help="one JSON object a line")
+    shape = generate.add_mutually_exclusive_group()
+    shape.add_argument("--regex", metavar="PATTERN", help="every answer matches this regular expression")
+    shape.add_argument("--choice", action="append", metavar="TEXT", help="every answer is one of these (repeat it)")
+    shape.add_argument("--schema", type=Path, metavar="FILE", help="every answer is JSON of this JSON schema")
+
+    chat = _command(commands, "chat", "talk with a model", cli_help.CHAT, run_chat)
+    chat.add_argument("model", metavar="MODEL", help="folder, hub id or smollm2-135m-instruct")
+    _sampling(chat, "512", "default: 0.7; 0 is the best token")
 
     convert = _command(commands, "convert", "write a model as a Hugging Face folder", cli_help.CONVERT, run_convert)
     convert.add_argument("source", metavar="SOURCE", help=".gguf file, folder, hub id or adapter folder")
@@ -159,6 +168,14 @@ def parser() -> argparse.ArgumentParser:
     env = _command(commands, "env", "versions and devices", cli_help.ENV, run_env)
     env.add_argument("--json", action="store_true", help="as JSON")
     return top
+
+
+def _sampling(made: argparse.ArgumentParser, longest: str, temperature: str) -> None:
+    made.add_argument("--max-tokens", type=int, metavar="N", help=f"longest answer (default: {longest})")
+    made.add_argument("--temperature", type=float, metavar="T", help=temperature)
+    made.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="top_p=0.9, n=4, stop=END ...")
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling noise (default: 0)")
+    made.add_argument("--system", metavar="TEXT", help="a system turn before the prompt")
 
 
 def parse(args: Sequence[str]) -> argparse.Namespace:
@@ -212,32 +229,79 @@ def run_train(options: argparse.Namespace, flags: list[str]) -> int:
     return result.exit_code
 
 
+def sampling_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Sampling parameters by name: what --max-tokens, --temperature and --set say."""
+    found = {"max_tokens": options.max_tokens, "temperature": options.temperature}
+    found = {name: value for name, value in found.items() if value is not None}
+    for assignment in options.set:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment}: write NAME=VALUE, as in --set top_p=0.9")
+        found[name.strip()] = yaml.safe_load(value)
+    return found
+
+
 def run_generate(options: argparse.Namespace, flags: list[str]) -> int:
-    prompts = options.prompts
-    if options.file is not None:
-        prompts = prompts + options.file.read_text(encoding="utf-8").splitlines()
-    if not prompts and not sys.stdin.isatty():
+    sampling = sampling_of(options)
+    prompts: list[Any] = list(options.prompts)
+    if options.file is None and not prompts and not sys.stdin.isatty():
         prompts = sys.stdin.read().splitlines()
+    if options.file is not None and not options.file.is_file():
+        raise FileNotFoundError(f"{options.file} does not exist: --file names a file of prompts")
     prompts = [prompt for prompt in prompts if prompt.strip()]
-    if not prompts:
+    if not prompts and options.file is None:
         raise ConfigError('generate needs a prompt: jaxpost generate MODEL "What is the capital of France?"')
 
     from jaxpost import assemble
 
+    if options.file is not None:
+        prompts += assemble.read_prompts(options.file)
+    schema = None if options.schema is None else options.schema.read_text(encoding="utf-8")
+    wanted = {"regex": options.regex, "choice": options.choice, "json": schema}
     answers = assemble.generate(
         options.model,
         prompts,
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
+        sampling=sampling,
         seed=options.seed,
         system=options.system,
         chat=not options.raw,
+        rows=options.rows,
+        shape={name: value for name, value in wanted.items() if value is not None},
+        out=options.out,
+        progress=sys.stderr,
     )
+    failed = 0
     for answer in answers:
+        failed += "error" in answer
         if options.json:
             print(json.dumps(answer, ensure_ascii=False), flush=True)
-        else:
-            print(f"> {answer['prompt']}\n{answer['text']}\n", flush=True)
+        elif options.out is None:
+            said = f"(failed: {answer['error']})" if "error" in answer else answer["text"]
+            print(f"> {_shown(answer['prompt'])}\n{said}\n", flush=True)
+    if options.out is not None:
+        print(f"wrote {options.out}", file=sys.stderr)
+    if failed:
+        print(f"{failed} answers failed; their rows say why", file=sys.stderr)
+    return FAILED if failed else OK
+
+
+def _shown(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else str(prompt[-1].get("content", ""))
+
+
+def run_chat(options: argparse.Namespace, flags: list[str]) -> int:
+    sampling = sampling_of(options)
+
+    from jaxpost import assemble
+
+    talk = assemble.Conversation(options.model, system=options.system, sampling=sampling, seed=options.seed)
+    print("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
+
+    def write(text: str) -> None:
+        print(text, end="", flush=True)
+
+    assemble.chat(talk, lambda: input("> "), write)
+    print()
     return OK
 
 

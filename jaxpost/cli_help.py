@@ -46,7 +46,22 @@ examples:
   jaxpost generate smollm2-135m-instruct "What is the capital of France?"
   jaxpost generate runs/demo/export "Tell me a story." --temperature 0.8 --seed 1 --max-tokens 200
   jaxpost generate smollm2-135m-instruct --raw "The first ten primes are"
-  jaxpost generate runs/demo/export --file prompts.txt --json > answers.jsonl      (one prompt a line)
+  jaxpost generate runs/demo/export --file prompts.jsonl --out answers.jsonl --set n=4 --set top_p=0.9
+  jaxpost generate smollm2-135m-instruct "Is water wet?" --choice yes --choice no
+
+Interrupted, the same command with --out goes on where it stopped. Names of --set: n, top_k, top_p, min_p, stop,
+stop_token_ids, min_tokens, repetition_penalty, presence_penalty, frequency_penalty, no_repeat_ngram_size, logit_bias,
+allowed_token_ids, bad_words, ignore_eos, logprobs, prompt_logprobs (vLLM's; OpenAI's and Hugging Face's are known too).
+"""
+
+CHAT = """\
+Talk with a model. Answers are written as they are drawn, and the conversation is kept.
+"""
+
+CHAT_EPILOG = """\
+examples:
+  jaxpost chat smollm2-135m-instruct
+  jaxpost chat runs/demo/export --system "You are chatting with a friend." --set top_p=0.9
 """
 
 CONVERT = """\

@@ -14,7 +14,16 @@ from jaxpost import cli, cli_help
 from jaxpost.config_io import METHODS, load, loads
 
 PRESET = "method: sft\ndata:\n  train: [{path: a.jsonl}]\n"
-COMMANDS = (["train"], ["generate"], ["convert"], ["data", "inspect"], ["config", "show"], ["config", "diff"], ["env"])
+COMMANDS = (
+    ["train"],
+    ["generate"],
+    ["chat"],
+    ["convert"],
+    ["data", "inspect"],
+    ["config", "show"],
+    ["config", "diff"],
+    ["env"],
+)
 
 
 @pytest.fixture
@@ -34,6 +43,9 @@ def assemble(monkeypatch) -> SimpleNamespace:
 
     fake.train = record("train", SimpleNamespace(exit_code=0))
     fake.generate = record("generate", [{"prompt": "a", "text": "b", "finish": "stop"}])
+    fake.read_prompts = lambda path: path.read_text().split()
+    fake.Conversation = record("Conversation", "a talk")
+    fake.chat = record("chat", None)
     fake.convert = record("convert", "written")
     fake.inspect = record("inspect", "rows")
     fake.environment = record("environment", {"host": "h", "versions": {"jax": "1"}})
@@ -113,6 +125,7 @@ MISTAKES = {
     "setting for a command without": (["env", "--optim.lr", "1"], "env takes no settings, but got --optim.lr"),
     "no prompt": (["generate", "m"], "generate needs a prompt"),
     "no prompt file": (["generate", "m", "--file", "none.txt"], "none.txt"),
+    "bad assignment": (["generate", "m", "x", "--set", "top_p"], "--set top_p: write NAME=VALUE"),
     "bad number": (["generate", "m", "x", "--max-tokens", "many"], "invalid int value: 'many'"),
 }
 
@@ -184,12 +197,33 @@ def test_generate_takes_prompts_from_arguments_files_and_standard_input(assemble
     assert run("generate", "m", "a", "--file", str(tmp_path / "p.txt"), "--temperature", "0.5", "--system", "s") == 0
     ((_, args, kwargs),) = assemble.calls
     assert args == ("m", ["a", "b", "c"])
-    assert kwargs == {"max_tokens": 256, "temperature": 0.5, "seed": 0, "system": "s", "chat": True}
+    assert kwargs.pop("progress") is sys.stderr
+    settings = {"seed": 0, "chat": True, "rows": 32, "shape": {}, "out": None}
+    assert kwargs == {"sampling": {"temperature": 0.5}, "system": "s", **settings}
     assert capsys.readouterr().out == "> a\nb\n\n"
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False, read=lambda: "x\ny\n"))
-    assert run("generate", "m", "--raw", "--json") == 0
-    assert assemble.calls[1][1:] == (("m", ["x", "y"]), {**kwargs, "temperature": 0.0, "system": None, "chat": False})
+    assert run("generate", "m", "--raw", "--json", "--set", "top_p=0.9", "--set", "stop=[a, b]", "--choice", "u") == 0
+    _, args, kwargs = assemble.calls[1]
+    assert args == ("m", ["x", "y"])
+    assert (kwargs["sampling"], kwargs["chat"]) == ({"top_p": 0.9, "stop": ["a", "b"]}, False)
+    assert kwargs["shape"] == {"choice": ["u"]}
     assert json.loads(capsys.readouterr().out)["text"] == "b"
+
+
+def test_failed_answers_are_told_and_counted(assemble, capsys):
+    assemble.module.generate = lambda *_, **__: [{"prompt": "a", "text": "", "finish": "error", "error": "too long"}]
+    assert run("generate", "m", "a") == 1
+    out, err = capsys.readouterr()
+    assert out == "> a\n(failed: too long)\n\n"
+    assert "1 answers failed" in err
+
+
+def test_chat_passes_on_its_arguments(assemble, capsys):
+    assert run("chat", "m", "--max-tokens", "9", "--set", "top_k=4", "--system", "s", "--seed", "2") == 0
+    (_, args, kwargs), (_, talk, _) = assemble.calls
+    assert args == ("m",)
+    assert kwargs == {"system": "s", "sampling": {"max_tokens": 9, "top_k": 4}, "seed": 2}
+    assert talk[0] == "a talk"
 
 
 def test_the_other_commands_pass_on_their_arguments(preset, assemble, tmp_path, capsys):

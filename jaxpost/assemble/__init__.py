@@ -1,13 +1,17 @@
 """Resolved configuration -> model, data, loss, optimiser, loop: the one place where names become functions."""
 
-from jaxpost.assemble.commands import convert, environment, generate, inspect
+from jaxpost.assemble.answer import generate, read_prompts
+from jaxpost.assemble.chat import Conversation, chat
+from jaxpost.assemble.commands import convert, environment, inspect
 from jaxpost.assemble.model import Pretrained, load_model
 from jaxpost.assemble.sft import make_job, train
 from jaxpost.assemble.training import Training, make_loss, make_training
 
 __all__ = [
+    "Conversation",
     "Pretrained",
     "Training",
+    "chat",
     "convert",
     "environment",
     "generate",
@@ -16,5 +20,6 @@ __all__ = [
     "make_job",
     "make_loss",
     "make_training",
+    "read_prompts",
     "train",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,8 @@ from jaxpost import sharding
 from jaxpost.adapters import peft
 from jaxpost.adapters.bind import bind, merge
 from jaxpost.assemble.model import DTYPES, Pretrained, load_model
-from jaxpost.assemble.sft import chat_prompt, text_sampler
 from jaxpost.config import MeshSection, ModelSection, SFTConfig
 from jaxpost.data import inspect as data_inspect
-from jaxpost.generate.batching import Completion
-from jaxpost.generate.params import SamplingParams
 from jaxpost.train.folder import environment as run_environment
 from jaxpost.types import Params
 from jaxpost.weights import gguf, huggingface
@@ -40,46 +36,6 @@ def load_bound(path: str) -> tuple[Pretrained, Params]:
         placed = jax.device_put(peft.load(adapter.parent, pretrained.config), sharding.replicated(pretrained.mesh))
         params = bind(params, *placed)
     return pretrained, params
-
-
-def generate(
-    model: str,
-    prompts: Sequence[str],
-    *,
-    max_tokens: int = 256,
-    temperature: float = 0.0,
-    seed: int = 0,
-    system: str | None = None,
-    chat: bool = True,
-    rows: int = 8,
-) -> Iterator[dict[str, Any]]:
-    """Answers prompts in order, some rows at a time: {"prompt", "text", "finish", "tokens"}.
-
-    Args:
-      model: folder (a PEFT adapter folder too), hub id or `smollm2-135m-instruct`.
-      chat: each prompt is a user turn in the model's chat format; otherwise its text is continued.
-
-    Raises:
-      ValueError: a prompt that does not fit the context, or a system turn without chat format.
-    """
-    if system and not chat:
-        raise ValueError("a system turn needs the chat format; leave out --raw or --system")
-    pretrained, params = load_bound(model)
-    tokenizer = pretrained.tokenizer
-    if chat:
-        encoded = [chat_prompt(tokenizer, text, system) for text in prompts]
-    else:
-        encoded = [tokenizer.encode(text, add_bos=tokenizer.adds_bos) for text in prompts]
-    sample = text_sampler(pretrained, rows=min(rows, len(encoded)))
-    wish = SamplingParams(max_tokens=max_tokens, temperature=temperature)
-    waiting: dict[int, Completion] = {}
-    told = 0
-    for number, completion in sample.stream(params, encoded, wish, seed=seed):
-        waiting[number] = completion
-        while told in waiting:
-            done = waiting.pop(told)
-            yield {"prompt": prompts[told], "text": done.text, "finish": done.finish, "tokens": len(done.tokens)}
-            told += 1
 
 
 def convert(source: str, out: Path, *, dtype: str = "float32") -> str:

@@ -43,7 +43,7 @@ def config(tiny_model, tmp_path, monkeypatch) -> SFTConfig:
         ),
         optim=AdamWSection(lr=1e-2, schedule=ScheduleSection(kind="constant", warmup=0.0)),
         mesh=MeshSection(data=2, fsdp=4),
-        train=TrainSection(steps=3, batch_size=8, samples=SampleSection(prompts=PROMPTS, max_tokens=4)),
+        train=TrainSection(steps=3, batch_size=8, samples=SampleSection(prompts=PROMPTS, sampling={"max_tokens": 4})),
         run=RunSection(dir=str(tmp_path / "{name}"), name="run"),
     )
 
@@ -59,7 +59,7 @@ def test_full_fine_tuning_lowers_the_held_out_loss_and_exports_what_it_sampled_f
     held_out = [r["loss"] for r in records if r["kind"] == "eval"]
     assert held_out[-1] < held_out[0]
     last = [json.loads(line) for line in (result.folder / "samples.jsonl").read_text().splitlines()][-len(PROMPTS) :]
-    answers = list(assemble.generate(str(result.folder / "export"), PROMPTS, max_tokens=4))
+    answers = list(assemble.generate(str(result.folder / "export"), PROMPTS, sampling={"max_tokens": 4}))
     assert [a["text"] for a in answers] == [s["text"] for s in last]
 
 
@@ -78,9 +78,11 @@ def test_an_adapter_run_exports_a_peft_folder_that_generates_and_merges_alike(co
     adapter = result.folder / "export"
     assert json.loads((adapter / "adapter_config.json").read_text())["r"] == 2
     last = [json.loads(line) for line in (result.folder / "samples.jsonl").read_text().splitlines()][-len(PROMPTS) :]
-    assert [a["text"] for a in assemble.generate(str(adapter), PROMPTS, max_tokens=4)] == [s["text"] for s in last]
+    assert [a["text"] for a in assemble.generate(str(adapter), PROMPTS, sampling={"max_tokens": 4})] == [
+        s["text"] for s in last
+    ]
     assemble.convert(str(adapter), tmp_path / "merged")
-    assert [a["text"] for a in assemble.generate(str(tmp_path / "merged"), PROMPTS, max_tokens=4)] == [
+    assert [a["text"] for a in assemble.generate(str(tmp_path / "merged"), PROMPTS, sampling={"max_tokens": 4})] == [
         s["text"] for s in last
     ]
     go_on = dataclasses.replace(

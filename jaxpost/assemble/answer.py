@@ -1,0 +1,204 @@
+"""`jaxpost generate`: prompts from arguments or a file, answers to the screen or to a file that resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxpost.assemble.commands import load_bound
+from jaxpost.assemble.sft import chat_prompt, text_sampler
+from jaxpost.generate import grammar
+from jaxpost.generate.batching import Completion
+from jaxpost.generate.params import SamplingParams
+from jaxpost.text.tokenizer import Tokenizer
+from jaxpost.weights.resolve import cache_folder
+
+Prompt = str | Sequence[Mapping[str, Any]]
+"""A text, or the messages of a conversation."""
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a file: one a line, or JSONL rows with "prompt" or "messages".
+
+    Raises:
+      ValueError: a malformed row; names file and line.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if path.suffix != ".jsonl":
+        return [line for line in lines if line.strip()]
+    prompts: list[Prompt] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from None
+        found = row.get("messages", row.get("prompt")) if isinstance(row, dict) else None
+        if not found or not isinstance(found, str | list):
+            raise ValueError(f'{path}, line {number}: a row needs "prompt" (a text or messages) or "messages"')
+        prompts.append(found)
+    return prompts
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, *, system: str | None, chat: bool) -> list[int]:
+    """Token ids of a prompt: a user turn or a conversation in the chat format, or a bare text to be continued."""
+    if not isinstance(prompt, str):
+        turns = ([{"role": "system", "content": system}] if system else []) + [dict(turn) for turn in prompt]
+        return tokenizer.encode(tokenizer.render(turns, add_generation_prompt=True))
+    if chat:
+        return chat_prompt(tokenizer, prompt, system)
+    return tokenizer.encode(prompt, add_bos=tokenizer.adds_bos)
+
+
+def generate(
+    model: str,
+    prompts: Sequence[Prompt],
+    *,
+    sampling: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    system: str | None = None,
+    chat: bool = True,
+    rows: int = 32,
+    shape: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    progress: Any = None,
+) -> Iterator[dict[str, Any]]:
+    """Answers prompts in order: {"index", "sample", "prompt", "text", "finish", "tokens", ...}.
+
+    Args:
+      model: folder (a PEFT adapter folder too), hub id or `smollm2-135m-instruct`.
+      sampling: `SamplingParams` under vLLM's, OpenAI's or Hugging Face's names; greedy if nothing is said.
+      chat: each prompt is a user turn in the model's chat format; otherwise its text is continued.
+      rows: most answers that are written together.
+      shape: what every answer must match: `grammar.Constraint`'s regex, choice or json.
+      out: a JSONL file; answers that it holds already are kept and not made again.
+      progress: a text stream where to say how far it is.
+
+    Raises:
+      ValueError: unknown or contradictory sampling parameters, a system turn without chat format, an `out` file with
+        answers to other prompts. A prompt that cannot be answered is told in its row ("error"); the others go on.
+    """
+    if system and not chat:
+        raise ValueError("a system turn needs the chat format; leave out --raw or --system")
+    wish = SamplingParams.from_mapping({"temperature": 0.0} | dict(sampling or {}))
+    keep_programs()
+    done = {} if out is None else _finished(out, prompts)
+    todo = [i for i in range(len(prompts)) if any((i, k) not in done for k in range(wish.n))]
+    if todo:
+        pretrained, params = load_bound(model)
+        tokenizer = pretrained.tokenizer
+        encoded = [encode_prompt(tokenizer, prompts[i], system=system, chat=chat) for i in todo]
+        sample = text_sampler(pretrained, rows=min(rows, len(encoded) * wish.n))
+        matchers = None
+        if shape:
+            constraint = grammar.Constraint(**shape)
+            automaton = grammar.compile(constraint, tokenizer, vocab_size=pretrained.config.vocab_size)
+            matchers = [automaton.start] * len(encoded)
+        stream = sample.stream(
+            params, encoded, wish, seed=seed, example_ids=todo, matchers=matchers, errors="return"
+        )  # fmt: skip
+        meter = _Meter(len(todo) * wish.n, progress)
+        with _appending(out) as file:
+            for _, completion in stream:
+                row = _row(prompts[completion.example], completion)
+                if (completion.example, completion.sample) not in done:
+                    done[completion.example, completion.sample] = row
+                    if file is not None:
+                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                        file.flush()
+                meter.count(len(completion.tokens))
+    ordered = [done[key] for key in sorted(done)]
+    if out is not None:
+        _write_all(out, ordered)
+    yield from ordered
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs in the user's cache, so that the same command starts at once the next time."""
+    option = "jax_compilation_cache_dir"
+    if getattr(jax.config, option) is None:
+        jax.config.update(option, str(cache_folder() / "programs"))
+
+
+def _row(prompt: Prompt, c: Completion) -> dict[str, Any]:
+    row: dict[str, Any] = {"index": c.example, "sample": c.sample, "prompt": prompt, "text": c.text}
+    row |= {"finish": c.finish, "tokens": len(c.tokens)}
+    if c.stop is not None:
+        row["stop"] = c.stop
+    if c.best:
+        row["logprobs"] = [round(x, 6) for x in c.logprobs]
+        row["top_logprobs"] = [[[t, round(x, 6)] for t, x in best] for best in c.best]
+    if c.prompt_logprobs:
+        row["prompt_logprobs"] = [round(x, 6) for x in c.prompt_logprobs]
+    return row if c.error is None else row | {"error": c.error}
+
+
+def _finished(out: Path, prompts: Sequence[Prompt]) -> dict[tuple[int, int], dict[str, Any]]:
+    """Answers that a file holds already; a torn last line is cut off. Rows that failed are made again."""
+    if not out.exists():
+        return {}
+    found = {}
+    whole = out.read_bytes().rpartition(b"\n")[0].splitlines()
+    for number, line in enumerate(whole, 1):
+        try:
+            row = json.loads(line)
+            key, prompt = (row["index"], row["sample"]), row["prompt"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{out}, line {number}: not an answer of `jaxpost generate`; name another file") from None
+        if not 0 <= key[0] < len(prompts) or prompt != prompts[key[0]]:
+            raise ValueError(f"{out}, line {number}: answers another prompt than number {key[0]}; name another file")
+        if "error" not in row:
+            found[key] = row
+    _write_all(out, list(found.values()))
+    return found
+
+
+def _write_all(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replaces the file at once, so that an interruption leaves the old one."""
+    part = out.with_name(out.name + ".part")
+    part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    os.replace(part, out)
+
+
+class _appending:
+    """The output file opened at its end, or None."""
+
+    def __init__(self, out: Path | None):
+        self._out, self._file = out, None
+
+    def __enter__(self) -> Any:
+        if self._out is not None:
+            self._out.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._out.open("a", encoding="utf-8")
+        return self._file
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class _Meter:
+    """Says how many answers are done, how fast, and how long the rest will take."""
+
+    def __init__(self, total: int, stream: Any):
+        self._total, self._stream, self._start = total, stream, time.perf_counter()
+        self._done = self._tokens = 0
+
+    def count(self, tokens: int) -> None:
+        """One more answer."""
+        self._done += 1
+        self._tokens += tokens
+        if self._stream is None or self._total < 2:
+            return
+        seconds = time.perf_counter() - self._start
+        left = seconds / self._done * (self._total - self._done)
+        text = f"{self._done}/{self._total} answers  {self._tokens / seconds:.0f} tok/s  eta {left:.0f} s"
+        end = "\r" if self._stream.isatty() and self._done < self._total else "\n"
+        print(text.ljust(60), end=end, file=self._stream, flush=True)

@@ -1,0 +1,226 @@
+"""`jaxpost chat`: a conversation whose cache is kept from turn to turn, written out as it is drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import yaml
+
+from jaxpost.assemble.answer import encode_prompt, keep_programs
+from jaxpost.assemble.commands import load_bound
+from jaxpost.generate.engine import Engine, Text
+from jaxpost.generate.noise import row_keys
+from jaxpost.generate.params import SamplingParams
+from jaxpost.generate.rows import pack
+from jaxpost.text.stop import StopDetector
+
+HELP = """\
+/reset            begin a new conversation
+/system TEXT      set the system turn (alone: remove it) and begin a new conversation
+/set NAME=VALUE   a sampling parameter: temperature, top_p, max_tokens, stop ... (alone: show them)
+/undo             take back the last turn and its answer
+/save FILE        write the conversation as JSON messages
+/load FILE        go on with a saved conversation
+/help             this
+/exit             leave (or Ctrl-D); Ctrl-C stops an answer"""
+
+_STEPS = 8
+"""Tokens between two pieces of text."""
+
+
+class Conversation:
+    """Messages, and the engine's text that holds them.
+
+    Args:
+      model: folder, hub id or `smollm2-135m-instruct`.
+      sampling: sampling parameters by name.
+    """
+
+    def __init__(
+        self, model: str, *, system: str | None = None, sampling: Mapping[str, Any] | None = None, seed: int = 0
+    ):
+        keep_programs()
+        self.pretrained, params = load_bound(model)
+        self.tokenizer = self.pretrained.tokenizer
+        self.settings: dict[str, Any] = {"temperature": 0.7, "max_tokens": 512} | dict(sampling or {})
+        self.wish = SamplingParams.from_mapping(self.settings)
+        self.seed, self.system = seed, system
+        self.messages: list[dict[str, str]] = []
+        self.context = min(self.pretrained.config.max_positions, 8192)
+        self.engine = Engine(
+            self.pretrained.model, cache_tokens=self.context, max_steps=_STEPS, mesh=self.pretrained.mesh
+        )
+        self.weights = self.engine.weights(params)
+        self._text: Text | None = None
+
+    def set(self, assignment: str) -> None:
+        """Changes a sampling parameter, written NAME=VALUE.
+
+        Raises:
+          ValueError: an unknown name or a wrong value; nothing has changed.
+        """
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"{assignment!r} is not NAME=VALUE, as in temperature=0.7")
+        settings = self.settings | {name.strip(): yaml.safe_load(value)}
+        wish = SamplingParams.from_mapping(settings)
+        if wish.n != 1:
+            raise ValueError("a conversation has one answer: n stays 1")
+        self.settings, self.wish = settings, wish
+
+    def say(self, text: str) -> Iterator[str]:
+        """Adds a user turn and gives the answer in pieces; stopped early, what was said is kept.
+
+        Raises:
+          ValueError: the conversation with the answer does not fit the context.
+        """
+        turns = [*self.messages, {"role": "user", "content": text}]
+        tokens = encode_prompt(self.tokenizer, turns, system=self.system, chat=True)
+        if len(tokens) + self.wish.max_tokens > self.context:
+            raise ValueError(
+                f"the conversation has {len(tokens)} tokens; with max_tokens={self.wish.max_tokens} it does not fit "
+                f"the {self.context} that are kept: /reset, /undo, or /set max_tokens to less"
+            )
+        self._read(tokens)
+        said: list[str] = []
+        try:
+            for piece in self._draw(len(tokens)):
+                said.append(piece)
+                yield piece
+        finally:
+            self.messages = [*turns, {"role": "assistant", "content": "".join(said)}]
+
+    def reset(self) -> None:
+        """Forgets all turns."""
+        self.messages = []
+
+    def undo(self) -> None:
+        """Forgets the last turn and its answer."""
+        del self.messages[-2:]
+
+    def _read(self, tokens: list[int]) -> None:
+        """Brings the cache to these tokens; what it shares with the last text's beginning stays as it is."""
+        old = self._text
+        self._text = None
+        if old is not None:
+            pairs = zip(old.tokens, tokens, strict=False)
+            same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(old.tokens), len(tokens)))
+            try:
+                if 0 < same < len(tokens):
+                    self.engine.retract(old, len(old.tokens) - same)
+                    self.engine.append(self.weights, old, tokens[same:])
+                    self._text = old
+                    return
+            except ValueError:
+                pass  # A sliding window has passed the place where the texts part: read all of it again.
+            self.engine.release([old])
+        [self._text] = self.engine.admit(self.weights, [tokens])
+
+    def _draw(self, prompt_length: int) -> Iterator[str]:
+        """The answer in pieces, up to an end token, a stop string or `max_tokens`."""
+        text = self._text
+        assert text is not None
+        text.prompt_length = prompt_length
+        rows = pack(
+            [self.wish],
+            vocab_size=self.pretrained.config.vocab_size,
+            eos_ids=self.tokenizer.eos_ids,
+            encode=self.tokenizer.encode,
+            seed=self.seed,
+        )
+        turn, first = jnp.asarray([len(self.messages)]), jnp.zeros(1, jnp.int32)
+        keys = np.asarray(jax.random.key_data(row_keys(jnp.asarray(rows.seed), turn, first, first)))
+        stops, told = StopDetector(self.wish.stop), 0
+        limit = prompt_length + self.wish.max_tokens
+        while True:
+            decoded = self.engine.extend(self.weights, [text], rows, keys, [limit], steps=_STEPS)
+            whole = self.tokenizer.decode(text.tokens[prompt_length:])
+            over = not decoded.live[0]
+            # A character may still lack bytes.
+            ready = len(whole) if over else len(whole.rstrip("\ufffd"))
+            if ready > told:
+                yield stops.feed(whole[told:ready])
+                told = ready
+            if stops.found is not None:
+                return
+            if over:
+                yield stops.flush()
+                return
+
+
+def chat(conversation: Conversation, ask: Callable[[], str], write: Callable[[str], None]) -> None:
+    """Asks for turns and answers them until the input ends; lines that begin with / are commands (`HELP`)."""
+    while True:
+        try:
+            line = ask().strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            write("\n(/exit leaves)\n")
+            continue
+        if not line:
+            continue
+        if line == "/exit":
+            return
+        try:
+            if line.startswith("/"):
+                write(command(conversation, line) + "\n")
+                continue
+            for piece in conversation.say(line):
+                write(piece)
+            write("\n")
+        except KeyboardInterrupt:
+            write(" (stopped)\n")
+        except (ValueError, OSError) as error:
+            write(f"{error}\n")
+
+
+def command(conversation: Conversation, line: str) -> str:
+    """Does what a line that begins with / says; what to tell the user.
+
+    Raises:
+      ValueError, OSError: an unknown command, a wrong value, a file that cannot be read or written.
+    """
+    name, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if name == "/help":
+        return HELP
+    if name == "/reset":
+        conversation.reset()
+        return "(a new conversation)"
+    if name == "/undo":
+        conversation.undo()
+        return f"({len(conversation.messages)} messages)"
+    if name == "/system":
+        conversation.system = rest or None
+        conversation.reset()
+        return "(a new conversation)"
+    if name == "/set":
+        if rest:
+            conversation.set(rest)
+        return "  ".join(f"{key}={value}" for key, value in conversation.settings.items())
+    if name in ("/save", "/load") and not rest:
+        raise ValueError(f"{name} needs a file: {name} talk.json")
+    if name == "/save":
+        saved = {"system": conversation.system, "messages": conversation.messages}
+        Path(rest).write_text(json.dumps(saved, ensure_ascii=False, indent=1), encoding="utf-8")
+        return f"(wrote {rest})"
+    if name == "/load":
+        conversation.system, conversation.messages = _saved(Path(rest))
+        return f"({len(conversation.messages)} messages)"
+    raise ValueError(f"{name} is no command: /help lists them")
+
+
+def _saved(path: Path) -> tuple[str | None, list[dict[str, str]]]:
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in saved["messages"]]
+        return saved.get("system"), messages
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} holds no saved conversation (/save writes one)") from None

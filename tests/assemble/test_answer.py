@@ -1,0 +1,101 @@
+"""`jaxpost generate` to a file, and conversations, on a tiny model."""
+
+import json
+
+import pytest
+
+from jaxpost.assemble import Conversation, chat, generate, read_prompts
+from jaxpost.assemble.chat import HELP, command
+
+SAMPLING = {"max_tokens": 6, "temperature": 1.0, "n": 2}
+PROMPTS = ["Hi", "Count", [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
+
+
+@pytest.fixture(scope="module")
+def answers(tiny_model):
+    return list(generate(str(tiny_model), PROMPTS, sampling=SAMPLING, seed=1))
+
+
+def test_an_interrupted_file_goes_on_where_it_stopped(tiny_model, answers, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    part = generate(str(tiny_model), PROMPTS, sampling=SAMPLING, seed=1, out=out)
+    assert list(part) == answers
+    whole = out.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    out.write_bytes(lines[4] + lines[0] + lines[3][:7])  # two answers out of order and a torn one
+    assert list(generate(str(tiny_model), PROMPTS, sampling=SAMPLING, seed=1, out=out)) == answers
+    assert out.read_bytes() == whole
+    with pytest.raises(ValueError, match="line 1: answers another prompt than number 0"):
+        list(generate(str(tiny_model), ["Other"], sampling=SAMPLING, out=out))
+    out.write_text('{"text": "x"}\n')
+    with pytest.raises(ValueError, match="not an answer of `jaxpost generate`"):
+        list(generate(str(tiny_model), PROMPTS, sampling=SAMPLING, out=out))
+
+
+def test_rows_say_what_was_asked_and_failures_do_not_stop_the_others(tiny_model, answers, capsys):
+    assert [(a["index"], a["sample"]) for a in answers] == [(i, k) for i in range(3) for k in range(2)]
+    assert [a["prompt"] for a in answers[::2]] == PROMPTS
+    found = list(generate(str(tiny_model), ["Hi", "x" * 5000], sampling={"max_tokens": 3, "logprobs": 2}))
+    assert len(found[0]["top_logprobs"]) == found[0]["tokens"] == len(found[0]["logprobs"])
+    assert "does not fit the model's context" in found[1]["error"]
+    with pytest.raises(ValueError, match="unknown sampling parameter 'topp'"):
+        list(generate(str(tiny_model), ["Hi"], sampling={"topp": 1}))
+
+
+def test_answers_can_be_given_a_shape(tiny_model):
+    rows = generate(str(tiny_model), ["Hi", "Ho"], sampling={"max_tokens": 9}, shape={"choice": ["red", "blue"]})
+    assert {row["text"] for row in rows} <= {"red", "blue"}
+    rows = generate(str(tiny_model), ["Hi"], sampling={"max_tokens": 9}, shape={"regex": "[0-9]{3}"})
+    assert [len(row["text"]) for row in rows] == [3]
+
+
+def test_prompt_files_name_their_bad_line(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n\n{"messages": [{"role": "user", "content": "b"}]}\n')
+    assert read_prompts(path) == ["a", [{"role": "user", "content": "b"}]]
+    path.write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    with pytest.raises(ValueError, match=r"p.jsonl, line 2: a row needs"):
+        read_prompts(path)
+    path.write_text("{\n")
+    with pytest.raises(ValueError, match=r"p.jsonl, line 1: not JSON"):
+        read_prompts(path)
+
+
+def test_a_conversation_answers_as_if_read_anew(tiny_model, tmp_path):
+    """The kept cache changes nothing: each answer is that of `generate` on the same messages."""
+    talk = Conversation(str(tiny_model), sampling={"max_tokens": 12, "temperature": 0.0}, system="Be kind.")
+    for text in ("Hi", "And now?"):
+        said = "".join(talk.say(text))
+        [want] = generate(str(tiny_model), [talk.messages[:-1]], sampling={"max_tokens": 12}, system="Be kind.")
+        assert said == want["text"] == talk.messages[-1]["content"]
+    book = talk.engine.book.full
+    held = book.count - 1 - book.free
+    talk.undo()
+    assert "".join(talk.say("And now?")) == said
+    assert book.count - 1 - book.free == held, "pages of the old turn were given back"
+    path = tmp_path / "talk.json"
+    assert command(talk, f"/save {path}") == f"(wrote {path})"
+    talk.reset()
+    assert command(talk, f"/load {path}") == "(4 messages)"
+    assert json.loads(path.read_text())["system"] == "Be kind."
+    assert command(talk, "/set temperature=0.5").startswith("temperature=0.5")
+    for line, problem in (("/set n=2", "one answer"), ("/set heat=1", "unknown"), ("/dance", "no command")):
+        with pytest.raises(ValueError, match=problem):
+            command(talk, line)
+
+
+def test_the_loop_goes_on_after_complaints_and_interrupts(tiny_model):
+    talk = Conversation(str(tiny_model), sampling={"max_tokens": 400, "temperature": 1.0, "ignore_eos": True})
+    lines, said = iter(["/help", "", "/nonsense", "Hi", "/undo", "x" * 9000, "/exit"]), []
+
+    def write(text):
+        said.append(text)
+        if len(said) == 4:  # while the answer is being written
+            raise KeyboardInterrupt
+
+    chat(talk, lambda: next(lines), write)
+    assert said[0] == HELP + "\n"
+    assert "no command" in said[1]
+    assert " (stopped)\n" in said
+    assert "(0 messages)\n" in said
+    assert "does not fit" in said[-1]
