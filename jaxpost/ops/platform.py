@@ -62,7 +62,7 @@ CHOICES: dict[Platform, Choices] = {
         update_kernels=True,
         unrolled_decode=True,
         chunk_tokens=256,
-        causal_chunk=128,
+        causal_chunk=64,
     ),
     "gpu": Choices(
         attention="xla",
