@@ -57,7 +57,8 @@ class Engine:
         prefill_tokens: most tokens of all rows in one pass over prompts.
         max_steps: most decode steps of one chunk.
         mesh: what the parameters are spread over; keys and values are split by head over its tensor axis.
-        strict: a program that was not compiled by `warm_up` or before is an error.
+        strict: a program that was not compiled before is an error.
+        compiled: programs of an earlier engine of the same model and mesh.
 
     Attributes:
         compiled: name and shapes of every compiled program.
@@ -74,13 +75,14 @@ class Engine:
         max_steps: int = 64,
         mesh: Mesh | None = None,
         strict: bool = False,
+        compiled: dict[Any, Any] | None = None,
     ):
         kinds = [kind for stack in model.config.stacks for kind in stack.period]
         windows = [kind.window for kind in kinds if kind.window is not None]
         full = any(kind.window is None for kind in kinds)
         count = 1 + _power(-(-cache_tokens // page_size))
         self.model, self.page_size, self.prefill_tokens, self.max_steps = model, page_size, prefill_tokens, max_steps
-        self.strict, self.compiled = strict, {}
+        self.strict, self.compiled = strict, {} if compiled is None else compiled
         sizes = {"pages": count if full else 1, "window_pages": count if windows else 1, "page_size": page_size}
         self.book = PageBook(**sizes, full=full, window=max(windows) if windows else None)
         self.pools: Pools = init_pools(model.config, **sizes, dtype=kv_dtype)

@@ -43,6 +43,7 @@ class Sampler:
         self.cache_tokens, self.encode, self.decode = cache_tokens, encode, decode
         self._settings = engine
         self.engine: Engine | None = None
+        self._compiled: dict[Any, Any] = {}
         self._weights: tuple[Params, Weights] | None = None
 
     def __call__(
@@ -119,7 +120,7 @@ class Sampler:
         )
 
     def forget(self) -> None:
-        """Drops the cache and the weights' copies; programs stay compiled in jax's cache."""
+        """Drops the cache and the weights' copies; compiled programs stay."""
         self.engine = self._weights = None
 
     def _ready(self, params: Params, samples: list[Sample]) -> tuple[Engine, Weights]:
@@ -131,7 +132,7 @@ class Sampler:
         if self.engine is None or self.engine.capacity < wanted:
             # The old pools go before the new ones come.
             self.engine = None
-            self.engine = Engine(self.model, cache_tokens=wanted, **self._settings)
+            self.engine = Engine(self.model, cache_tokens=wanted, compiled=self._compiled, **self._settings)
         if self._weights is None or self._weights[0] is not params:
             self._weights = None
             self._weights = (params, self.engine.weights(params))

@@ -43,7 +43,7 @@ def config(tiny_model, tmp_path, monkeypatch) -> SFTConfig:
         ),
         optim=AdamWSection(lr=1e-2, schedule=ScheduleSection(kind="constant", warmup=0.0)),
         mesh=MeshSection(data=2, fsdp=4),
-        train=TrainSection(steps=3, batch_size=8, samples=SampleSection(prompts=PROMPTS, sampling={"max_tokens": 4})),
+        train=TrainSection(steps=3, batch_size=8, samples=SampleSection(prompts=PROMPTS, max_tokens=4)),
         run=RunSection(dir=str(tmp_path / "{name}"), name="run"),
     )
 

@@ -171,6 +171,7 @@ def test_a_second_call_compiles_nothing_and_strict_forbids_it():
     wish = SamplingParams(n=2, max_tokens=9)
     sample(PROMPTS, wish)
     count = len(made.engine.compiled)
+    made.forget()
     changed = SamplingParams(n=2, max_tokens=9, temperature=0.3, top_k=3, top_p=0.8, presence_penalty=1.0, seed=5)
     sample(PROMPTS, changed)
     made.engine.strict = True
