@@ -31,7 +31,7 @@ from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig
 from jaxpost.models.pages import PagedCache, slots
 from jaxpost.models.table import parameter_table
 from jaxpost.ops import attention as attention_ops
-from jaxpost.ops import platform
+from jaxpost.ops import bits, platform
 from jaxpost.ops.linear import linear, linear_transposed, take_rows
 from jaxpost.ops.norms import rms_norm
 from jaxpost.ops.rope import inverse_frequencies, rotate, rotation, yarn_attention_factor
@@ -234,6 +234,8 @@ class Transformer(nn.Module):
         def body(carry, xs):
             x, keys, values = carry
             layer_weights, layer = xs
+            if hidden:
+                layer_weights = jax.tree.map(bits.show, layer_weights)
             for b, kind in enumerate(stack.period):
                 block_cache = None if cache is None else BlockCache(keys[b], values[b], layer)
                 x, block_cache = block(
@@ -245,12 +247,16 @@ class Transformer(nn.Module):
                     values = (*values[:b], block_cache.values, *values[b + 1 :])
             return (x, keys, values), None
 
+        # Only with a cache, because no gradient passes through bits.
+        hidden = cache is not None and not isinstance(weights, list)
         carry = (x, *stack_buffers(cache, s))
         if isinstance(weights, list):
             for layer, layer_weights in enumerate(weights):
                 carry, _ = body(carry, (layer_weights, layer))
         else:
             layers = jnp.arange(stack.repeats, dtype=jnp.int32)
+            if hidden:
+                weights = jax.tree.map(bits.hide, weights)
             carry, _ = lax.scan(_remat(body, self.remat), carry, (weights, layers))
         x, keys, values = carry
         return x, with_stack_buffers(cache, s, keys, values)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxpost.ops import bits
 from jaxpost.ops.attention import MASKED, batched_product
 
 
@@ -39,7 +40,7 @@ def empty_pages(
     """
     shape = (layers, pages, kv_heads, size, width)
     scale = jnp.zeros(shape[:-1], jnp.float32) if jnp.dtype(dtype) == jnp.int8 else None
-    return Pages(jnp.zeros(shape, dtype), scale)
+    return Pages(jnp.zeros(shape, bits.stored_dtype(dtype)), scale)
 
 
 def write_pages(
@@ -55,7 +56,8 @@ def write_pages(
     int8: x is stored as round(x / s) with s = max|x| / 127 over the head's width, so an error is at most s / 2.
     """
     if pages.scale is None:
-        return Pages(pages.data.at[layer, page, :, slot].set(new.astype(pages.data.dtype)))
+        dtype = jnp.bfloat16 if pages.data.dtype == jnp.uint16 else pages.data.dtype
+        return Pages(pages.data.at[layer, page, :, slot].set(bits.hide(new.astype(dtype))))
     wide = new.astype(jnp.float32)
     scale = jnp.max(jnp.abs(wide), axis=-1) / 127
     rounded = jnp.round(wide / jnp.where(scale == 0, 1.0, scale)[..., None]).astype(jnp.int8)
@@ -64,7 +66,7 @@ def write_pages(
 
 def read_pages(pages: Pages, layer: Int[Array, ""] | int, page: Int[Array, " B"], dtype) -> Float[Array, "B K C H"]:
     """One page a row of one layer, in the dtype of computation."""
-    data = pages.data[layer, page]
+    data = bits.show(pages.data[layer, page])
     if pages.scale is None:
         return data.astype(dtype)
     return (data.astype(jnp.float32) * pages.scale[layer, page][..., None]).astype(dtype)

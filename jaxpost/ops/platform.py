@@ -41,6 +41,8 @@ class Choices:
     unrolled_decode: bool
     """Decode layer by layer from weights of their own: a scan's copy of each layer's slice costs more than products
     with few rows, at the price of a second copy of the weights and a longer compilation."""
+    bfloat16_as_bits: bool
+    """Keep bfloat16 arrays that are sliced or written into as unsigned integers (`ops.bits`)."""
     chunk_tokens: int
     """Tokens per device whose logits a loss holds at one time: on a CPU freshly written memory is the bottleneck,
     elsewhere products with few rows."""
@@ -61,6 +63,7 @@ CHOICES: dict[Platform, Choices] = {
         float32_products=True,
         update_kernels=True,
         unrolled_decode=True,
+        bfloat16_as_bits=True,
         chunk_tokens=256,
         causal_chunk=64,
     ),
@@ -70,6 +73,7 @@ CHOICES: dict[Platform, Choices] = {
         float32_products=False,
         update_kernels=False,
         unrolled_decode=False,
+        bfloat16_as_bits=False,
         chunk_tokens=1024,
         causal_chunk=512,
     ),
@@ -79,6 +83,7 @@ CHOICES: dict[Platform, Choices] = {
         float32_products=False,
         update_kernels=False,
         unrolled_decode=False,
+        bfloat16_as_bits=False,
         chunk_tokens=1024,
         causal_chunk=512,
     ),
