@@ -1,7 +1,7 @@
 """bfloat16 arrays that a program only slices and writes into, kept as their bits.
 
-XLA's CPU backend computes in float32: it converts the whole of a bfloat16 array before it slices it or writes into
-it, and back. As unsigned integers of the same bits the array is moved as it is.
+XLA's CPU backend computes in float32: up to jax 0.10 it converts the whole of a bfloat16 array before it scatters
+into it or slices it in a loop, and back. As unsigned integers of the same bits the array is moved as it is.
 """
 
 from __future__ import annotations
