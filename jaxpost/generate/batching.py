@@ -19,6 +19,7 @@ from jaxpost.generate.pages import OutOfPages
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.programs import Decoded
 from jaxpost.generate.rows import RowParams
+from jaxpost.generate.speculative import Lookup
 
 Finish = Literal["stop", "length", "error"]
 
@@ -42,6 +43,10 @@ class Completion(NamedTuple):
     """Of the prompt's tokens from the second on, under softmax(logits), if asked for."""
     error: str | None = None
     policy_version: int = 0
+    guessed: int = 0
+    """Tokens that speculation guessed."""
+    right: int = 0
+    """Those of them that were drawn."""
 
 
 @dataclass
@@ -58,6 +63,8 @@ class Sample:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     best: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    guessed: int = 0
+    right: int = 0
 
     @property
     def limit(self) -> int:
@@ -95,9 +102,10 @@ class Run:
         rows: int,
         decode: Callable[[Sequence[int]], str] | None,
         policy_version: int,
+        lookup: Lookup | None = None,
     ):
         self.engine, self.weights, self.table, self.rows, self.decode = engine, weights, table, rows, decode
-        self.queue, self.version = deque(samples), policy_version
+        self.queue, self.version, self.lookup = deque(samples), policy_version, lookup
         self.live: list[Sample] = []
         self.prompts: dict[tuple[int, ...], Text] = {}
         self.scores: dict[tuple[int, ...], tuple[float, ...]] = {}
@@ -167,6 +175,7 @@ class Run:
                     keep=keep,
                     mask=mask,
                     best=bucket(best) if best else 0,
+                    lookup=self.lookup,
                 )
                 break
             except OutOfPages:
@@ -201,6 +210,8 @@ class Run:
         before = len(sample.tokens)
         sample.tokens = sample.text.tokens[len(sample.prompt) :]
         new = len(sample.tokens) - before
+        sample.guessed += int(decoded.guessed[i])
+        sample.right += int(decoded.right[i])
         sample.logprobs += decoded.logprobs[i, :new].tolist()
         if (wanted := sample.params.logprobs) is not None:
             for step in range(new):
@@ -263,5 +274,7 @@ class Run:
             best=tuple(sample.best),
             prompt_logprobs=self.scores.get(tuple(sample.prompt), ()),
             policy_version=self.version,
+            guessed=sample.guessed,
+            right=sample.right,
             **more,
         )

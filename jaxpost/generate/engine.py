@@ -22,6 +22,7 @@ from jaxpost.adapters.bind import merge
 from jaxpost.generate import programs
 from jaxpost.generate.pages import Copies, PageBook, PagedRow
 from jaxpost.generate.rows import RowParams
+from jaxpost.generate.speculative import Lookup
 from jaxpost.models import pages as page_ops
 from jaxpost.models.pages import Pools, Tables, init_pools
 from jaxpost.models.transformer import unstack
@@ -176,6 +177,7 @@ class Engine:
         keep: int = 0,
         mask: UInt32[np.ndarray, "B Vw"] | None = None,
         best: int = 0,
+        lookup: Lookup | None = None,
     ) -> programs.Decoded:
         """Decodes up to `steps` tokens of each sequence, which grow in place; arrays of the result are NumPy's.
 
@@ -183,11 +185,18 @@ class Engine:
             wishes, keys: one row a sequence, padded to `bucket(len(sequences))` rows.
             limits: most tokens of each sequence, prompt included.
             keep: stop early when so few rows are live.
+            lookup: guesses tokens that one pass verifies; not where there is a mask.
         """
         counts = [min(steps, limit - len(s.tokens)) for s, limit in zip(sequences, limits, strict=True)]
         self._copy(self.book.reserve([s.pages for s in sequences], counts))
         rows, tables = self._rows(sequences, limits, keys)
-        run = self._program("decode", partial(programs.decode, self.model), max_steps=self.max_steps, best=best)
+        run = self._program(
+            "decode",
+            partial(programs.decode, self.model),
+            max_steps=self.max_steps,
+            best=best,
+            lookup=lookup if mask is None else None,
+        )
         self.pools, decoded = run(
             weights.decoding, self.pools, tables, rows, wishes, np.int32(steps), np.int32(keep), mask
         )

@@ -1,6 +1,7 @@
 """The engine's device programs: store prompts, score tokens, decode. Pure functions; the engine compiles them.
 
-Letters: B rows, T tokens of a pass, S tokens of a row's history, E steps of a decode chunk, N best tokens told.
+Letters: B rows, T tokens of a pass, S tokens of a row's history, E new tokens of a decode chunk, N best tokens told,
+K guesses a row.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from jaxpost.generate.choose import choose, log_probabilities, top_logprobs
 from jaxpost.generate.noise import uniforms
 from jaxpost.generate.penalties import History
 from jaxpost.generate.rows import RowParams
+from jaxpost.generate.speculative import Lookup, look_up
 from jaxpost.models.pages import PagedCache, Pools, Tables
 from jaxpost.ops.logprobs import token_stats
 from jaxpost.types import Inputs, Model, Params
@@ -43,7 +45,7 @@ class Rows(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The most probable tokens at each step."""
+    """The most probable tokens at each place."""
 
     logprobs: Float[Array, "B E N"]
     tokens: Int[Array, "B E N"]
@@ -61,12 +63,36 @@ class Decoded(NamedTuple):
     """Nothing could be drawn: every token was banned."""
     logprobs: Float[Array, "B E"]
     best: Best
-    steps: Int[Array, ""]
+    passes: Int[Array, ""]
+    """Times that the model was run."""
+    guessed: Int[Array, " B"]
+    right: Int[Array, " B"]
+    """Guessed tokens that were drawn."""
+
+
+class _Guesses(NamedTuple):
+    """The first `counts[b]` are to be tried."""
+
+    tokens: Int[Array, "B K"]
+    counts: Int[Array, " B"]
 
 
 class _Loop(NamedTuple):
     pools: Pools
     out: Decoded
+    guesses: _Guesses
+
+
+class _Job(NamedTuple):
+    """What stays the same over a chunk."""
+
+    params: Params
+    tables: Tables
+    rows: Rows
+    wishes: RowParams
+    mask: UInt32[Array, "B Vw"] | None
+    ends: Int[Array, " B"]
+    """Most tokens of each row when the chunk ends."""
 
 
 def _inputs(part: Part) -> tuple[Inputs, Bool[Array, "B T"]]:
@@ -113,78 +139,141 @@ def decode(
     *,
     max_steps: int,
     best: int = 0,
+    lookup: Lookup | None = None,
 ) -> tuple[Pools, Decoded]:
-    """Draws token after token for all live rows: at most `steps`, and only while more than `keep` rows live.
+    """Draws tokens for all live rows until one has `steps` new ones, and only while more than `keep` rows live.
 
-    A row's tokens and log-probabilities do not depend on the other rows, nor on where chunks end.
+    A row's tokens and log-probabilities do not depend on the other rows, on where chunks end, or on guesses.
 
     Args:
         wishes: sampling parameters, a row each.
         mask: tokens that a grammar allows at the next step; then `steps` must be 1.
-        max_steps: static room for E steps.
+        max_steps: static room for E new tokens.
         best: static number of most probable tokens to tell.
+        lookup: guesses, verified together in one pass; passes without any read one token a row.
     """
     batch = rows.tokens.shape[0]
+    none, zeros = jnp.zeros(batch, bool), jnp.zeros(batch, jnp.int32)
+    steps = jnp.minimum(steps, max_steps)
     out = Decoded(
         tokens=rows.tokens,
         lengths=rows.lengths,
         live=rows.live,
-        ended=jnp.zeros(batch, bool),
-        stuck=jnp.zeros(batch, bool),
+        ended=none,
+        stuck=none,
         logprobs=jnp.zeros((batch, max_steps), jnp.float32),
         best=Best(jnp.zeros((batch, max_steps, best), jnp.float32), jnp.zeros((batch, max_steps, best), jnp.int32)),
-        steps=jnp.zeros((), jnp.int32),
+        passes=jnp.zeros((), jnp.int32),
+        guessed=zeros,
+        right=zeros,
     )
+    job = _Job(params, tables, rows, wishes, mask, jnp.minimum(rows.limits, rows.lengths + steps))
 
     def go_on(loop: _Loop) -> Bool[Array, ""]:
-        return (loop.out.steps < jnp.minimum(steps, max_steps)) & (jnp.sum(loop.out.live) > keep)
+        out = loop.out
+        longest = jnp.max(jnp.where(out.live, out.lengths - rows.lengths, 0))
+        return (longest < steps) & (jnp.sum(out.live) > keep)
 
-    def body(loop: _Loop) -> _Loop:
-        return _step(model, params, tables, rows, wishes, mask, best, loop)
+    def guess(out: Decoded) -> _Guesses:
+        if lookup is None:
+            return _Guesses(jnp.zeros((batch, 0), jnp.int32), zeros)
+        tokens, found = look_up(out.tokens, out.lengths, lookup)
+        # The token after the last right guess is drawn too.
+        room = jnp.clip(job.ends - out.lengths - 1, 0, lookup.tokens)
+        return _Guesses(tokens, jnp.where(out.live & found, room, 0))
 
-    loop = jax.lax.while_loop(go_on, body, _Loop(pools, out))
+    def step(loop: _Loop, guesses: _Guesses) -> _Loop:
+        pools, out = _step(model, job, loop.pools, loop.out, guesses)
+        return _Loop(pools, out, guess(out))
+
+    def plain(loop: _Loop) -> _Loop:
+        return step(loop, _Guesses(loop.guesses.tokens[:, :0], loop.guesses.counts))
+
+    loop = _Loop(pools, out, guess(out))
+    if lookup is None:
+        loop = jax.lax.while_loop(go_on, plain, loop)
+        return loop.pools, loop.out
+
+    def some(loop: _Loop) -> Bool[Array, ""]:
+        return jnp.any(loop.guesses.counts > 0)
+
+    def both(loop: _Loop) -> _Loop:
+        # Two loops, where a branch would copy the pools.
+        loop = jax.lax.while_loop(lambda x: go_on(x) & ~some(x), plain, loop)
+        return jax.lax.while_loop(lambda x: go_on(x) & some(x), lambda x: step(x, x.guesses), loop)
+
+    loop = jax.lax.while_loop(go_on, both, loop)
     return loop.pools, loop.out
 
 
-def _step(
-    model: Model,
-    params: Params,
-    tables: Tables,
-    rows: Rows,
-    wishes: RowParams,
-    mask: UInt32[Array, "B Vw"] | None,
-    best: int,
-    loop: _Loop,
-) -> _Loop:
-    """One token of every live row: read the last one, draw the next."""
-    out = loop.out
+def _step(model: Model, job: _Job, pools: Pools, out: Decoded, guesses: _Guesses) -> tuple[Pools, Decoded]:
+    """One pass: reads each live row's last token and its K guesses, draws a token after each, and keeps those up to
+    the first that differs from its guess."""
     batch, width = out.tokens.shape
-    last = jnp.maximum(out.lengths - 1, 0)
-    token = jnp.take_along_axis(out.tokens, last[:, None], axis=1)
-    inputs = Inputs(token, jnp.where(out.live, last, 0)[:, None], out.live.astype(jnp.int32)[:, None])
-    read = model.forward(params, inputs, PagedCache(loop.pools, tables))
-    logits = model.unembed(params, read.hidden[:, 0])
-    history = History(out.tokens, rows.prompt_lengths, out.lengths)
-    keys = jax.random.wrap_key_data(rows.keys, impl="threefry2x32")
-    choice = choose(logits, wishes, history, uniforms(keys, out.lengths), mask)
-    told = out.best
-    if best:
-        values, ids = top_logprobs(log_probabilities(logits, wishes, history, mask), best)
-        told = Best(told.logprobs.at[:, out.steps].set(values), told.tokens.at[:, out.steps].set(ids))
-    stuck = out.live & choice.stuck
-    draws = out.live & ~stuck
-    ended = draws & jnp.any(choice.token[:, None] == wishes.end_ids, axis=1)
-    lengths = out.lengths + draws.astype(jnp.int32)
-    # Rows that draw nothing write past the end, which drops it.
-    at = jnp.where(draws, out.lengths, width)
+    count = guesses.tokens.shape[1]
+    row, offsets = jnp.arange(batch)[:, None], jnp.arange(count + 1, dtype=jnp.int32)
+    places = out.lengths[:, None] + offsets
+    last = jnp.maximum(out.lengths - 1, 0)[:, None]
+    tried = out.live[:, None] & (offsets <= guesses.counts[:, None])
+    token = jnp.concatenate([jnp.take_along_axis(out.tokens, last, axis=1), guesses.tokens], axis=1)
+    inputs = Inputs(token, jnp.where(tried, last + offsets, 0), tried.astype(jnp.int32))
+    read = model.forward(job.params, inputs, PagedCache(pools, job.tables))
+    drawn = _draw(model, job, out, guesses, read.hidden, places)
+    hit = (drawn.token[:, :count] == guesses.tokens) & tried[:, 1:]
+    follows = jnp.pad(jnp.cumprod(hit.astype(jnp.int32), axis=1), ((0, 0), (1, 0)), constant_values=1) > 0
+    ends = jnp.any(drawn.token[:, :, None] == job.wishes.end_ids[:, None], axis=-1)
+    over = ends | drawn.stuck
+    before = jnp.cumsum(over.astype(jnp.int32), axis=1) - over.astype(jnp.int32)
+    reached = out.live[:, None] & follows & (before == 0)
+    draws = reached & ~drawn.stuck
+    lengths = out.lengths + jnp.sum(draws, axis=1, dtype=jnp.int32)
+    ended, stuck = jnp.any(draws & ends, axis=1), jnp.any(reached & drawn.stuck, axis=1)
+    # What is not drawn is written past the end, which drops it.
+    at = jnp.where(draws, places, width)
+    entry = jnp.where(draws, places - job.rows.lengths[:, None], out.logprobs.shape[1])
     decoded = Decoded(
-        tokens=out.tokens.at[jnp.arange(batch), at].set(choice.token, mode="drop"),
+        tokens=out.tokens.at[row, at].set(drawn.token, mode="drop"),
         lengths=lengths,
-        live=draws & ~ended & (lengths < rows.limits),
+        live=out.live & ~ended & ~stuck & (lengths < job.rows.limits),
         ended=out.ended | ended,
         stuck=out.stuck | stuck,
-        logprobs=out.logprobs.at[:, out.steps].set(jnp.where(draws, choice.logprob, 0.0)),
-        best=told,
-        steps=out.steps + 1,
+        logprobs=out.logprobs.at[row, entry].set(drawn.logprob, mode="drop"),
+        best=jax.tree.map(lambda told, new: told.at[row, entry].set(new, mode="drop"), out.best, drawn.best),
+        passes=out.passes + 1,
+        guessed=out.guessed + jnp.sum(tried[:, 1:], axis=1, dtype=jnp.int32),
+        right=out.right + jnp.sum(draws[:, :count] & hit, axis=1, dtype=jnp.int32),
     )
-    return _Loop(read.cache.pools, decoded)
+    return read.cache.pools, decoded
+
+
+class _Drawn(NamedTuple):
+    """A token after the last one, and after each guess as if it and those before were right: G = K + 1."""
+
+    token: Int[Array, "B G"]
+    logprob: Float[Array, "B G"]
+    stuck: Bool[Array, "B G"]
+    best: Best
+
+
+def _draw(
+    model: Model, job: _Job, out: Decoded, guesses: _Guesses, hidden: Float[Array, "B G D"], places: Int[Array, "B G"]
+) -> _Drawn:
+    """Every place with its own history and its own random number, as rows of one larger batch."""
+    batch, each = places.shape
+
+    def spread(x: Array) -> Array:
+        return x if each == 1 else jnp.repeat(x, each, axis=0)
+
+    texts = out.tokens.at[jnp.arange(batch)[:, None], places[:, : each - 1]].set(guesses.tokens, mode="drop")
+    logits = model.unembed(job.params, hidden.reshape(batch * each, -1))
+    lengths = places.reshape(-1)
+    history = History(spread(texts), spread(job.rows.prompt_lengths), jnp.minimum(lengths, jnp.int32(texts.shape[1])))
+    wishes, mask = jax.tree.map(spread, (job.wishes, job.mask))
+    keys = jax.random.wrap_key_data(spread(job.rows.keys), impl="threefry2x32")
+    choice = choose(logits, wishes, history, uniforms(keys, lengths), mask)
+    best = Best(*(x.reshape(batch * each, -1)[:, :0] for x in (choice.logprob, choice.token)))
+    if n := out.best.tokens.shape[-1]:
+        best = Best(*top_logprobs(log_probabilities(logits, wishes, history, mask), n))
+    return jax.tree.map(
+        lambda x: x.reshape(batch, each, *x.shape[1:]), _Drawn(choice.token, choice.logprob, choice.stuck, best)
+    )

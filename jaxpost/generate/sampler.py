@@ -21,6 +21,7 @@ from jaxpost.generate.matcher import Matcher
 from jaxpost.generate.noise import row_keys
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.rows import Encode, pack
+from jaxpost.generate.speculative import Lookup
 from jaxpost.types import Model, Params
 
 
@@ -37,10 +38,12 @@ class Sampler:
         cache_tokens: int | None,
         encode: Encode | None,
         decode: Callable[[Sequence[int]], str] | None,
+        speculate: Lookup | None,
         **engine: Any,
     ):
         self.model, self.eos_ids, self.context, self.rows = model, tuple(eos_ids), context, rows
         self.cache_tokens, self.encode, self.decode = cache_tokens, encode, decode
+        self.speculate = speculate
         self._settings = engine
         self.engine: Engine | None = None
         self._compiled: dict[Any, Any] = {}
@@ -116,8 +119,9 @@ class Sampler:
         table = self._table(samples, seed, draw)
         engine, weights = self._ready(params, samples)
         yield from Run(
-            engine, weights, samples, table, rows=self.rows, decode=self.decode, policy_version=policy_version
-        )
+            engine, weights, samples, table, rows=self.rows, decode=self.decode, policy_version=policy_version,
+            lookup=self.speculate,
+        )  # fmt: skip
 
     def forget(self) -> None:
         """Drops the cache and the weights' copies; compiled programs stay."""
@@ -191,6 +195,7 @@ def make_sampler(
     max_steps: int = 64,
     encode: Encode | None = None,
     decode: Callable[[Sequence[int]], str] | None = None,
+    speculate: int | Lookup = 0,
     mesh: Mesh | None = None,
     strict: bool = False,
 ) -> Sampler:
@@ -202,8 +207,11 @@ def make_sampler(
         rows: most rows that decode together.
         cache_tokens: room of the cache; None: enough for `rows` of the longest rows asked for.
         encode: text -> token ids, for bad words. decode: token ids -> text, for texts and stop strings.
+        speculate: tokens that each row guesses from its own text and verifies in one pass (0: none), or a `Lookup`.
+            Texts stay as they are; worth it where few rows decode texts that repeat themselves or their prompts.
         page_size, kv_dtype, prefill_tokens, max_steps, mesh, strict: as `Engine`.
     """
+    lookup = Lookup(speculate) if isinstance(speculate, int) else speculate
     return Sampler(
         model,
         eos_ids=eos_ids,
@@ -212,6 +220,7 @@ def make_sampler(
         cache_tokens=cache_tokens,
         encode=encode,
         decode=decode,
+        speculate=lookup.check() if lookup.tokens else None,
         page_size=page_size,
         kv_dtype=kv_dtype,
         prefill_tokens=prefill_tokens,
