@@ -38,6 +38,8 @@ class Text:
     tokens: list[int]
     prompt_length: int
     pages: PagedRow = field(default_factory=PagedRow)
+    ranked: int = 0
+    """Its length when `Engine.rank` wrote its last token too."""
 
 
 class Weights(NamedTuple):
@@ -138,13 +140,13 @@ class Engine:
         ):
             raise ValueError(f"{count} tokens cannot be taken back: their window's pages have been given back")
         del sequence.tokens[len(sequence.tokens) - count :]
-        sequence.pages.stored = stored
+        sequence.pages.stored, sequence.ranked = stored, 0
         self.book.trim(sequence.pages)
 
     def fork(self, sequence: Text, *, prompt_length: int | None = None) -> Text:
         """A second sequence that shares every page with the first."""
         length = sequence.prompt_length if prompt_length is None else prompt_length
-        return Text(list(sequence.tokens), length, self.book.fork(sequence.pages))
+        return Text(list(sequence.tokens), length, self.book.fork(sequence.pages), sequence.ranked)
 
     def release(self, sequences: Sequence[Text]) -> None:
         """Gives the pages of sequences back."""
@@ -206,6 +208,41 @@ class Engine:
             self.book.advance(sequence.pages, len(sequence.tokens) - 1 - sequence.pages.stored)
             self.book.trim(sequence.pages)
         return decoded
+
+    def rank(
+        self,
+        weights: Weights,
+        sequences: Sequence[Text],
+        wishes: RowParams,
+        limits: Sequence[int],
+        *,
+        best: int,
+    ) -> programs.Ranked:
+        """The `best` most probable next tokens of each sequence, best first; `push` adds one to it or to a fork.
+
+        Args:
+            wishes: penalties and bans, one row a sequence, padded to `bucket(len(sequences))` rows.
+            limits: most tokens that each will have.
+        """
+        self._copy(self.book.reserve([s.pages for s in sequences], [1] * len(sequences)))
+        size = bucket(len(sequences))
+        rows, tables = self._rows(sequences, limits, np.zeros((size, 2), np.uint32))
+        run = self._program("rank", partial(programs.rank, self.model), best=best)
+        self.pools, ranked = run(weights.decoding, self.pools, tables, rows, wishes)
+        for sequence in sequences:
+            sequence.ranked = len(sequence.tokens)
+        return jax.tree.map(lambda x: x[: len(sequences)], jax.device_get(ranked))
+
+    def push(self, sequence: Text, token: int) -> None:
+        """Adds a token to a sequence that was ranked, which takes no pass.
+
+        Raises:
+            ValueError: it was not ranked at its present length, so its last token is not stored.
+        """
+        if sequence.ranked != len(sequence.tokens):
+            raise ValueError("push adds to a sequence that rank has just read; append adds to any")
+        self.book.advance(sequence.pages, 1)
+        sequence.tokens.append(token)
 
     def _rows(
         self, sequences: Sequence[Text], limits: Sequence[int], keys: UInt32[np.ndarray, "B 2"]

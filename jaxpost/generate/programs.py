@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxpost.generate.choose import choose, log_probabilities, top_logprobs
 from jaxpost.generate.noise import uniforms
-from jaxpost.generate.penalties import History
+from jaxpost.generate.penalties import History, edit_logits
 from jaxpost.generate.rows import RowParams
 from jaxpost.generate.speculative import Lookup, look_up
 from jaxpost.models.pages import PagedCache, Pools, Tables
@@ -124,6 +124,29 @@ def score(
     outputs = model.forward(params, inputs, PagedCache(pools, tables, fresh=fresh))
     stats = token_stats(model.unembed, params, outputs.hidden, targets, chunk_tokens=chunk_tokens)
     return outputs.cache.pools, jnp.where(inside, stats.logprob, 0.0)
+
+
+class Ranked(NamedTuple):
+    """The most probable next tokens of each row, best first."""
+
+    logprobs: Float[Array, "B N"]
+    tokens: Int[Array, "B N"]
+
+
+def rank(
+    model: Model, params: Params, pools: Pools, tables: Tables, rows: Rows, wishes: RowParams, *, best: int
+) -> tuple[Pools, Ranked]:
+    """Reads each row's last token and ranks the next: by log softmax(logits), changed by penalties and bans.
+
+    The order is transformers' for beams: penalties act on log-probabilities, which are not normalised again.
+    """
+    last = jnp.maximum(rows.lengths - 1, 0)[:, None]
+    token = jnp.take_along_axis(rows.tokens, last, axis=1)
+    inputs = Inputs(token, jnp.where(rows.live[:, None], last, 0), rows.live.astype(jnp.int32)[:, None])
+    read = model.forward(params, inputs, PagedCache(pools, tables))
+    logprobs = jax.nn.log_softmax(model.unembed(params, read.hidden[:, 0]), axis=-1)
+    history = History(rows.tokens, rows.prompt_lengths, rows.lengths)
+    return read.cache.pools, Ranked(*top_logprobs(edit_logits(logprobs, wishes, history), best))
 
 
 def decode(

@@ -104,7 +104,7 @@ class Sampler:
         samples: list[Sample] = []
         number = 0
         for at, (prompt, wish) in enumerate(zip(prompts, wishes, strict=True)):
-            problem = self._problem(at, prompt, wish)
+            problem = self.problem(at, prompt, wish)
             if problem and errors == "raise":
                 raise ValueError(problem)
             for k in range(wish.n):
@@ -117,7 +117,7 @@ class Sampler:
         if not samples:
             return
         table = self._table(samples, seed, draw)
-        engine, weights = self._ready(params, samples)
+        engine, weights = self.ready(params, max(s.limit for s in samples))
         yield from Run(
             engine, weights, samples, table, rows=self.rows, decode=self.decode, policy_version=policy_version,
             lookup=self.speculate,
@@ -127,10 +127,10 @@ class Sampler:
         """Drops the cache and the weights' copies; compiled programs stay."""
         self.engine = self._weights = None
 
-    def _ready(self, params: Params, samples: list[Sample]) -> tuple[Engine, Weights]:
-        """An engine that is large enough, and the weights as it reads them."""
+    def ready(self, params: Params, longest: int, *, rows: int | None = None) -> tuple[Engine, Weights]:
+        """An engine with room for `rows` texts of `longest` tokens, and the weights as it reads them."""
         page = self._settings["page_size"]
-        wanted = self.rows * (max(s.limit for s in samples) + 2 * page)
+        wanted = (rows or self.rows) * (longest + 2 * page)
         if self.cache_tokens is not None:
             wanted = self.cache_tokens
         if self.engine is None or self.engine.capacity < wanted:
@@ -154,7 +154,7 @@ class Sampler:
         keys = row_keys(jnp.asarray(rows.seed), *(jnp.asarray(x, jnp.int32) for x in numbers))
         return Table([s.number for s in samples], rows, np.asarray(jax.random.key_data(keys)))
 
-    def _problem(self, number: int, prompt: Sequence[int], wish: SamplingParams) -> str | None:
+    def problem(self, number: int, prompt: Sequence[int], wish: SamplingParams) -> str | None:
         """Why a prompt cannot be sampled, as a sentence."""
         if not len(prompt):
             return f"prompt {number} is empty: give at least one token (a chat template adds some)"
