@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import yaml
 
+from jaxpost import sharding
 from jaxpost.assemble.answer import encode_prompt, keep_programs
 from jaxpost.assemble.commands import load_bound
-from jaxpost.generate.engine import Engine, Text
+from jaxpost.generate.engine import Engine
+from jaxpost.generate.layout import Text
 from jaxpost.generate.noise import row_keys
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.rows import pack
@@ -54,7 +56,10 @@ class Conversation:
         self.messages: list[dict[str, str]] = []
         self.context = min(self.pretrained.config.max_positions, 8192)
         self.engine = Engine(
-            self.pretrained.model, cache_tokens=self.context, max_steps=_STEPS, mesh=self.pretrained.mesh
+            self.pretrained.model,
+            cache_tokens=self.context * sharding.row_shards(self.pretrained.mesh),
+            max_steps=_STEPS,
+            mesh=self.pretrained.mesh,
         )
         self.weights = self.engine.weights(params)
         self._text: Text | None = None

@@ -11,8 +11,8 @@ import jax
 from jaxpost import sharding
 from jaxpost.adapters import peft
 from jaxpost.adapters.bind import bind, merge
-from jaxpost.assemble.model import DTYPES, Pretrained, load_model
-from jaxpost.config import MeshSection, ModelSection, SFTConfig
+from jaxpost.assemble.model import DTYPES, Pretrained, load_model, sampling_mesh
+from jaxpost.config import ModelSection, SFTConfig
 from jaxpost.data import inspect as data_inspect
 from jaxpost.train.folder import environment as run_environment
 from jaxpost.types import Params
@@ -30,7 +30,7 @@ def load_bound(path: str) -> tuple[Pretrained, Params]:
     base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") if adapter.is_file() else path
     if not base:
         raise ValueError(f"{adapter} names no base model (base_model_name_or_path)")
-    pretrained = load_model(ModelSection(path=base), sharding.make_mesh(MeshSection()))
+    pretrained = load_model(ModelSection(path=base), sampling_mesh)
     params = pretrained.load()
     if adapter.is_file():
         placed = jax.device_put(peft.load(adapter.parent, pretrained.config), sharding.replicated(pretrained.mesh))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -62,21 +65,31 @@ class Pretrained:
         return huggingface.load(self.folder, self.model, dtype=self.dtype, shardings=self.shardings)
 
 
-def load_model(section: ModelSection, mesh: Mesh | None = None) -> Pretrained:
+def sampling_mesh(config: ModelConfig) -> Mesh:
+    """All devices, for decoding: as many as divide its heads split each layer, so that a token's passes read each
+    weight once between them; rows are dealt to what is left."""
+    count = jax.device_count()
+    tensor = math.gcd(count, config.heads, config.kv_heads, config.mlp_width)
+    return sharding.make_mesh({"tensor": tensor, "data": count // tensor})
+
+
+def load_model(section: ModelSection, mesh: Mesh | Callable[[ModelConfig], Mesh] | None = None) -> Pretrained:
     """Finds a model and builds its functions; the weights wait for `load()`.
 
     Args:
       section: what and how; see `config.ModelSection`.
-      mesh: where it will live; None: all devices, weights split over all of them.
+      mesh: where it will live, or a function of the model's shapes that says so; None: all devices, weights split
+        over all of them.
 
     Raises:
       FileNotFoundError: nothing is found under the path (says what would help).
       ValueError: an architecture or option that is not supported, or a mesh that does not fit.
     """
-    mesh = sharding.make_mesh(MeshSection()) if mesh is None else mesh
     folder = Path(resolve_model(section.path, revision=section.revision))
+    config = huggingface.read_config(folder)
+    mesh = sharding.make_mesh(MeshSection()) if mesh is None else mesh if isinstance(mesh, Mesh) else mesh(config)
     model = build_model(
-        huggingface.read_config(folder),
+        config,
         sharding.make_constrain(mesh),
         attention=section.attention,
         remat=section.remat,

@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from jaxpost.generate.engine import Engine, Text, Weights, bucket
+from jaxpost.generate.engine import Engine, Weights
+from jaxpost.generate.layout import Text, bucket
 from jaxpost.generate.matcher import Matcher, masks
 from jaxpost.generate.pages import OutOfPages
 from jaxpost.generate.params import SamplingParams
@@ -107,7 +108,8 @@ class Run:
         self.engine, self.weights, self.table, self.rows, self.decode = engine, weights, table, rows, decode
         self.queue, self.version, self.lookup = deque(samples), policy_version, lookup
         self.live: list[Sample] = []
-        self.prompts: dict[tuple[int, ...], Text] = {}
+        self.quota = -(-min(rows, len(samples)) // engine.shards)
+        self.prompts: dict[tuple[int, tuple[int, ...]], Text] = {}
         self.scores: dict[tuple[int, ...], tuple[float, ...]] = {}
 
     def __iter__(self) -> Iterator[tuple[int, Completion]]:
@@ -127,16 +129,16 @@ class Run:
         """Moves samples from the queue into free rows; each distinct prompt is read once."""
         free = self.rows - len(self.live)
         chosen = [self.queue[i] for i in range(min(free, len(self.queue)))]
-        new = {tuple(s.prompt + s.tokens): None for s in chosen}
-        missing = [key for key in new if key not in self.prompts]
+        keys = self._places(chosen)
+        missing = [key for key in dict.fromkeys(keys) if key not in self.prompts]
         while missing:
             try:
-                self.prompts |= dict(zip(missing, self.engine.admit(self.weights, missing), strict=True))
+                shards, tokens = zip(*missing, strict=True)
+                self.prompts |= dict(zip(missing, self.engine.admit(self.weights, tokens, shards), strict=True))
                 break
             except OutOfPages:
                 missing = missing[: len(missing) // 2]
-        for sample in chosen:
-            key = tuple(sample.prompt + sample.tokens)
+        for sample, key in zip(chosen, keys, strict=True):
             if key not in self.prompts:
                 break
             if sample.params.prompt_logprobs is not None and tuple(sample.prompt) not in self.scores:
@@ -148,8 +150,26 @@ class Run:
             sample.text = self.engine.fork(self.prompts[key], prompt_length=len(sample.prompt))
             self.live.append(self.queue.popleft())
         waiting = {tuple(s.prompt + s.tokens) for s in self.queue}
-        for key in [key for key in self.prompts if key not in waiting]:
+        for key in [key for key in self.prompts if key[1] not in waiting]:
             self.engine.release([self.prompts.pop(key)])
+
+    def _places(self, samples: Sequence[Sample]) -> list[tuple[int, tuple[int, ...]]]:
+        """Which part of the engine's rows takes each sample, with the tokens that it starts from: of those with free
+        rows one that holds these tokens, else the emptiest."""
+        counts = [0] * self.engine.shards
+        for sample in self.live:
+            if sample.text is not None:
+                counts[sample.text.pages.shard] += 1
+        keys: list[tuple[int, tuple[int, ...]]] = []
+        known = set(self.prompts)
+        for sample in samples:
+            tokens = tuple(sample.prompt + sample.tokens)
+            free = [shard for shard, count in enumerate(counts) if count < self.quota]
+            shard = min(free, key=lambda shard: ((shard, tokens) not in known, counts[shard]))
+            counts[shard] += 1
+            keys.append((shard, tokens))
+            known.add(keys[-1])
+        return keys
 
     def _advance(self, group: list[Sample], constrained: bool) -> Iterator[tuple[int, Completion]]:
         steps = 1 if constrained else self.engine.max_steps
@@ -178,8 +198,8 @@ class Run:
                     lookup=self.lookup,
                 )
                 break
-            except OutOfPages:
-                self._make_room(group)
+            except OutOfPages as error:
+                self._make_room(group, error.shard)
         for i, sample in enumerate(group):
             if (done := self._take(sample, decoded, i)) is not None:
                 self.live.remove(sample)
@@ -187,16 +207,18 @@ class Run:
                     self.engine.release([sample.text])
                 yield sample.number, done
 
-    def _make_room(self, group: list[Sample]) -> None:
-        """Gives pages back: those of prompts that wait, else the last row's, which starts again later where it was."""
+    def _make_room(self, group: list[Sample], shard: int) -> None:
+        """Gives pages back: those of prompts that wait, else the part's last row's, which starts again later where it
+        was."""
         if self.prompts:
             self.engine.release(list(self.prompts.values()))
             self.prompts.clear()
             return
-        last = self.live[-1]
-        if len(self.live) == 1:
-            raise OutOfPages("a single row does not fit the cache: raise cache_tokens")
-        self.live.pop()
+        rows = [s for s in self.live if s.text is not None and s.text.pages.shard == shard]
+        last = rows[-1]
+        if len(rows) == 1:
+            raise OutOfPages("a single row does not fit the cache: raise cache_tokens", shard)
+        self.live.remove(last)
         if last in group:
             group.remove(last)
         if last.text is not None:

@@ -15,7 +15,8 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 
-from jaxpost.generate.engine import Engine, Text, Weights, bucket
+from jaxpost.generate.engine import Engine, Weights
+from jaxpost.generate.layout import Text, bucket
 from jaxpost.generate.pages import OutOfPages
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.rows import RowParams, pack
@@ -165,7 +166,7 @@ def beam_search(
         return []
     rows = max(sampler.rows, beams)
     longest = max(map(len, prompts)) + sampling.max_tokens
-    engine, weights = sampler.ready(params, longest, rows=rows)
+    engine, weights = sampler.ready(params, longest, rows=rows, together=beams)
     wishes = pack(
         [sampling], vocab_size=sampler.model.config.vocab_size, eos_ids=sampler.eos_ids, encode=sampler.encode
     )

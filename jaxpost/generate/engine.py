@@ -7,39 +7,28 @@ only, and counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Float, UInt32
 
 from jaxpost.adapters.bind import merge
 from jaxpost.generate import programs
+from jaxpost.generate.layout import Pass, Text, dealt, page_pairs, passes, power, rows_of
 from jaxpost.generate.pages import Copies, PageBook, PagedRow
 from jaxpost.generate.rows import RowParams
 from jaxpost.generate.speculative import Lookup
 from jaxpost.models import pages as page_ops
-from jaxpost.models.pages import Pools, Tables, init_pools
+from jaxpost.models.pages import Pools, init_pools
 from jaxpost.models.transformer import unstack
 from jaxpost.ops import platform
-from jaxpost.sharding import replicated, spec
+from jaxpost.sharding import replicated, row_shards, spread
 from jaxpost.types import Model, Params
-
-
-@dataclass
-class Text:
-    """One text on the host and the pages that hold it. All tokens but the last are stored once it was admitted."""
-
-    tokens: list[int]
-    prompt_length: int
-    pages: PagedRow = field(default_factory=PagedRow)
-    ranked: int = 0
-    """Its length when `Engine.rank` wrote its last token too."""
 
 
 class Weights(NamedTuple):
@@ -59,7 +48,8 @@ class Engine:
         kv_dtype: of stored keys and values; int8 keeps a scale per token and head.
         prefill_tokens: most tokens of all rows in one pass over prompts.
         max_steps: most decode steps of one chunk.
-        mesh: what the parameters are spread over; keys and values are split by head over its tensor axis.
+        mesh: what the parameters are spread over. Rows, and pages with them, are split over data and fsdp; keys and
+            values by head over tensor. Each of the `shards` parts of the rows has pages of its own.
         strict: a program that was not compiled before is an error.
         compiled: programs of an earlier engine of the same model and mesh.
 
@@ -83,21 +73,30 @@ class Engine:
         kinds = [kind for stack in model.config.stacks for kind in stack.period]
         windows = [kind.window for kind in kinds if kind.window is not None]
         full = any(kind.window is None for kind in kinds)
-        count = 1 + _power(-(-cache_tokens // page_size))
+        self._mesh = mesh if mesh is not None and mesh.size > 1 else None
+        self.shards = row_shards(self._mesh)
+        count = 1 + power(-(-cache_tokens // (page_size * self.shards)))
         self.model, self.page_size, self.prefill_tokens, self.max_steps = model, page_size, prefill_tokens, max_steps
         self.strict, self.compiled = strict, {} if compiled is None else compiled
-        sizes = {"pages": count if full else 1, "window_pages": count if windows else 1, "page_size": page_size}
-        self.book = PageBook(**sizes, full=full, window=max(windows) if windows else None)
-        self.pools: Pools = init_pools(model.config, **sizes, dtype=kv_dtype)
-        self._mesh = mesh if mesh is not None and mesh.size > 1 else None
-        if self._mesh is not None:
-            self.pools = jax.device_put(self.pools, self._places())
+        sizes: dict[str, Any] = {"pages": count if full else 1, "window_pages": count if windows else 1}
+        about: dict[str, Any] = {"full": full, "window": max(windows) if windows else None, "page_size": page_size}
+        self.books = [PageBook(**sizes, **about, shard=i) for i in range(self.shards)]
+        whole = {name: self.shards * size for name, size in sizes.items()}
+        make = partial(init_pools, model.config, **whole, page_size=page_size, dtype=kv_dtype)
+        self._places = None if self._mesh is None else page_ops.places(jax.eval_shape(make), self._mesh)
+        # On a mesh no device ever holds more than its own pages.
+        self.pools: Pools = make() if self._places is None else jax.jit(make, out_shardings=self._places)()
+
+    @property
+    def book(self) -> PageBook:
+        """The first part's pages; all parts' books are `books`."""
+        return self.books[0]
 
     @property
     def capacity(self) -> int:
         """Tokens that the cache holds."""
         pool = self.book.full if self.book.has_full else self.book.windowed
-        return (pool.count - 1) * self.page_size
+        return self.shards * (pool.count - 1) * self.page_size
 
     def weights(self, params: Params) -> Weights:
         """Parameters ready for the programs: make it once for each version of the policy."""
@@ -105,16 +104,21 @@ class Engine:
             return Weights(params, params)
         return Weights(params, unstack(merge(params)))
 
-    def admit(self, weights: Weights, prompts: Sequence[Sequence[int]]) -> list[Text]:
+    def admit(
+        self, weights: Weights, prompts: Sequence[Sequence[int]], shards: Sequence[int] | None = None
+    ) -> list[Text]:
         """Stores all tokens but the last of each prompt, in chunks.
+
+        Args:
+            shards: the part of the rows that each belongs to, with all of its forks; None: where most pages are free.
 
         Raises:
             OutOfPages: they do not fit; nothing has changed.
         """
-        sequences = [Text(list(prompt), len(prompt)) for prompt in prompts]
-        self._copy(self.book.reserve([s.pages for s in sequences], [len(s.tokens) - 1 for s in sequences]))
+        sequences = self._texts(prompts, shards)
+        self._reserve(sequences, [len(s.tokens) - 1 for s in sequences])
         try:
-            for part in self._parts(sequences):
+            for part in passes(sequences, self.shards, self.prefill_tokens):
                 self._store(weights, part)
         except BaseException:
             self.release(sequences)
@@ -123,9 +127,9 @@ class Engine:
 
     def append(self, weights: Weights, sequence: Text, tokens: Sequence[int]) -> None:
         """Adds given tokens: forced markers, an environment's answer, a search step."""
-        self._copy(self.book.reserve([sequence.pages], [len(tokens)]))
+        self._reserve([sequence], [len(tokens)])
         sequence.tokens.extend(tokens)
-        for part in self._parts([sequence]):
+        for part in passes([sequence], self.shards, self.prefill_tokens):
             self._store(weights, part)
 
     def retract(self, sequence: Text, count: int) -> None:
@@ -135,32 +139,33 @@ class Engine:
             ValueError: a sliding window has passed the tokens that would come last.
         """
         stored = min(sequence.pages.stored, len(sequence.tokens) - count - 1)
-        if self.book.window is not None and not all(
-            sequence.pages.window[max(0, stored - self.book.window + 1) // self.page_size :]
+        book = self._book(sequence)
+        if book.window is not None and not all(
+            sequence.pages.window[max(0, stored - book.window + 1) // self.page_size :]
         ):
             raise ValueError(f"{count} tokens cannot be taken back: their window's pages have been given back")
         del sequence.tokens[len(sequence.tokens) - count :]
         sequence.pages.stored, sequence.ranked = stored, 0
-        self.book.trim(sequence.pages)
+        book.trim(sequence.pages)
 
     def fork(self, sequence: Text, *, prompt_length: int | None = None) -> Text:
         """A second sequence that shares every page with the first."""
         length = sequence.prompt_length if prompt_length is None else prompt_length
-        return Text(list(sequence.tokens), length, self.book.fork(sequence.pages), sequence.ranked)
+        return Text(list(sequence.tokens), length, self._book(sequence).fork(sequence.pages), sequence.ranked)
 
     def release(self, sequences: Sequence[Text]) -> None:
         """Gives the pages of sequences back."""
         for sequence in sequences:
-            self.book.release(sequence.pages)
+            self._book(sequence).release(sequence.pages)
 
     def score(self, weights: Weights, prompts: Sequence[Sequence[int]]) -> list[Float[np.ndarray, " T"]]:
         """log softmax(logits) of every token of each text but its first, through the cache and in chunks."""
-        sequences = [Text(list(prompt), len(prompt)) for prompt in prompts]
-        self._copy(self.book.reserve([s.pages for s in sequences], [len(s.tokens) - 1 for s in sequences]))
+        sequences = self._texts(prompts)
+        self._reserve(sequences, [len(s.tokens) - 1 for s in sequences])
         found: list[list[np.ndarray]] = [[] for _ in sequences]
         number = {id(s): i for i, s in enumerate(sequences)}
         try:
-            for part in self._parts(sequences):
+            for part in passes(sequences, self.shards, self.prefill_tokens):
                 for sequence, values in zip(part.sequences, self._score(weights, part), strict=True):
                     found[number[id(sequence)]].append(values)
         finally:
@@ -190,8 +195,10 @@ class Engine:
             lookup: guesses tokens that one pass verifies; not where there is a mask.
         """
         counts = [min(steps, limit - len(s.tokens)) for s, limit in zip(sequences, limits, strict=True)]
-        self._copy(self.book.reserve([s.pages for s in sequences], counts))
-        rows, tables = self._rows(sequences, limits, keys)
+        self._reserve(sequences, counts)
+        slots, size, (wishes, keys, mask) = dealt(sequences, self.shards, (wishes, keys, mask))
+        rows, tables = self._arrays(rows_of(sequences, limits, keys, slots, size, page_size=self.page_size))
+        wishes, mask = self._arrays((wishes, mask))
         run = self._program(
             "decode",
             partial(programs.decode, self.model),
@@ -203,10 +210,12 @@ class Engine:
             weights.decoding, self.pools, tables, rows, wishes, np.int32(steps), np.int32(keep), mask
         )
         decoded = jax.device_get(decoded)
+        if self.shards > 1:
+            decoded = jax.tree.map(lambda x: x[slots] if np.ndim(x) else x, decoded)
         for i, sequence in enumerate(sequences):
             sequence.tokens.extend(decoded.tokens[i, len(sequence.tokens) : decoded.lengths[i]].tolist())
-            self.book.advance(sequence.pages, len(sequence.tokens) - 1 - sequence.pages.stored)
-            self.book.trim(sequence.pages)
+            self._book(sequence).advance(sequence.pages, len(sequence.tokens) - 1 - sequence.pages.stored)
+            self._book(sequence).trim(sequence.pages)
         return decoded
 
     def rank(
@@ -224,14 +233,16 @@ class Engine:
             wishes: penalties and bans, one row a sequence, padded to `bucket(len(sequences))` rows.
             limits: most tokens that each will have.
         """
-        self._copy(self.book.reserve([s.pages for s in sequences], [1] * len(sequences)))
-        size = bucket(len(sequences))
-        rows, tables = self._rows(sequences, limits, np.zeros((size, 2), np.uint32))
+        self._reserve(sequences, [1] * len(sequences))
+        slots, size, wishes = dealt(sequences, self.shards, wishes)
+        rows, tables = self._arrays(
+            rows_of(sequences, limits, np.zeros((size, 2), np.uint32), slots, size, page_size=self.page_size)
+        )
         run = self._program("rank", partial(programs.rank, self.model), best=best)
-        self.pools, ranked = run(weights.decoding, self.pools, tables, rows, wishes)
+        self.pools, ranked = run(weights.decoding, self.pools, tables, rows, self._arrays(wishes))
         for sequence in sequences:
             sequence.ranked = len(sequence.tokens)
-        return jax.tree.map(lambda x: x[: len(sequences)], jax.device_get(ranked))
+        return jax.tree.map(lambda x: x[slots], jax.device_get(ranked))
 
     def push(self, sequence: Text, token: int) -> None:
         """Adds a token to a sequence that was ranked, which takes no pass.
@@ -241,84 +252,67 @@ class Engine:
         """
         if sequence.ranked != len(sequence.tokens):
             raise ValueError("push adds to a sequence that rank has just read; append adds to any")
-        self.book.advance(sequence.pages, 1)
+        self._book(sequence).advance(sequence.pages, 1)
         sequence.tokens.append(token)
 
-    def _rows(
-        self, sequences: Sequence[Text], limits: Sequence[int], keys: UInt32[np.ndarray, "B 2"]
-    ) -> tuple[programs.Rows, Tables]:
-        size = bucket(len(sequences))
-        room = self.page_size * _power(max(self.book.pages_for(limit) for limit in limits))
-        tokens = np.zeros((size, room), np.int32)
-        numbers = np.ones((3, size), np.int32)
-        for i, (sequence, limit) in enumerate(zip(sequences, limits, strict=True)):
-            tokens[i, : len(sequence.tokens)] = sequence.tokens
-            numbers[:, i] = sequence.prompt_length, len(sequence.tokens), limit
-        live = np.arange(size) < len(sequences)
-        rows = programs.Rows(*_arrays(tokens, *numbers, live, keys))
-        return rows, self._tables(sequences, size, room // self.page_size)
+    def _texts(self, prompts: Sequence[Sequence[int]], shards: Sequence[int] | None = None) -> list[Text]:
+        """New texts that hold no pages yet."""
+        if shards is None:
+            free, shards = [book.free for book in self.books], []
+            for prompt in prompts:
+                shards.append(free.index(max(free)))
+                free[shards[-1]] -= self.book.pages_for(len(prompt))
+        return [Text(list(p), len(p), PagedRow(shard=shard)) for p, shard in zip(prompts, shards, strict=True)]
 
-    def _tables(self, sequences: Sequence[Text], size: int, width: int) -> Tables:
-        tables = np.zeros((2, size, width), np.int32)
-        for i, sequence in enumerate(sequences):
-            tables[0, i, : len(sequence.pages.full)] = sequence.pages.full
-            tables[1, i, : len(sequence.pages.window)] = sequence.pages.window
-        return Tables(*_arrays(*tables))
+    def _book(self, sequence: Text) -> PageBook:
+        return self.books[sequence.pages.shard]
 
-    def _parts(self, sequences: Sequence[Text]) -> Any:
-        """Passes over what the sequences have not stored: long ones in pieces, short ones together."""
-        todo = sorted(sequences, key=lambda s: s.pages.stored - len(s.tokens))
-        while todo := [s for s in todo if s.pages.stored < len(s.tokens) - 1]:
-            width = min(_power(len(todo[0].tokens) - 1 - todo[0].pages.stored, 16), self.prefill_tokens)
-            chosen = todo[: max(1, self.prefill_tokens // width)]
-            size = bucket(len(chosen))
-            tokens, targets = np.zeros((2, size, width), np.int32)
-            places = np.zeros((2, size), np.int32)
-            for i, s in enumerate(chosen):
-                start, end = s.pages.stored, min(s.pages.stored + width, len(s.tokens) - 1)
-                tokens[i, : end - start], targets[i, : end - start] = s.tokens[start:end], s.tokens[start + 1 : end + 1]
-                places[:, i] = start, end - start
-            pages = _power(max(max(len(s.pages.full), len(s.pages.window)) for s in chosen))
-            yield _Pass(chosen, programs.Part(*_arrays(tokens, *places)), targets, self._tables(chosen, size, pages))
+    def _reserve(self, sequences: Sequence[Text], counts: Sequence[int]) -> None:
+        """Makes room for `counts[i]` more tokens of sequence i; shared pages that they will write are copied.
 
-    def _store(self, weights: Weights, part: _Pass) -> None:
+        Raises:
+            OutOfPages: not all of it fits; nothing has changed.
+        """
+        parts: list[tuple[list[PagedRow], list[int]]] = [([], []) for _ in self.books]
+        for sequence, count in zip(sequences, counts, strict=True):
+            rows, room = parts[sequence.pages.shard]
+            rows.append(sequence.pages)
+            room.append(count)
+        if self.shards > 1:
+            for book, part in zip(self.books, parts, strict=True):
+                book.check(*part)
+        self._copy([book.reserve(*part) for book, part in zip(self.books, parts, strict=True)])
+
+    def _arrays(self, tree: Any) -> Any:
+        """Arrays that lead with rows, where the programs want them."""
+        return jax.tree.map(jnp.asarray, tree) if self._mesh is None else spread(tree, self._mesh)
+
+    def _store(self, weights: Weights, part: Pass) -> None:
         run = self._program("store", partial(programs.store, self.model), fresh=part.fresh)
-        self.pools = run(weights.stacked, self.pools, part.tables, part.part)
+        tables, tokens = self._arrays((part.tables, part.part))
+        self.pools = run(weights.stacked, self.pools, tables, tokens)
         self._advance(part)
 
-    def _score(self, weights: Weights, part: _Pass) -> list[np.ndarray]:
+    def _score(self, weights: Weights, part: Pass) -> list[np.ndarray]:
         chunk = platform.choices().chunk_tokens
         run = self._program("score", partial(programs.score, self.model), fresh=part.fresh, chunk_tokens=chunk)
-        self.pools, values = run(weights.stacked, self.pools, part.tables, part.part, part.targets)
-        host, counts = np.asarray(values), np.asarray(part.part.counts)
+        tables, tokens, targets = self._arrays((part.tables, part.part, part.targets))
+        self.pools, values = run(weights.stacked, self.pools, tables, tokens, targets)
         self._advance(part)
-        return [host[i, : counts[i]] for i in range(len(part.sequences))]
+        host, counts = np.asarray(values), part.counts
+        return [host[i, : counts[i]] for i in part.slots]
 
-    def _advance(self, part: _Pass) -> None:
-        for sequence, count in zip(part.sequences, np.asarray(part.part.counts), strict=False):
-            self.book.advance(sequence.pages, int(count))
+    def _advance(self, part: Pass) -> None:
+        for i, sequence in zip(part.slots, part.sequences, strict=True):
+            self._book(sequence).advance(sequence.pages, int(part.counts[i]))
 
-    def _copy(self, copies: Copies) -> None:
-        if not copies.full and not copies.window:
+    def _copy(self, copies: Sequence[Copies]) -> None:
+        """Copies pages within each part."""
+        if not any(part.full or part.window for part in copies):
             return
-        # Padding copies page 0 onto itself.
-        full, window = (
-            np.asarray([*pairs, *[(0, 0)] * (_power(max(len(pairs), 1)) - len(pairs))], np.int32).T
-            for pairs in (copies.full, copies.window)
-        )
-        self.pools = self._program("copy", partial(page_ops.copy, config=self.model.config))(self.pools, full, window)
-
-    def _places(self) -> Any:
-        """Where the pools lie on the mesh: their heads are split as the projections that write them."""
-        assert self._mesh is not None
-        mesh, heads = self._mesh, self.model.config.kv_heads
-        split = heads % mesh.shape["tensor"] == 0
-
-        def one(x: Array) -> NamedSharding:
-            axes = (None, None, "act_kv_heads" if split else None, *[None] * (x.ndim - 3))
-            return NamedSharding(mesh, spec(axes))
-
-        return jax.tree.map(one, self.pools)
+        pairs = page_pairs([part.full for part in copies]), page_pairs([part.window for part in copies])
+        both = self._arrays(pairs)
+        self.pools = self._program("copy", partial(page_ops.copy, config=self.model.config))(self.pools, *both)
 
     def _program(self, name: str, function: Callable[..., Any], **static: Any) -> Callable[..., Any]:
         """`function` compiled for the shapes that it is called with, the pools donated."""
@@ -335,39 +329,13 @@ class Engine:
                     )
                 options: dict[str, Any] = {"donate_argnums": 0 if name == "copy" else 1}
                 if self._mesh is not None:
-                    places = self._places()
+                    places = self._places
                     options["out_shardings"] = places if name in ("copy", "store") else (places, replicated(self._mesh))
-                jitted = jax.jit(partial(function, **static), **options)
+                jitted = jax.jit(partial(function, mesh=self._mesh, **static), **options)
                 self.compiled[key] = jitted.lower(*arguments).compile()
             return self.compiled[key](*arguments)
 
         return run
-
-
-@dataclass(frozen=True)
-class _Pass:
-    sequences: list[Text]
-    part: programs.Part
-    targets: Int[np.ndarray, "B T"]
-    tables: Tables
-
-    @property
-    def fresh(self) -> bool:
-        return not np.any(np.asarray(self.part.starts))
-
-
-def _arrays(*values: np.ndarray) -> list[Array]:
-    return [jnp.asarray(value) for value in values]
-
-
-def _power(count: int, least: int = 1) -> int:
-    """The smallest power of two that is at least both."""
-    return 1 << (max(count, least, 1) - 1).bit_length()
-
-
-def bucket(rows: int) -> int:
-    """Rows that a batch is padded to: a power of two."""
-    return _power(rows)
 
 
 def _say(arguments: Any) -> str:

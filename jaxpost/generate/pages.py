@@ -13,7 +13,15 @@ import numpy as np
 
 
 class OutOfPages(RuntimeError):
-    """The pool cannot hold what was asked for; nothing was changed."""
+    """The pool cannot hold what was asked for; nothing was changed.
+
+    Attributes:
+        shard: whose pool.
+    """
+
+    def __init__(self, told: str, shard: int = 0):
+        super().__init__(told)
+        self.shard = shard
 
 
 @dataclass
@@ -24,6 +32,8 @@ class PagedRow:
     full: list[int] = field(default_factory=list)
     window: list[int] = field(default_factory=list)
     """0 where the window has passed."""
+    shard: int = 0
+    """Whose pages: each part of the rows has pools, and numbers, of its own."""
 
 
 class Pool:
@@ -85,6 +95,7 @@ class PageBook:
         pages, window_pages: of the full and the window pools, page 0 included.
         page_size: tokens of a page.
         full, window: whether the model has full blocks, and the width of its sliding windows (the largest) or None.
+        shard: which part of the rows' pools these are.
 
     Example:
         >>> book = PageBook(pages=4, window_pages=1, page_size=4)
@@ -96,14 +107,29 @@ class PageBook:
         (((2, 3),), [1, 3], [1, 2])
     """
 
-    def __init__(self, *, pages: int, window_pages: int, page_size: int, full: bool = True, window: int | None = None):
-        self.page_size, self.window = page_size, window
+    def __init__(
+        self,
+        *,
+        pages: int,
+        window_pages: int,
+        page_size: int,
+        full: bool = True,
+        window: int | None = None,
+        shard: int = 0,
+    ):
+        self.page_size, self.window, self.shard = page_size, window, shard
         self.has_full = full
         self.full, self.windowed = Pool("full", pages), Pool("window", window_pages)
 
     def pages_for(self, tokens: int) -> int:
         """Pages that hold so many tokens."""
         return -(-tokens // self.page_size)
+
+    @property
+    def free(self) -> int:
+        """Pages that may still be taken, in the pool that has fewer."""
+        pools = [self.full] * self.has_full + [self.windowed] * (self.window is not None)
+        return min(pool.free for pool in pools)
 
     def reserve(self, rows: Sequence[PagedRow], counts: Sequence[int]) -> Copies:
         """Makes room for `counts[i]` more tokens of row i, and a page of its own wherever it will write.
@@ -114,6 +140,16 @@ class PageBook:
         Raises:
             OutOfPages: not all of it fits; no row has changed.
         """
+        self.check(rows, counts)
+        ends = [row.stored + count for row, count in zip(rows, counts, strict=True)]
+        full = self._extend(self.full, [r.full for r in rows], rows, ends) if self.has_full else ()
+        window = ()
+        if self.window is not None:
+            window = self._extend(self.windowed, [r.window for r in rows], rows, ends)
+        return Copies(full, window)
+
+    def check(self, rows: Sequence[PagedRow], counts: Sequence[int]) -> None:
+        """Raises OutOfPages where `reserve` would; changes nothing."""
         ends = [row.stored + count for row, count in zip(rows, counts, strict=True)]
         needs = [self._need(self.full, [r.full for r in rows], rows, ends)] if self.has_full else []
         if self.window is not None:
@@ -122,13 +158,9 @@ class PageBook:
             if need > pool.free:
                 raise OutOfPages(
                     f"{need} {pool.name} pages are needed for {len(rows)} rows and {pool.free} of {pool.count - 1} "
-                    "are free"
+                    "are free",
+                    self.shard,
                 )
-        full = self._extend(self.full, [r.full for r in rows], rows, ends) if self.has_full else ()
-        window = ()
-        if self.window is not None:
-            window = self._extend(self.windowed, [r.window for r in rows], rows, ends)
-        return Copies(full, window)
 
     def _need(self, pool: Pool, tables: list[list[int]], rows: Sequence[PagedRow], ends: list[int]) -> int:
         held = pool.holders.copy()
@@ -181,7 +213,7 @@ class PageBook:
         """A second row that shares every page; nothing is copied until one of them writes."""
         self.full.share(row.full)
         self.windowed.share(row.window)
-        return PagedRow(row.stored, list(row.full), list(row.window))
+        return PagedRow(row.stored, list(row.full), list(row.window), row.shard)
 
     def release(self, row: PagedRow) -> None:
         """Gives back all of a row's pages."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxpost.generate.choose import choose, log_probabilities, top_logprobs
@@ -19,6 +20,7 @@ from jaxpost.generate.rows import RowParams
 from jaxpost.generate.speculative import Lookup, look_up
 from jaxpost.models.pages import PagedCache, Pools, Tables
 from jaxpost.ops.logprobs import token_stats
+from jaxpost.sharding import make_constrain
 from jaxpost.types import Inputs, Model, Params
 
 
@@ -93,6 +95,7 @@ class _Job(NamedTuple):
     mask: UInt32[Array, "B Vw"] | None
     ends: Int[Array, " B"]
     """Most tokens of each row when the chunk ends."""
+    mesh: Mesh | None
 
 
 def _inputs(part: Part) -> tuple[Inputs, Bool[Array, "B T"]]:
@@ -102,10 +105,12 @@ def _inputs(part: Part) -> tuple[Inputs, Bool[Array, "B T"]]:
     return Inputs(part.tokens, positions, inside.astype(jnp.int32)), inside
 
 
-def store(model: Model, params: Params, pools: Pools, tables: Tables, part: Part, *, fresh: bool) -> Pools:
+def store(
+    model: Model, params: Params, pools: Pools, tables: Tables, part: Part, *, fresh: bool, mesh: Mesh | None = None
+) -> Pools:
     """Reads tokens into the cache; `fresh` where every row starts at position 0."""
     inputs, _ = _inputs(part)
-    return model.forward(params, inputs, PagedCache(pools, tables, fresh=fresh)).cache.pools
+    return model.forward(params, inputs, PagedCache(pools, tables, fresh, mesh)).cache.pools
 
 
 def score(
@@ -118,10 +123,11 @@ def score(
     *,
     fresh: bool,
     chunk_tokens: int,
+    mesh: Mesh | None = None,
 ) -> tuple[Pools, Float[Array, "B T"]]:
     """Reads tokens into the cache, and log softmax(logits)[target] of the token after each; 0 on padding."""
     inputs, inside = _inputs(part)
-    outputs = model.forward(params, inputs, PagedCache(pools, tables, fresh=fresh))
+    outputs = model.forward(params, inputs, PagedCache(pools, tables, fresh, mesh))
     stats = token_stats(model.unembed, params, outputs.hidden, targets, chunk_tokens=chunk_tokens)
     return outputs.cache.pools, jnp.where(inside, stats.logprob, 0.0)
 
@@ -134,7 +140,15 @@ class Ranked(NamedTuple):
 
 
 def rank(
-    model: Model, params: Params, pools: Pools, tables: Tables, rows: Rows, wishes: RowParams, *, best: int
+    model: Model,
+    params: Params,
+    pools: Pools,
+    tables: Tables,
+    rows: Rows,
+    wishes: RowParams,
+    *,
+    best: int,
+    mesh: Mesh | None = None,
 ) -> tuple[Pools, Ranked]:
     """Reads each row's last token and ranks the next: by log softmax(logits), changed by penalties and bans.
 
@@ -143,8 +157,9 @@ def rank(
     last = jnp.maximum(rows.lengths - 1, 0)[:, None]
     token = jnp.take_along_axis(rows.tokens, last, axis=1)
     inputs = Inputs(token, jnp.where(rows.live[:, None], last, 0), rows.live.astype(jnp.int32)[:, None])
-    read = model.forward(params, inputs, PagedCache(pools, tables))
-    logprobs = jax.nn.log_softmax(model.unembed(params, read.hidden[:, 0]), axis=-1)
+    inputs = jax.tree.map(lambda x: _by_row(x, mesh), inputs)
+    read = model.forward(params, inputs, PagedCache(pools, tables, mesh=mesh))
+    logprobs = jax.nn.log_softmax(_by_row(model.unembed(params, read.hidden[:, 0]), mesh, "rows"), axis=-1)
     history = History(rows.tokens, rows.prompt_lengths, rows.lengths)
     return read.cache.pools, Ranked(*top_logprobs(edit_logits(logprobs, wishes, history), best))
 
@@ -163,6 +178,7 @@ def decode(
     max_steps: int,
     best: int = 0,
     lookup: Lookup | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Pools, Decoded]:
     """Draws tokens for all live rows until one has `steps` new ones, and only while more than `keep` rows live.
 
@@ -174,6 +190,7 @@ def decode(
         max_steps: static room for E new tokens.
         best: static number of most probable tokens to tell.
         lookup: guesses, verified together in one pass; passes without any read one token a row.
+        mesh: static: what pools and rows are spread over.
     """
     batch = rows.tokens.shape[0]
     none, zeros = jnp.zeros(batch, bool), jnp.zeros(batch, jnp.int32)
@@ -190,7 +207,7 @@ def decode(
         guessed=zeros,
         right=zeros,
     )
-    job = _Job(params, tables, rows, wishes, mask, jnp.minimum(rows.limits, rows.lengths + steps))
+    job = _Job(params, tables, rows, wishes, mask, jnp.minimum(rows.limits, rows.lengths + steps), mesh)
 
     def go_on(loop: _Loop) -> Bool[Array, ""]:
         out = loop.out
@@ -240,7 +257,8 @@ def _step(model: Model, job: _Job, pools: Pools, out: Decoded, guesses: _Guesses
     tried = out.live[:, None] & (offsets <= guesses.counts[:, None])
     token = jnp.concatenate([jnp.take_along_axis(out.tokens, last, axis=1), guesses.tokens], axis=1)
     inputs = Inputs(token, jnp.where(tried, last + offsets, 0), tried.astype(jnp.int32))
-    read = model.forward(job.params, inputs, PagedCache(pools, job.tables))
+    inputs = jax.tree.map(lambda x: _by_row(x, job.mesh), inputs)
+    read = model.forward(job.params, inputs, PagedCache(pools, job.tables, mesh=job.mesh))
     drawn = _draw(model, job, out, guesses, read.hidden, places)
     hit = (drawn.token[:, :count] == guesses.tokens) & tried[:, 1:]
     follows = jnp.pad(jnp.cumprod(hit.astype(jnp.int32), axis=1), ((0, 0), (1, 0)), constant_values=1) > 0
@@ -289,6 +307,8 @@ def _draw(
 
     texts = out.tokens.at[jnp.arange(batch)[:, None], places[:, : each - 1]].set(guesses.tokens, mode="drop")
     logits = model.unembed(job.params, hidden.reshape(batch * each, -1))
+    # From here on each row is worked on by itself, all of its vocabulary on one device.
+    logits = _by_row(logits, job.mesh, "rows")
     lengths = places.reshape(-1)
     history = History(spread(texts), spread(job.rows.prompt_lengths), jnp.minimum(lengths, jnp.int32(texts.shape[1])))
     wishes, mask = jax.tree.map(spread, (job.wishes, job.mask))
@@ -297,6 +317,11 @@ def _draw(
     best = Best(*(x.reshape(batch * each, -1)[:, :0] for x in (choice.logprob, choice.token)))
     if n := out.best.tokens.shape[-1]:
         best = Best(*top_logprobs(log_probabilities(logits, wishes, history, mask), n))
-    return jax.tree.map(
-        lambda x: x.reshape(batch, each, *x.shape[1:]), _Drawn(choice.token, choice.logprob, choice.stuck, best)
-    )
+    drawn = _Drawn(choice.token, choice.logprob, choice.stuck, best)
+    drawn = jax.tree.map(lambda x: x.reshape(batch, each, *x.shape[1:]), drawn)
+    return jax.tree.map(lambda x: _by_row(x, job.mesh), drawn)
+
+
+def _by_row(x: Array, mesh: Mesh | None, rows: str = "batch") -> Array:
+    """Splits an array by its rows alone: drawing wants another split than the model, and each shall have its own."""
+    return x if mesh is None else make_constrain(mesh)(x, (rows, *[None] * (x.ndim - 1)))

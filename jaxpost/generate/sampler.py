@@ -22,6 +22,7 @@ from jaxpost.generate.noise import row_keys
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.rows import Encode, pack
 from jaxpost.generate.speculative import Lookup
+from jaxpost.sharding import row_shards
 from jaxpost.types import Model, Params
 
 
@@ -45,6 +46,7 @@ class Sampler:
         self.cache_tokens, self.encode, self.decode = cache_tokens, encode, decode
         self.speculate = speculate
         self._settings = engine
+        self._shards = row_shards(engine["mesh"])
         self.engine: Engine | None = None
         self._compiled: dict[Any, Any] = {}
         self._weights: tuple[Params, Weights] | None = None
@@ -127,10 +129,16 @@ class Sampler:
         """Drops the cache and the weights' copies; compiled programs stay."""
         self.engine = self._weights = None
 
-    def ready(self, params: Params, longest: int, *, rows: int | None = None) -> tuple[Engine, Weights]:
-        """An engine with room for `rows` texts of `longest` tokens, and the weights as it reads them."""
+    def ready(
+        self, params: Params, longest: int, *, rows: int | None = None, together: int = 1
+    ) -> tuple[Engine, Weights]:
+        """An engine with room for `rows` texts of `longest` tokens, and the weights as it reads them.
+
+        `together` is how many texts at least share one part of the rows, as the beams of a prompt do.
+        """
         page = self._settings["page_size"]
-        wanted = (rows or self.rows) * (longest + 2 * page)
+        each = max(-(-(rows or self.rows) // self._shards), together)
+        wanted = self._shards * each * (longest + 2 * page)
         if self.cache_tokens is not None:
             wanted = self.cache_tokens
         if self.engine is None or self.engine.capacity < wanted:
@@ -165,10 +173,12 @@ class Sampler:
             )
         page = self._settings["page_size"]
         # Beside its own pages a sample needs a copy of the page that it shares with its prompt.
-        if self.cache_tokens is not None and len(prompt) + wish.max_tokens + 2 * page > self.cache_tokens:
+        room = None if self.cache_tokens is None else self.cache_tokens // self._shards
+        if room is not None and len(prompt) + wish.max_tokens + 2 * page > room:
+            each = f" in each of the {self._shards} parts of the rows" if self._shards > 1 else ""
             return (
                 f"prompt {number} needs room for {len(prompt)} + {wish.max_tokens} tokens and two pages of {page}; the "
-                f"cache holds {self.cache_tokens}: raise cache_tokens or lower max_tokens"
+                f"cache holds {room}{each}: raise cache_tokens or lower max_tokens"
             )
         size = self.model.config.vocab_size
         if (worst := max(prompt)) >= size or min(prompt) < 0:

@@ -15,7 +15,7 @@ from jaxpost.models.cache import DenseCache, read, write
 from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig
 from jaxpost.models.pages import PagedCache, Slots
 from jaxpost.ops import attention as attention_ops
-from jaxpost.ops.paged import paged_attention, write_pages
+from jaxpost.ops.paged_shards import paged_attention, write_pages
 
 Rotation = tuple[Array, Array]
 Cache = DenseCache | PagedCache
@@ -63,7 +63,9 @@ def cached_attention(
     place = context.place
     if cache is not None and isinstance(place, Slots):
         full = kind.window is None
+        mesh = place.mesh
         at: dict[str, Any] = {"layer": cache.layer, "page": place.full if full else place.window, "slot": place.slot}
+        at["mesh"] = mesh
         cache = cache._replace(keys=write_pages(cache.keys, k, **at), values=write_pages(cache.values, v, **at))
         if not context.fresh:
             table = place.tables.full if full else place.tables.window
@@ -72,6 +74,7 @@ def cached_attention(
                 "table": table,
                 "positions": place.positions,
                 "valid": place.valid,
+                "mesh": mesh,
             }
             return paged_attention(q, cache.keys, cache.values, **where, **rules), cache
     if cache is not None and isinstance(place, jax.Array):

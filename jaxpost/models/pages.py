@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Int
 
 from jaxpost.models.config import ModelConfig
-from jaxpost.ops.paged import Pages, copy_pages, empty_pages
+from jaxpost.ops.paged import Pages, empty_pages
+from jaxpost.ops.paged_shards import copy_pages, page_specs
 
 
 class Pools(NamedTuple):
@@ -37,11 +40,13 @@ class PagedCache(struct.PyTreeNode):
 
     Attributes:
         fresh: static: every row starts at position 0, so its tokens see one another only and no page is read.
+        mesh: static: what pools and rows are spread over (`places`); tables then number the pages of a row's part.
     """
 
     pools: Pools
     tables: Tables
     fresh: bool = struct.field(pytree_node=False, default=False)
+    mesh: Mesh | None = struct.field(pytree_node=False, default=None)
 
     @property
     def page_size(self) -> int:
@@ -57,6 +62,7 @@ class Slots(NamedTuple):
     slot: Int[Array, "B T"]
     positions: Int[Array, "B T"]
     valid: Bool[Array, "B T"]
+    mesh: Mesh | None = None
 
 
 def init_pools(
@@ -132,16 +138,34 @@ def slots(cache: PagedCache, positions: Int[Array, "B T"], valid: Bool[Array, "B
         return jnp.where(valid, jnp.take_along_axis(table, number, axis=1, mode="clip"), 0)
 
     full, window = (pages(table) for table in cache.tables)
-    return Slots(cache.tables, full, window, jnp.where(valid, positions % size, 0), positions, valid)
+    return Slots(cache.tables, full, window, jnp.where(valid, positions % size, 0), positions, valid, cache.mesh)
 
 
-def copy(pools: Pools, full: Int[Array, "2 X"], window: Int[Array, "2 Y"], config: ModelConfig) -> Pools:
-    """Copies pages `full[0]` to `full[1]` in every full pool, `window` likewise: a shared page before it is written."""
+def places(pools: Pools, mesh: Mesh) -> Pools:
+    """A NamedSharding for each array of the pools, or of their shapes: pages over rows' axes, heads over tensor."""
+
+    def one(pages: Pages) -> Pages:
+        return jax.tree.map(lambda spec: NamedSharding(mesh, spec), page_specs(pages, mesh))
+
+    return jax.tree.map(one, pools, is_leaf=lambda x: isinstance(x, Pages))
+
+
+def copy(
+    pools: Pools,
+    full: Int[Array, "R 2 X"],
+    window: Int[Array, "R 2 Y"],
+    config: ModelConfig,
+    mesh: Mesh | None = None,
+) -> Pools:
+    """Copies a shared page before it is written: page full[r, 0] to full[r, 1] of part r of every full pool.
+
+    `window` likewise; R is 1 without a mesh.
+    """
 
     def one(stacks: tuple[tuple[Pages, ...], ...]) -> tuple[tuple[Pages, ...], ...]:
         return tuple(
             tuple(
-                copy_pages(pages, *(full if kind.window is None else window))
+                copy_pages(pages, full if kind.window is None else window, mesh)
                 for pages, kind in zip(blocks, stack.period, strict=True)
             )
             for blocks, stack in zip(stacks, config.stacks, strict=True)

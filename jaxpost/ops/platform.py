@@ -52,6 +52,8 @@ class Choices:
     """Most such chunks: each is a program of its own."""
     query_block: int = 256
     """Most queries whose scores the xla attention holds at one time."""
+    paged_kernel: bool = False
+    """One query a row reads its pages by JAX's kernel, where that fits: a loop over pages is a chain of small steps."""
     splash_block: int = 512
     """Largest tile of the splash kernel, in tokens; a power of two from 128."""
 
@@ -86,6 +88,7 @@ CHOICES: dict[Platform, Choices] = {
         bfloat16_as_bits=False,
         chunk_tokens=1024,
         causal_chunk=512,
+        paged_kernel=True,
     ),
 }
 

@@ -5,7 +5,7 @@ which mesh axes split each meaning; nothing else in the project names a mesh axi
 A dimension whose rule is None, or whose mesh axes have size 1, is replicated.
 """
 
-from jaxpost.sharding.batch import batch_sharding, check_batch, local_rows, to_global
+from jaxpost.sharding.batch import batch_sharding, check_batch, local_rows, row_shards, spread, to_global
 from jaxpost.sharding.mesh import AXES, initialize_distributed, make_mesh, mesh_sizes, slice_sizes
 from jaxpost.sharding.placement import (
     REPLICABLE,
@@ -34,8 +34,10 @@ __all__ = [
     "param_shardings",
     "pinned",
     "replicated",
+    "row_shards",
     "slice_sizes",
     "spec",
+    "spread",
     "state_shardings",
     "to_global",
 ]

@@ -93,3 +93,25 @@ def to_global(batch: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_process_local_data(sharding, np.asarray(x), shape)
 
     return jax.tree_util.tree_map_with_path(one, batch)
+
+
+def row_shards(mesh: Mesh | None) -> int:
+    """Parts into which rows are split: data * fsdp; 1 without a mesh.
+
+    >>> row_shards(None)
+    1
+    """
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def spread(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays that are equal on every process and lead with B -> global arrays with their rows dealt out.
+
+    B must be a multiple of `row_shards(mesh)`.
+
+    >>> from jaxpost.sharding import make_mesh
+    >>> spread(np.zeros((8, 3)), make_mesh({"fsdp": -1})).sharding.spec
+    PartitionSpec('fsdp',)
+    """
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), tree)

@@ -30,6 +30,8 @@ RULES: Rules = {
     # activations
     "batch": ("data", "fsdp"),
     "batch_copies": "data",  # rows of one copy of the weights stay together
+    "rows": ("data", "fsdp", "tensor"),  # where each row is worked on by itself, as when a token is drawn
+    "pages": ("data", "fsdp"),  # a cache's pages lie with the rows that hold them
     "length": "seq",
     "act_embed": None,
     "act_heads": "tensor",

@@ -105,7 +105,7 @@ def test_copied_pages_continue_alike():
 
     _, pools = feed(pools, table, 0, 6)
     want, _ = feed(pools, table, 6, 7)
-    moved = jnp.asarray([[2], [5]], jnp.int32)
+    moved = jnp.asarray([[[2], [5]]], jnp.int32)
     pools = copy(pools, moved, moved, model.config)
     got, _ = feed(pools, jnp.asarray([[1, 5]], jnp.int32), 6, 7)
     np.testing.assert_array_equal(got, want)
