@@ -136,6 +136,9 @@ def parser() -> argparse.ArgumentParser:
     _sampling(generate, "256", "0, the default: the best token")
     generate.add_argument("--raw", action="store_true", help="no chat format: continue the text as it stands")
     generate.add_argument("--json", action="store_true", help="one JSON object a line")
+    generate.add_argument(
+        "--speculate", type=int, default=0, metavar="K", help="guess K tokens from the text itself: faster, same answer"
+    )
     shape = generate.add_mutually_exclusive_group()
     shape.add_argument("--regex", metavar="PATTERN", help="every answer matches this regular expression")
     shape.add_argument("--choice", action="append", metavar="TEXT", help="every answer is one of these (repeat it)")
@@ -267,6 +270,7 @@ def run_generate(options: argparse.Namespace, flags: list[str]) -> int:
         chat=not options.raw,
         rows=options.rows,
         shape={name: value for name, value in wanted.items() if value is not None},
+        speculate=options.speculate,
         out=options.out,
         progress=sys.stderr,
     )

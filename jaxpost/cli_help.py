@@ -48,10 +48,12 @@ examples:
   jaxpost generate smollm2-135m-instruct --raw "The first ten primes are"
   jaxpost generate runs/demo/export --file prompts.jsonl --out answers.jsonl --set n=4 --set top_p=0.9
   jaxpost generate smollm2-135m-instruct "Is water wet?" --choice yes --choice no
+  jaxpost generate smollm2-135m-instruct "Name three colours." --set num_beams=4 --set length_penalty=0.8
 
 Interrupted, the same command with --out goes on where it stopped. Names of --set: n, top_k, top_p, min_p, stop,
 stop_token_ids, min_tokens, repetition_penalty, presence_penalty, frequency_penalty, no_repeat_ngram_size, logit_bias,
-allowed_token_ids, bad_words, ignore_eos, logprobs, prompt_logprobs (vLLM's; OpenAI's and Hugging Face's are known too).
+allowed_token_ids, bad_words, ignore_eos, logprobs, prompt_logprobs (vLLM's; OpenAI's and Hugging Face's are known too);
+num_beams, length_penalty and early_stopping (true, false, never) search for the most probable answers instead.
 """
 
 CHAT = """\

@@ -198,15 +198,31 @@ def test_generate_takes_prompts_from_arguments_files_and_standard_input(assemble
     ((_, args, kwargs),) = assemble.calls
     assert args == ("m", ["a", "b", "c"])
     assert kwargs.pop("progress") is sys.stderr
-    settings = {"seed": 0, "chat": True, "rows": 32, "shape": {}, "out": None}
+    settings = {"seed": 0, "chat": True, "rows": 32, "shape": {}, "speculate": 0, "out": None}
     assert kwargs == {"sampling": {"temperature": 0.5}, "system": "s", **settings}
     assert capsys.readouterr().out == "> a\nb\n\n"
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False, read=lambda: "x\ny\n"))
-    assert run("generate", "m", "--raw", "--json", "--set", "top_p=0.9", "--set", "stop=[a, b]", "--choice", "u") == 0
+    assert (
+        run(
+            "generate",
+            "m",
+            "--raw",
+            "--json",
+            "--set",
+            "top_p=0.9",
+            "--set",
+            "stop=[a, b]",
+            "--choice",
+            "u",
+            "--speculate",
+            "4",
+        )
+        == 0
+    )
     _, args, kwargs = assemble.calls[1]
     assert args == ("m", ["x", "y"])
     assert (kwargs["sampling"], kwargs["chat"]) == ({"top_p": 0.9, "stop": ["a", "b"]}, False)
-    assert kwargs["shape"] == {"choice": ["u"]}
+    assert (kwargs["shape"], kwargs["speculate"]) == ({"choice": ["u"]}, 4)
     assert json.loads(capsys.readouterr().out)["text"] == "b"
 
 

@@ -15,7 +15,9 @@ from jaxpost.assemble.commands import load_bound
 from jaxpost.assemble.sft import chat_prompt, text_sampler
 from jaxpost.generate import grammar
 from jaxpost.generate.batching import Completion
+from jaxpost.generate.beam import beam_search
 from jaxpost.generate.params import SamplingParams
+from jaxpost.generate.sampler import Sampler
 from jaxpost.text.tokenizer import Tokenizer
 from jaxpost.weights.resolve import cache_folder
 
@@ -67,6 +69,7 @@ def generate(
     chat: bool = True,
     rows: int = 32,
     shape: Mapping[str, Any] | None = None,
+    speculate: int = 0,
     out: Path | None = None,
     progress: Any = None,
 ) -> Iterator[dict[str, Any]]:
@@ -75,9 +78,11 @@ def generate(
     Args:
       model: folder (a PEFT adapter folder too), hub id or `smollm2-135m-instruct`.
       sampling: `SamplingParams` under vLLM's, OpenAI's or Hugging Face's names; greedy if nothing is said.
+        `num_beams`, with `length_penalty` and `early_stopping`, searches instead of drawing.
       chat: each prompt is a user turn in the model's chat format; otherwise its text is continued.
       rows: most answers that are written together.
       shape: what every answer must match: `grammar.Constraint`'s regex, choice or json.
+      speculate: tokens that each answer guesses from its own text and verifies in one pass.
       out: a JSONL file; answers that it holds already are kept and not made again.
       progress: a text stream where to say how far it is.
 
@@ -87,7 +92,10 @@ def generate(
     """
     if system and not chat:
         raise ValueError("a system turn needs the chat format; leave out --raw or --system")
-    wish = SamplingParams.from_mapping({"temperature": 0.0} | dict(sampling or {}))
+    rules, asked = _search_rules(sampling or {})
+    wish = SamplingParams.from_mapping({"temperature": 0.0} | asked)
+    if rules and (shape or speculate):
+        raise ValueError("beam search (num_beams) neither keeps to a grammar nor guesses tokens: leave those out")
     keep_programs()
     done = {} if out is None else _finished(out, prompts)
     todo = [i for i in range(len(prompts)) if any((i, k) not in done for k in range(wish.n))]
@@ -95,15 +103,19 @@ def generate(
         pretrained, params = load_bound(model)
         tokenizer = pretrained.tokenizer
         encoded = [encode_prompt(tokenizer, prompts[i], system=system, chat=chat) for i in todo]
-        sample = text_sampler(pretrained, rows=min(rows, len(encoded) * wish.n))
+        together = min(rows, len(encoded) * rules.get("beams", wish.n))
+        sample = text_sampler(pretrained, rows=together, speculate=speculate)
         matchers = None
         if shape:
             constraint = grammar.Constraint(**shape)
             automaton = grammar.compile(constraint, tokenizer, vocab_size=pretrained.config.vocab_size)
             matchers = [automaton.start] * len(encoded)
-        stream = sample.stream(
-            params, encoded, wish, seed=seed, example_ids=todo, matchers=matchers, errors="return"
-        )  # fmt: skip
+        if rules:
+            stream = _searched(sample, params, encoded, wish, todo, rules)
+        else:
+            stream = sample.stream(
+                params, encoded, wish, seed=seed, example_ids=todo, matchers=matchers, errors="return"
+            )  # fmt: skip
         meter = _Meter(len(todo) * wish.n, progress)
         with _appending(out) as file:
             for _, completion in stream:
@@ -120,6 +132,46 @@ def generate(
     yield from ordered
 
 
+def _search_rules(sampling: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What makes a beam search, in the names of `generate.beam.Rules` (nothing without one), and the rest."""
+    names = {"num_beams": "beams", "length_penalty": "length_penalty", "early_stopping": "early_stopping"}
+    rules = {ours: sampling[name] for name, ours in names.items() if sampling.get(name) is not None}
+    asked = {name: value for name, value in sampling.items() if name not in names}
+    beams = rules.get("beams", 1)
+    if not isinstance(beams, int) or isinstance(beams, bool) or beams < 1:
+        raise ValueError(f"num_beams is {beams!r}; it must be a whole number of at least 1")
+    if beams == 1 and len(rules) > ("beams" in rules):
+        raise ValueError(f"{' and '.join(sorted(set(rules) - {'beams'}))} belong to beam search: set num_beams too")
+    if (when := rules.get("early_stopping", False)) not in (True, False, "never"):
+        raise ValueError(f"early_stopping is {when!r}; write true, false or never")
+    if not isinstance(rules.get("length_penalty", 1.0), int | float):
+        raise ValueError(f"length_penalty is {rules['length_penalty']!r}; it must be a number")
+    return (rules, asked) if beams > 1 else ({}, asked)
+
+
+def _searched(
+    sample: Sampler,
+    params: Any,
+    encoded: Sequence[Sequence[int]],
+    wish: SamplingParams,
+    numbers: Sequence[int],
+    rules: Mapping[str, Any],
+) -> Iterator[tuple[int, Completion]]:
+    """Beams as completions, some prompts at a time, so that what is done can be kept."""
+    for start in range(0, len(encoded), sample.rows):
+        fits = []
+        for i in range(start, min(start + sample.rows, len(encoded))):
+            if (problem := sample.problem(numbers[i], encoded[i], wish)) is None:
+                fits.append(i)
+            else:
+                for k in range(wish.n):
+                    yield i, Completion((), (), "error", example=numbers[i], sample=k, error=problem)
+        found = beam_search(sample, params, [encoded[i] for i in fits], wish, **rules)
+        for i, beams in zip(fits, found, strict=True):
+            for k, beam in enumerate(beams):
+                yield i, Completion(beam.tokens, beam.logprobs, beam.finish, beam.text, numbers[i], k, score=beam.score)
+
+
 def keep_programs() -> None:
     """Keeps compiled programs in the user's cache, so that the same command starts at once the next time."""
     option = "jax_compilation_cache_dir"
@@ -132,11 +184,17 @@ def _row(prompt: Prompt, c: Completion) -> dict[str, Any]:
     row |= {"finish": c.finish, "tokens": len(c.tokens)}
     if c.stop is not None:
         row["stop"] = c.stop
+    if c.score is not None:
+        row["score"] = round(c.score, 6)
+    if c.guessed:
+        row |= {"guessed": c.guessed, "right": c.right}
     if c.best:
         row["logprobs"] = [round(x, 6) for x in c.logprobs]
         row["top_logprobs"] = [[[t, round(x, 6)] for t, x in best] for best in c.best]
     if c.prompt_logprobs:
         row["prompt_logprobs"] = [round(x, 6) for x in c.prompt_logprobs]
+    if c.prompt_best:
+        row["prompt_top_logprobs"] = [[[t, round(x, 6)] for t, x in best] for best in c.prompt_best]
     return row if c.error is None else row | {"error": c.error}
 
 

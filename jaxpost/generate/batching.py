@@ -18,7 +18,7 @@ from jaxpost.generate.layout import Text, bucket
 from jaxpost.generate.matcher import Matcher, masks
 from jaxpost.generate.pages import OutOfPages
 from jaxpost.generate.params import SamplingParams
-from jaxpost.generate.programs import Decoded
+from jaxpost.generate.programs import Best, Decoded, Scores
 from jaxpost.generate.rows import RowParams
 from jaxpost.generate.speculative import Lookup
 
@@ -42,12 +42,16 @@ class Completion(NamedTuple):
     """(token, log-probability) of the most probable tokens at each place, if asked for."""
     prompt_logprobs: tuple[float, ...] = ()
     """Of the prompt's tokens from the second on, under softmax(logits), if asked for."""
+    prompt_best: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """(token, log-probability) of the most probable tokens at each of these places, if asked for."""
     error: str | None = None
     policy_version: int = 0
     guessed: int = 0
     """Tokens that speculation guessed."""
     right: int = 0
     """Those of them that were drawn."""
+    score: float | None = None
+    """Of a beam."""
 
 
 @dataclass
@@ -66,6 +70,13 @@ class Sample:
     best: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     guessed: int = 0
     right: int = 0
+
+    @property
+    def held(self) -> Text:
+        """The text of a sample that is not waiting."""
+        if self.text is None:
+            raise RuntimeError(f"sample {self.number} waits, so it holds no pages")
+        return self.text
 
     @property
     def limit(self) -> int:
@@ -105,12 +116,14 @@ class Run:
         policy_version: int,
         lookup: Lookup | None = None,
     ):
-        self.engine, self.weights, self.table, self.rows, self.decode = engine, weights, table, rows, decode
+        self.engine, self.weights, self.table, self.rows = engine, weights, table, rows
+        self.decode = decode or (lambda tokens: "")
         self.queue, self.version, self.lookup = deque(samples), policy_version, lookup
         self.live: list[Sample] = []
         self.quota = -(-min(rows, len(samples)) // engine.shards)
         self.prompts: dict[tuple[int, tuple[int, ...]], Text] = {}
-        self.scores: dict[tuple[int, ...], tuple[float, ...]] = {}
+        self.scores: dict[tuple[int, ...], Scores] = {}
+        self.prompt_best = self._width(max((s.params.prompt_logprobs or 0) for s in samples))
 
     def __iter__(self) -> Iterator[tuple[int, Completion]]:
         try:
@@ -143,10 +156,10 @@ class Run:
                 break
             if sample.params.prompt_logprobs is not None and tuple(sample.prompt) not in self.scores:
                 try:
-                    [values] = self.engine.score(self.weights, [sample.prompt])
+                    [found] = self.engine.score(self.weights, [sample.prompt], best=self.prompt_best)
                 except OutOfPages:
                     break
-                self.scores[tuple(sample.prompt)] = tuple(float(x) for x in values)
+                self.scores[tuple(sample.prompt)] = found
             sample.text = self.engine.fork(self.prompts[key], prompt_length=len(sample.prompt))
             self.live.append(self.queue.popleft())
         waiting = {tuple(s.prompt + s.tokens) for s in self.queue}
@@ -173,7 +186,7 @@ class Run:
 
     def _advance(self, group: list[Sample], constrained: bool) -> Iterator[tuple[int, Completion]]:
         steps = 1 if constrained else self.engine.max_steps
-        best = max((s.params.logprobs or 0) for s in group)
+        best = self._width(max((s.params.logprobs or 0) for s in group))
         while True:
             count = len(group)
             # Stop for a refill when a quarter of the rows has ended, or when the rest fits half the bucket.
@@ -194,18 +207,24 @@ class Run:
                     steps=steps,
                     keep=keep,
                     mask=mask,
-                    best=bucket(best) if best else 0,
+                    best=best,
                     lookup=self.lookup,
                 )
                 break
             except OutOfPages as error:
                 self._make_room(group, error.shard)
+                if not group:
+                    return
         for i, sample in enumerate(group):
             if (done := self._take(sample, decoded, i)) is not None:
                 self.live.remove(sample)
                 if sample.text is not None:
                     self.engine.release([sample.text])
                 yield sample.number, done
+
+    def _width(self, best: int) -> int:
+        """So many most probable tokens are computed for so many asked for."""
+        return min(bucket(best), self.engine.model.config.vocab_size) if best else 0
 
     def _make_room(self, group: list[Sample], shard: int) -> None:
         """Gives pages back: those of prompts that wait, else the part's last row's, which starts again later where it
@@ -228,36 +247,34 @@ class Run:
 
     def _take(self, sample: Sample, decoded: Decoded, i: int) -> Completion | None:
         """Adds a chunk's tokens to a sample; its completion, if it has ended."""
-        assert sample.text is not None
         before = len(sample.tokens)
-        sample.tokens = sample.text.tokens[len(sample.prompt) :]
+        sample.tokens = sample.held.tokens[len(sample.prompt) :]
         new = len(sample.tokens) - before
         sample.guessed += int(decoded.guessed[i])
         sample.right += int(decoded.right[i])
         sample.logprobs += decoded.logprobs[i, :new].tolist()
-        if (wanted := sample.params.logprobs) is not None:
-            for step in range(new):
-                pairs = zip(
-                    decoded.best.tokens[i, step, :wanted].tolist(),
-                    decoded.best.logprobs[i, step, :wanted].tolist(),
-                    strict=True,
-                )
-                sample.best.append(tuple(pairs))
+        if sample.params.logprobs is not None:
+            rows = jax.tree.map(lambda x: x[i, :new], decoded.best)
+            sample.best += _pairs(rows, sample.params.logprobs)
         if sample.matcher is not None and new and not sample.matcher.advance(sample.tokens[-1]):
             # Refused, as an end marker that comes too early: the next mask says what to write in its place.
-            self.engine.retract(sample.text, 1)
+            self.engine.retract(sample.held, 1)
             sample.tokens.pop()
             sample.logprobs.pop()
             del sample.best[len(sample.tokens) :]
             return None
+        return self._judge(sample, stuck=bool(decoded.stuck[i]), ended=bool(decoded.ended[i]))
+
+    def _judge(self, sample: Sample, *, stuck: bool = False, ended: bool = False) -> Completion | None:
+        """A sample's completion, if it has ended."""
         if sample.params.stop and (found := self._stop_string(sample)) is not None:
             return found
-        if decoded.stuck[i]:
+        if stuck:
             why = "every token is banned here (allowed_token_ids, bad_words, a grammar), so nothing can be drawn"
             return self._completion(sample, "error", error=f"prompt of example {sample.example}: {why}")
         if sample.matcher is not None and sample.matcher.problem:
             return self._completion(sample, "error", error=sample.matcher.problem)
-        if decoded.ended[i]:
+        if ended:
             return self._completion(sample, "stop", stop=sample.tokens[-1])
         if len(sample.tokens) >= sample.params.max_tokens:
             return self._completion(sample, "length")
@@ -266,7 +283,6 @@ class Run:
     def _stop_string(self, sample: Sample) -> Completion | None:
         """The completion that ends with the token at which the first stop string is whole."""
         decode = self.decode
-        assert decode is not None
         whole = decode(sample.tokens)
         if not any(stop in whole for stop in sample.params.stop):
             return None
@@ -283,20 +299,26 @@ class Run:
         return self._completion(sample, "stop", stop=stop, text=kept)
 
     def _completion(self, sample: Sample, finish: Finish, *, text: str | None = None, **more: Any) -> Completion:
-        decode = self.decode
-        if text is None:
-            text = "" if decode is None else decode(sample.tokens)
+        scores, wanted = self.scores.get(tuple(sample.prompt)), sample.params.prompt_logprobs
+        if scores is not None and wanted is not None:
+            more["prompt_logprobs"] = tuple(scores.logprobs.tolist())
+            more["prompt_best"] = tuple(_pairs(scores.best, wanted)) if wanted else ()
         return Completion(
             tuple(sample.tokens),
             tuple(sample.logprobs),
             finish,
-            text,
+            self.decode(sample.tokens) if text is None else text,
             sample.example,
             sample.sample,
             best=tuple(sample.best),
-            prompt_logprobs=self.scores.get(tuple(sample.prompt), ()),
             policy_version=self.version,
             guessed=sample.guessed,
             right=sample.right,
             **more,
         )
+
+
+def _pairs(best: Best, wanted: int) -> list[tuple[tuple[int, float], ...]]:
+    """(token, log-probability) of the first `wanted` at each place [T, N]."""
+    found = zip(best.tokens[:, :wanted].tolist(), best.logprobs[:, :wanted].tolist(), strict=True)
+    return [tuple(zip(*row, strict=True)) for row in found]

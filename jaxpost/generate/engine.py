@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Float, UInt32
+from jaxtyping import UInt32
 
 from jaxpost.adapters.bind import merge
 from jaxpost.generate import programs
@@ -132,6 +132,25 @@ class Engine:
         for part in passes([sequence], self.shards, self.prefill_tokens):
             self._store(weights, part)
 
+    def append_scored(
+        self,
+        weights: Weights,
+        sequences: Sequence[Text],
+        tokens: Sequence[Sequence[int]],
+        *,
+        heat: Sequence[float],
+        best: int = 0,
+    ) -> list[programs.Scores]:
+        """Adds given tokens to several sequences, and scores them under softmax(logits / heat), as `score`.
+
+        Raises:
+            OutOfPages: they do not fit; nothing has changed.
+        """
+        self._reserve(sequences, [len(x) for x in tokens])
+        for sequence, new in zip(sequences, tokens, strict=True):
+            sequence.tokens.extend(new)
+        return self._read(weights, sequences, heat, best)
+
     def retract(self, sequence: Text, count: int) -> None:
         """Forgets a sequence's last tokens, of which only the very last may be unstored: what follows overwrites them.
 
@@ -158,19 +177,18 @@ class Engine:
         for sequence in sequences:
             self._book(sequence).release(sequence.pages)
 
-    def score(self, weights: Weights, prompts: Sequence[Sequence[int]]) -> list[Float[np.ndarray, " T"]]:
-        """log softmax(logits) of every token of each text but its first, through the cache and in chunks."""
+    def score(self, weights: Weights, prompts: Sequence[Sequence[int]], *, best: int = 0) -> list[programs.Scores]:
+        """log softmax(logits) of every token of each text but its first, through the cache and in chunks.
+
+        Returns:
+            for each text logprobs [T - 1], and the `best` most probable tokens at each place [T - 1, N].
+        """
         sequences = self._texts(prompts)
         self._reserve(sequences, [len(s.tokens) - 1 for s in sequences])
-        found: list[list[np.ndarray]] = [[] for _ in sequences]
-        number = {id(s): i for i, s in enumerate(sequences)}
         try:
-            for part in passes(sequences, self.shards, self.prefill_tokens):
-                for sequence, values in zip(part.sequences, self._score(weights, part), strict=True):
-                    found[number[id(sequence)]].append(values)
+            return self._read(weights, sequences, [1.0] * len(sequences), best)
         finally:
             self.release(sequences)
-        return [np.concatenate(x) if x else np.zeros(0, np.float32) for x in found]
 
     def extend(
         self,
@@ -293,14 +311,32 @@ class Engine:
         self.pools = run(weights.stacked, self.pools, tables, tokens)
         self._advance(part)
 
-    def _score(self, weights: Weights, part: Pass) -> list[np.ndarray]:
+    def _read(
+        self, weights: Weights, sequences: Sequence[Text], heat: Sequence[float], best: int
+    ) -> list[programs.Scores]:
+        """Stores what the sequences have not stored yet; the scores of what follows each token, NumPy's."""
+        best = min(best, self.model.config.vocab_size)
+        nothing = programs.Best(np.zeros((0, best), np.float32), np.zeros((0, best), np.int32))
+        found = [[programs.Scores(np.zeros(0, np.float32), nothing)] for _ in sequences]
+        number = {id(s): i for i, s in enumerate(sequences)}
+        for part in passes(sequences, self.shards, self.prefill_tokens):
+            at = [number[id(s)] for s in part.sequences]
+            heats = np.ones(len(part.targets), np.float32)
+            heats[part.slots] = [heat[i] for i in at]
+            scores = self._score(weights, part, heats, best)
+            for row, i in zip(part.slots, at, strict=True):
+                found[i].append(jax.tree.map(lambda x, row=row, end=part.counts[row]: x[row, :end], scores))
+        return [jax.tree.map(lambda *x: np.concatenate(x), *parts) for parts in found]
+
+    def _score(self, weights: Weights, part: Pass, heat: np.ndarray, best: int) -> programs.Scores:
         chunk = platform.choices().chunk_tokens
-        run = self._program("score", partial(programs.score, self.model), fresh=part.fresh, chunk_tokens=chunk)
-        tables, tokens, targets = self._arrays((part.tables, part.part, part.targets))
-        self.pools, values = run(weights.stacked, self.pools, tables, tokens, targets)
+        run = self._program(
+            "score", partial(programs.score, self.model), fresh=part.fresh, best=best, chunk_tokens=chunk
+        )
+        arguments = self._arrays((part.tables, part.part, part.targets, heat))
+        self.pools, scores = run(weights.stacked, self.pools, *arguments)
         self._advance(part)
-        host, counts = np.asarray(values), part.counts
-        return [host[i, : counts[i]] for i in part.slots]
+        return jax.device_get(scores)
 
     def _advance(self, part: Pass) -> None:
         for i, sequence in zip(part.slots, part.sequences, strict=True):

@@ -80,7 +80,7 @@ class SamplingParams:
     logprobs: int | None = None
     """Log-probabilities of this many best tokens beside the sampled one's; None: none."""
     prompt_logprobs: int | None = None
-    """The same for the prompt's tokens."""
+    """The same for the prompt's tokens, under softmax(logits)."""
     logprobs_mode: LogprobsMode = "temperature"
     """Of softmax(logits): "raw"; of softmax(logits / T), the policy of RL: "temperature"; of what was drawn from, after
     every processor: "processed". For a greedy request T counts as 1."""

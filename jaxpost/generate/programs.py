@@ -19,7 +19,6 @@ from jaxpost.generate.penalties import History, edit_logits
 from jaxpost.generate.rows import RowParams
 from jaxpost.generate.speculative import Lookup, look_up
 from jaxpost.models.pages import PagedCache, Pools, Tables
-from jaxpost.ops.logprobs import token_stats
 from jaxpost.sharding import make_constrain
 from jaxpost.types import Inputs, Model, Params
 
@@ -113,6 +112,13 @@ def store(
     return model.forward(params, inputs, PagedCache(pools, tables, fresh, mesh)).cache.pools
 
 
+class Scores(NamedTuple):
+    """log softmax(logits / heat) of the token after each token read, and of the most probable ones there."""
+
+    logprobs: Float[Array, "B T"]
+    best: Best
+
+
 def score(
     model: Model,
     params: Params,
@@ -120,16 +126,41 @@ def score(
     tables: Tables,
     part: Part,
     targets: Int[Array, "B T"],
+    heat: Float[Array, " B"],
     *,
     fresh: bool,
+    best: int,
     chunk_tokens: int,
     mesh: Mesh | None = None,
-) -> tuple[Pools, Float[Array, "B T"]]:
-    """Reads tokens into the cache, and log softmax(logits)[target] of the token after each; 0 on padding."""
-    inputs, inside = _inputs(part)
+) -> tuple[Pools, Scores]:
+    """Reads tokens into the cache, and scores the token after each; padding's scores mean nothing.
+
+    Args:
+        heat: what each row's logits are divided by.
+        best: static number of most probable tokens to tell.
+        chunk_tokens: most tokens of all rows whose logits exist at one time.
+    """
+    inputs, _ = _inputs(part)
     outputs = model.forward(params, inputs, PagedCache(pools, tables, fresh, mesh))
-    stats = token_stats(model.unembed, params, outputs.hidden, targets, chunk_tokens=chunk_tokens)
-    return outputs.cache.pools, jnp.where(inside, stats.logprob, 0.0)
+    batch, length = targets.shape
+    width = min(length, max(1, chunk_tokens // batch))
+    count = -(-length // width)
+
+    def split(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, count * width - length), *[(0, 0)] * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(batch, count, width, *x.shape[2:]), 1, 0)
+
+    def join(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, 1).reshape(batch, count * width, *x.shape[3:])[:, :length]
+
+    def one(chunk: tuple[Array, Array]) -> Scores:
+        hidden, target = chunk
+        logprobs = jax.nn.log_softmax(model.unembed(params, hidden) / heat[:, None, None], axis=-1)
+        told = jnp.take_along_axis(logprobs, target[..., None], axis=-1)[..., 0]
+        values, tokens = jax.lax.top_k(logprobs, best)
+        return Scores(told, Best(values, tokens.astype(jnp.int32)))
+
+    return outputs.cache.pools, jax.tree.map(join, jax.lax.map(one, (split(outputs.hidden), split(targets))))
 
 
 class Ranked(NamedTuple):

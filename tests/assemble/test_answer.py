@@ -49,6 +49,36 @@ def test_answers_can_be_given_a_shape(tiny_model):
     assert [len(row["text"]) for row in rows] == [3]
 
 
+def test_guessed_tokens_change_no_answer(tiny_model, answers):
+    found = list(generate(str(tiny_model), PROMPTS, sampling=SAMPLING, seed=1, speculate=3))
+    assert [(row["text"], row["finish"], row["tokens"]) for row in found] == [
+        (row["text"], row["finish"], row["tokens"]) for row in answers
+    ]
+
+
+def test_beams_are_told_with_their_scores(tiny_model, tmp_path):
+    wish = {"max_tokens": 6, "num_beams": 3, "n": 2, "length_penalty": 0.5}
+    out = tmp_path / "beams.jsonl"
+    found = list(generate(str(tiny_model), [*PROMPTS, "x" * 5000], sampling=wish, out=out))
+    assert [(row["index"], row["sample"]) for row in found] == [(i, k) for i in range(4) for k in range(2)]
+    assert all(found[i]["score"] > found[i + 1]["score"] for i in (0, 2, 4))
+    assert "does not fit" in found[6]["error"]
+    one = {"max_tokens": 6, "num_beams": 1}
+    [greedy] = generate(str(tiny_model), ["Hi"], sampling=one)
+    assert "score" not in greedy
+    for wrong, told in (
+        ({"length_penalty": 2.0}, "length_penalty belong to beam search"),
+        ({"num_beams": "many"}, "num_beams is 'many'"),
+        ({"num_beams": 2, "n": 3}, "2 beams cannot give n=3"),
+        ({"num_beams": 2, "early_stopping": "soon"}, "early_stopping is 'soon'"),
+        ({"num_beams": 2, "length_penalty": "long"}, "length_penalty is 'long'"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            list(generate(str(tiny_model), ["Hi"], sampling=wrong))
+    with pytest.raises(ValueError, match="leave those out"):
+        list(generate(str(tiny_model), ["Hi"], sampling={"num_beams": 2}, shape={"regex": "a"}))
+
+
 def test_prompt_files_name_their_bad_line(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a"}\n\n{"messages": [{"role": "user", "content": "b"}]}\n')

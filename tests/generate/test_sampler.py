@@ -76,11 +76,16 @@ def test_log_probabilities_are_the_learners(shared, mode):
 
 
 def test_prompt_log_probabilities_are_the_learners(shared):
-    wish = SamplingParams(max_tokens=1, prompt_logprobs=0)
-    for c in shared(PROMPTS, wish):
+    wishes = [SamplingParams(n=2, max_tokens=1, prompt_logprobs=n) for n in (0, 1, 3, 20)]
+    for c in shared(PROMPTS, wishes):
         want = log_softmax(learner_logits(PROMPTS[c.example]))
         tokens = PROMPTS[c.example][1:]
         np.testing.assert_allclose(c.prompt_logprobs, [want[i, t] for i, t in enumerate(tokens)], atol=1e-4)
+        count = min(wishes[c.example].prompt_logprobs, VOCAB)
+        assert len(c.prompt_best) == (len(tokens) if count else 0)
+        for i, pairs in enumerate(c.prompt_best):
+            assert [t for t, _ in pairs] == list(np.argsort(-want[i])[:count])
+            np.testing.assert_allclose([p for _, p in pairs], np.sort(want[i])[::-1][:count], atol=1e-4)
 
 
 def test_a_sample_depends_on_its_meaning_alone(shared):
@@ -188,7 +193,7 @@ def test_the_engine_scores_given_texts_as_the_learner():
     engine, weights = made.engine, made._weights[1]
     for text, got in zip(PROMPTS, engine.score(weights, PROMPTS), strict=True):
         want = log_softmax(learner_logits(text))
-        np.testing.assert_allclose(got, [want[i, t] for i, t in enumerate(text[1:])], atol=1e-4)
+        np.testing.assert_allclose(got.logprobs, [want[i, t] for i, t in enumerate(text[1:])], atol=1e-4)
     with pytest.raises(OutOfPages):
         engine.score(weights, [[1] * 5000])
     assert engine.book.full.free == engine.book.full.count - 1
