@@ -5,6 +5,7 @@ Rows that end are replaced between chunks; where the cache is full, the last row
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from jaxpost.generate.matcher import Matcher, masks
 from jaxpost.generate.pages import OutOfPages
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.programs import Best, Decoded, Scores
-from jaxpost.generate.rows import RowParams
+from jaxpost.generate.rows import GREEDY_BELOW, RowParams
 from jaxpost.generate.speculative import Lookup
 
 Finish = Literal["stop", "length", "error"]
@@ -100,6 +101,10 @@ class Table:
         at += at[:1] * (bucket(len(at)) - len(at))
         return jax.tree.map(lambda x: x[at], self.rows), self.keys[at]
 
+    def ends(self, sample: Sample) -> set[int]:
+        """A sample's end tokens."""
+        return set() if self.rows is None else set(self.rows.end_ids[self._at[sample.number]].tolist())
+
 
 class Run:
     """One call: a queue, prompts that wait for their samples, and rows that decode."""
@@ -123,7 +128,9 @@ class Run:
         self.quota = -(-min(rows, len(samples)) // engine.shards)
         self.prompts: dict[tuple[int, tuple[int, ...]], Text] = {}
         self.scores: dict[tuple[int, ...], Scores] = {}
-        self.prompt_best = self._width(max((s.params.prompt_logprobs or 0) for s in samples))
+        self.prompt_best = told_width(
+            max((s.params.prompt_logprobs or 0) for s in samples), engine.model.config.vocab_size
+        )
 
     def __iter__(self) -> Iterator[tuple[int, Completion]]:
         try:
@@ -186,7 +193,7 @@ class Run:
 
     def _advance(self, group: list[Sample], constrained: bool) -> Iterator[tuple[int, Completion]]:
         steps = 1 if constrained else self.engine.max_steps
-        best = self._width(max((s.params.logprobs or 0) for s in group))
+        best = told_width(max((s.params.logprobs or 0) for s in group), self.engine.model.config.vocab_size)
         while True:
             count = len(group)
             # Stop for a refill when a quarter of the rows has ended, or when the rest fits half the bucket.
@@ -218,13 +225,49 @@ class Run:
         for i, sample in enumerate(group):
             if (done := self._take(sample, decoded, i)) is not None:
                 self.live.remove(sample)
-                if sample.text is not None:
-                    self.engine.release([sample.text])
+                self.engine.release([sample.held])
+                yield sample.number, done
+        if constrained:
+            yield from self._hurry([s for s in group if s in self.live])
+
+    def _hurry(self, group: list[Sample]) -> Iterator[tuple[int, Completion]]:
+        """Writes in one pass the tokens that grammars leave no choice in, with the scores that single steps give."""
+        forced = [(sample, tokens) for sample in group if len(tokens := self._forced(sample)) > 1]
+        if not forced:
+            return
+        samples, tokens = zip(*forced, strict=True)
+        best = told_width(max((s.params.logprobs or 0) for s in samples), self.engine.model.config.vocab_size)
+        try:
+            scores = self.engine.append_scored(
+                self.weights, [s.held for s in samples], tokens, heat=[_heat(s.params) for s in samples], best=best
+            )
+        except OutOfPages:
+            return  # Single steps need less at once, and make room.
+        for (sample, new), score in zip(forced, scores, strict=True):
+            for token in new:
+                if sample.matcher is not None:
+                    sample.matcher.advance(token)
+            sample.tokens += new
+            sure = sample.params.logprobs_mode == "processed"
+            sample.logprobs += [0.0] * len(new) if sure else score.logprobs.tolist()
+            if (wanted := sample.params.logprobs) is not None:
+                size = self.engine.model.config.vocab_size
+                sample.best += [_sure(t, wanted, size) for t in new] if sure else _pairs(score.best, wanted)
+            if (done := self._judge(sample)) is not None:
+                self.live.remove(sample)
+                self.engine.release([sample.held])
                 yield sample.number, done
 
-    def _width(self, best: int) -> int:
-        """So many most probable tokens are computed for so many asked for."""
-        return min(bucket(best), self.engine.model.config.vocab_size) if best else 0
+    def _forced(self, sample: Sample) -> list[int]:
+        """What a sample's automaton dictates before an end token; nothing where another wish may ban it."""
+        params = sample.params
+        if sample.matcher is None or params.allowed_token_ids is not None or params.bad_words:
+            return []
+        if params.no_repeat_ngram_size:
+            return []
+        tokens = sample.matcher.forced()[: params.max_tokens - len(sample.tokens)]
+        ends = self.table.ends(sample)
+        return tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]
 
     def _make_room(self, group: list[Sample], shard: int) -> None:
         """Gives pages back: those of prompts that wait, else the part's last row's, which starts again later where it
@@ -318,7 +361,24 @@ class Run:
         )
 
 
+def told_width(best: int, vocab_size: int) -> int:
+    """How many most probable tokens are computed where so many are asked for."""
+    return min(bucket(best), vocab_size) if best else 0
+
+
 def _pairs(best: Best, wanted: int) -> list[tuple[tuple[int, float], ...]]:
     """(token, log-probability) of the first `wanted` at each place [T, N]."""
     found = zip(best.tokens[:, :wanted].tolist(), best.logprobs[:, :wanted].tolist(), strict=True)
     return [tuple(zip(*row, strict=True)) for row in found]
+
+
+def _sure(token: int, wanted: int, vocab_size: int) -> tuple[tuple[int, float], ...]:
+    """What is told of a token that alone may be drawn: the others' probability is 0."""
+    others = [i for i in range(min(wanted + 1, vocab_size)) if i != token]
+    return ((token, 0.0), *((i, -math.inf) for i in others))[:wanted]
+
+
+def _heat(params: SamplingParams) -> float:
+    """What logits are divided by before a token's log-probability is told."""
+    divided = params.logprobs_mode == "temperature" and params.temperature >= GREEDY_BELOW
+    return float(params.temperature) if divided else 1.0

@@ -55,6 +55,8 @@ class Engine:
 
     Attributes:
         compiled: name and shapes of every compiled program.
+        least_pages: width that the rows' tables have at least; a warm-up sets it, so that shorter texts need no
+            programs of their own.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Engine:
         count = 1 + power(-(-cache_tokens // (page_size * self.shards)))
         self.model, self.page_size, self.prefill_tokens, self.max_steps = model, page_size, prefill_tokens, max_steps
         self.strict, self.compiled = strict, {} if compiled is None else compiled
+        self.least_pages = 1
         sizes: dict[str, Any] = {"pages": count if full else 1, "window_pages": count if windows else 1}
         about: dict[str, Any] = {"full": full, "window": max(windows) if windows else None, "page_size": page_size}
         self.books = [PageBook(**sizes, **about, shard=i) for i in range(self.shards)]
@@ -118,7 +121,7 @@ class Engine:
         sequences = self._texts(prompts, shards)
         self._reserve(sequences, [len(s.tokens) - 1 for s in sequences])
         try:
-            for part in passes(sequences, self.shards, self.prefill_tokens):
+            for part in passes(sequences, self.shards, self.prefill_tokens, least_pages=self.least_pages):
                 self._store(weights, part)
         except BaseException:
             self.release(sequences)
@@ -129,7 +132,7 @@ class Engine:
         """Adds given tokens: forced markers, an environment's answer, a search step."""
         self._reserve([sequence], [len(tokens)])
         sequence.tokens.extend(tokens)
-        for part in passes([sequence], self.shards, self.prefill_tokens):
+        for part in passes([sequence], self.shards, self.prefill_tokens, least_pages=self.least_pages):
             self._store(weights, part)
 
     def append_scored(
@@ -215,7 +218,9 @@ class Engine:
         counts = [min(steps, limit - len(s.tokens)) for s, limit in zip(sequences, limits, strict=True)]
         self._reserve(sequences, counts)
         slots, size, (wishes, keys, mask) = dealt(sequences, self.shards, (wishes, keys, mask))
-        rows, tables = self._arrays(rows_of(sequences, limits, keys, slots, size, page_size=self.page_size))
+        rows, tables = self._arrays(
+            rows_of(sequences, limits, keys, slots, size, page_size=self.page_size, least_pages=self.least_pages)
+        )
         wishes, mask = self._arrays((wishes, mask))
         run = self._program(
             "decode",
@@ -254,7 +259,15 @@ class Engine:
         self._reserve(sequences, [1] * len(sequences))
         slots, size, wishes = dealt(sequences, self.shards, wishes)
         rows, tables = self._arrays(
-            rows_of(sequences, limits, np.zeros((size, 2), np.uint32), slots, size, page_size=self.page_size)
+            rows_of(
+                sequences,
+                limits,
+                np.zeros((size, 2), np.uint32),
+                slots,
+                size,
+                page_size=self.page_size,
+                least_pages=self.least_pages,
+            )
         )
         run = self._program("rank", partial(programs.rank, self.model), best=best)
         self.pools, ranked = run(weights.decoding, self.pools, tables, rows, self._arrays(wishes))
@@ -319,7 +332,7 @@ class Engine:
         nothing = programs.Best(np.zeros((0, best), np.float32), np.zeros((0, best), np.int32))
         found = [[programs.Scores(np.zeros(0, np.float32), nothing)] for _ in sequences]
         number = {id(s): i for i, s in enumerate(sequences)}
-        for part in passes(sequences, self.shards, self.prefill_tokens):
+        for part in passes(sequences, self.shards, self.prefill_tokens, least_pages=self.least_pages):
             at = [number[id(s)] for s in part.sequences]
             heats = np.ones(len(part.targets), np.float32)
             heats[part.slots] = [heat[i] for i in at]
@@ -346,8 +359,9 @@ class Engine:
         """Copies pages within each part."""
         if not any(part.full or part.window for part in copies):
             return
-        pairs = page_pairs([part.full for part in copies]), page_pairs([part.window for part in copies])
-        both = self._arrays(pairs)
+        full, window = [part.full for part in copies], [part.window for part in copies]
+        width = power(max(map(len, full + window)))
+        both = self._arrays((page_pairs(full, width), page_pairs(window, width)))
         self.pools = self._program("copy", partial(page_ops.copy, config=self.model.config))(self.pools, *both)
 
     def _program(self, name: str, function: Callable[..., Any], **static: Any) -> Callable[..., Any]:

@@ -102,9 +102,10 @@ def rows_of(
     size: int,
     *,
     page_size: int,
+    least_pages: int = 1,
 ) -> tuple[Rows, Tables]:
     """Rows that decode, with room for `limits` tokens, and their tables."""
-    width = power(-(-max(limits) // page_size))
+    width = power(-(-max(limits) // page_size), least_pages)
     tokens = np.zeros((size, width * page_size), np.int32)
     numbers = np.ones((3, size), np.int32)
     for i, sequence, limit in zip(slots, sequences, limits, strict=True):
@@ -124,7 +125,7 @@ def tables_of(sequences: Sequence[Text], slots: Slots, size: int, width: int) ->
     return Tables(*tables)
 
 
-def passes(sequences: Sequence[Text], shards: int, prefill_tokens: int) -> Iterator[Pass]:
+def passes(sequences: Sequence[Text], shards: int, prefill_tokens: int, *, least_pages: int = 1) -> Iterator[Pass]:
     """Passes over what the texts have not stored: long ones in pieces, short ones together."""
     todo = sorted(sequences, key=lambda s: -s.unstored)
     while todo := [s for s in todo if s.unstored > 0]:
@@ -139,14 +140,14 @@ def passes(sequences: Sequence[Text], shards: int, prefill_tokens: int) -> Itera
             start, end = s.pages.stored, min(s.pages.stored + width, len(s.tokens) - 1)
             tokens[i, : end - start], targets[i, : end - start] = s.tokens[start:end], s.tokens[start + 1 : end + 1]
             places[:, i] = start, end - start
-        pages = power(max(max(len(s.pages.full), len(s.pages.window)) for s in chosen))
+        pages = power(max(max(len(s.pages.full), len(s.pages.window)) for s in chosen), least_pages)
         arrays: Any = (tokens, *places)
         yield Pass(chosen, slots, Part(*arrays), targets, tables_of(chosen, slots, size, pages))
 
 
-def page_pairs(parts: Sequence[Sequence[tuple[int, int]]]) -> Int[np.ndarray, "R 2 X"]:
+def page_pairs(parts: Sequence[Sequence[tuple[int, int]]], width: int) -> Int[np.ndarray, "R 2 X"]:
     """Pages to copy in each part; padding copies page 0 onto itself."""
-    out = np.zeros((len(parts), 2, power(max(map(len, parts)))), np.int32)
+    out = np.zeros((len(parts), 2, width), np.int32)
     for i, part in enumerate(parts):
         out[i, :, : len(part)] = np.asarray(part, np.int32).reshape(-1, 2).T
     return out

@@ -15,13 +15,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxpost.generate.batching import Completion, Run, Sample, Table
+from jaxpost.generate.batching import Completion, Run, Sample, Table, told_width
 from jaxpost.generate.engine import Engine, Weights
 from jaxpost.generate.matcher import Matcher
 from jaxpost.generate.noise import row_keys
 from jaxpost.generate.params import SamplingParams
-from jaxpost.generate.rows import Encode, pack
+from jaxpost.generate.rows import Encode, Widths, pack
 from jaxpost.generate.speculative import Lookup
+from jaxpost.generate.warm_up import Sizes, WarmUp, warm_up
 from jaxpost.sharding import row_shards
 from jaxpost.types import Model, Params
 
@@ -50,37 +51,17 @@ class Sampler:
         self.engine: Engine | None = None
         self._compiled: dict[Any, Any] = {}
         self._weights: tuple[Params, Weights] | None = None
+        self._longest, self._least_pages, self._widths = 0, 1, Widths()
 
     def __call__(
         self,
         params: Params,
         prompts: Sequence[Sequence[int]],
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
-        seed: int = 0,
-        draw: int = 0,
-        example_ids: Sequence[int] | None = None,
-        matchers: Sequence[Callable[[], Matcher] | None] | None = None,
-        errors: Literal["raise", "return"] = "raise",
-        policy_version: int = 0,
+        **options: Any,
     ) -> list[Completion]:
-        """Samples n completions of every prompt, in order of prompt and sample.
-
-        Args:
-            prompts: token ids.
-            sampling: one for all, or one a prompt.
-            seed, draw: of the noise; `draw` is the rollout step or epoch.
-            example_ids: identity of each prompt in the noise; its place if not given.
-            matchers: makes each prompt's automaton (a grammar, a thinking budget), or None.
-            errors: a prompt that cannot be sampled raises, or comes back with finish "error" while the others go on.
-
-        Raises:
-            ValueError: a prompt that is empty or too long, or parameters that do not fit the model; named by number.
-        """
-        found = self.stream(
-            params, prompts, sampling, seed=seed, draw=draw, example_ids=example_ids, matchers=matchers, errors=errors,
-            policy_version=policy_version,
-        )  # fmt: skip
+        """n completions of every prompt, in order of prompt and sample; arguments and errors as `stream`."""
+        found = self.stream(params, prompts, sampling, **options)
         return [c for _, c in sorted(found, key=lambda pair: pair[0])]
 
     def stream(
@@ -96,7 +77,21 @@ class Sampler:
         errors: Literal["raise", "return"] = "raise",
         policy_version: int = 0,
     ) -> Iterator[tuple[int, Completion]]:
-        """(number, completion) as samples end; numbers count samples in order of prompt and sample."""
+        """Samples n completions of every prompt: (number, completion) as they end.
+
+        Numbers count samples in order of prompt and sample.
+
+        Args:
+            prompts: token ids.
+            sampling: one for all, or one a prompt.
+            seed, draw: of the noise; `draw` is the rollout step or epoch.
+            example_ids: identity of each prompt in the noise; its place if not given.
+            matchers: makes each prompt's automaton (a grammar, a thinking budget), or None.
+            errors: a prompt that cannot be sampled raises, or comes back with finish "error" while the others go on.
+
+        Raises:
+            ValueError: a prompt that is empty or too long, or parameters that do not fit the model; named by number.
+        """
         wishes = [sampling or SamplingParams()] * len(prompts) if not isinstance(sampling, Sequence) else list(sampling)
         if len(wishes) != len(prompts):
             raise ValueError(
@@ -125,6 +120,43 @@ class Sampler:
             lookup=self.speculate,
         )  # fmt: skip
 
+    def warm_up(
+        self,
+        params: Params,
+        *,
+        prompt_tokens: int,
+        sampling: SamplingParams | Sequence[SamplingParams],
+        constrained: bool = False,
+    ) -> WarmUp:
+        """Compiles all that calls up to a size can need; `strict` then holds for them.
+
+        Args:
+            prompt_tokens: of the longest prompt.
+            sampling: wishes as the calls will have them, with their largest max_tokens and their longest lists of
+                biases, bad words and end tokens; each number of `logprobs` is a program of its own.
+            constrained: rows may have a matcher.
+        """
+        wishes = list(sampling) if isinstance(sampling, Sequence) else [sampling]
+        size = self.model.config.vocab_size
+        packed = pack(wishes, vocab_size=size, eos_ids=self.eos_ids, encode=self.encode, at_least=self._widths)
+        self._widths = Widths.of(packed)
+        self._longest = max(self._longest, prompt_tokens + max(wish.max_tokens for wish in wishes))
+        engine, weights = self.ready(params, self._longest)
+        told = [wish.prompt_logprobs for wish in wishes if wish.prompt_logprobs is not None]
+        sizes = Sizes(
+            rows=self.rows,
+            # Where the cache may overflow, texts are read again with what they have so far.
+            read=prompt_tokens if self.cache_tokens is None else self._longest,
+            longest=self._longest,
+            best=sorted({told_width(wish.logprobs or 0, size) for wish in wishes}),
+            prompt_best=told_width(max(told), size) if told else None,
+            constrained=constrained,
+        )
+        one = jax.tree.map(lambda x: x[:1], packed)
+        done = warm_up(engine, weights, one, sizes, lookup=self.speculate)
+        self._least_pages = engine.least_pages
+        return done
+
     def forget(self) -> None:
         """Drops the cache and the weights' copies; compiled programs stay."""
         self.engine = self._weights = None
@@ -138,13 +170,14 @@ class Sampler:
         """
         page = self._settings["page_size"]
         each = max(-(-(rows or self.rows) // self._shards), together)
-        wanted = self._shards * each * (longest + 2 * page)
+        wanted = self._shards * each * (max(longest, self._longest) + 2 * page)
         if self.cache_tokens is not None:
             wanted = self.cache_tokens
         if self.engine is None or self.engine.capacity < wanted:
             # The old pools go before the new ones come.
             self.engine = None
             self.engine = Engine(self.model, cache_tokens=wanted, compiled=self._compiled, **self._settings)
+            self.engine.least_pages = self._least_pages
         if self._weights is None or self._weights[0] is not params:
             self._weights = None
             self._weights = (params, self.engine.weights(params))
@@ -157,6 +190,7 @@ class Sampler:
             eos_ids=self.eos_ids,
             encode=self.encode,
             seed=seed,
+            at_least=self._widths,
         )
         numbers = (np.full(len(samples), draw), [s.example for s in samples], [s.sample for s in samples])
         keys = row_keys(jnp.asarray(rows.seed), *(jnp.asarray(x, jnp.int32) for x in numbers))
