@@ -216,6 +216,9 @@ class SampleSection:
     prompts: tuple[str, ...] = ()
     max_tokens: int = 64
     temperature: float = 0.0
+    tensor: int | None = None
+    """Devices that split each layer while sampling; the others hold copies, and a copy of the weights is moved there.
+    None: the mesh of training, its weights by reference."""
 
 
 @dataclass(frozen=True, kw_only=True)

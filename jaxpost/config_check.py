@@ -140,6 +140,7 @@ def _train(config: SFTConfig) -> Iterator[str]:
         yield from _at_least(f"train.{key}", getattr(train, key), 0)
     yield from _at_least("train.samples.max_tokens", train.samples.max_tokens, 1)
     yield from _at_least("train.samples.temperature", train.samples.temperature, 0)
+    yield from _at_least("train.samples.tensor", train.samples.tensor, 1)
     yield from _at_least("train.guard.max_skips", train.guard.max_skips, 1)
     yield from _above("train.guard.spike_factor", train.guard.spike_factor, 1)
     if train.batch_size >= 1 and train.microbatches >= 1 and train.batch_size % train.microbatches:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,16 @@ def load_model(section: ModelSection, mesh: Mesh | Callable[[ModelConfig], Mesh]
     folder = Path(resolve_model(section.path, revision=section.revision))
     config = huggingface.read_config(folder)
     mesh = sharding.make_mesh(MeshSection()) if mesh is None else mesh if isinstance(mesh, Mesh) else mesh(config)
-    model = build_model(
+    return Pretrained(section, folder, _build(section, config, mesh), mesh)
+
+
+def on_mesh(pretrained: Pretrained, mesh: Mesh) -> Pretrained:
+    """The same model's functions for another mesh; weights are still to be moved (`sharding.reshard`)."""
+    return replace(pretrained, model=_build(pretrained.section, pretrained.config, mesh), mesh=mesh)
+
+
+def _build(section: ModelSection, config: ModelConfig, mesh: Mesh) -> Model:
+    return build_model(
         config,
         sharding.make_constrain(mesh),
         attention=section.attention,
@@ -96,4 +105,3 @@ def load_model(section: ModelSection, mesh: Mesh | Callable[[ModelConfig], Mesh]
         compute_dtype=DTYPES[section.compute_dtype],
         mesh=mesh,
     )
-    return Pretrained(section, folder, model, mesh)

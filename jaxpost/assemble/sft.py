@@ -14,7 +14,7 @@ import jax
 from jaxpost import config_io, sharding
 from jaxpost.adapters import peft
 from jaxpost.adapters.bind import merge
-from jaxpost.assemble.model import Pretrained, load_model
+from jaxpost.assemble.model import Pretrained, load_model, on_mesh
 from jaxpost.assemble.training import Training, make_training
 from jaxpost.config import LoRASection, SampleSection, SFTConfig, SourceSection
 from jaxpost.data.dataset import Progress, TokenDataset, prepare
@@ -172,6 +172,8 @@ def _sampler(
         return None
     tokenizer = pretrained.tokenizer
     prompts = [chat_prompt(tokenizer, text, config.data.system_prompt) for text in section.prompts]
+    if section.tensor is not None:
+        pretrained = on_mesh(pretrained, sharding.remesh(pretrained.mesh, {"tensor": section.tensor, "data": -1}))
     sample = text_sampler(pretrained, rows=min(8, len(prompts)))
     wish = SamplingParams(max_tokens=section.max_tokens, temperature=section.temperature)
 

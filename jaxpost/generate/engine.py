@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import UInt32
+from jaxtyping import Array, UInt32
 
 from jaxpost.adapters.bind import merge
 from jaxpost.generate import programs
@@ -25,9 +25,10 @@ from jaxpost.generate.rows import RowParams
 from jaxpost.generate.speculative import Lookup
 from jaxpost.models import pages as page_ops
 from jaxpost.models.pages import Pools, init_pools
+from jaxpost.models.table import axes_tree
 from jaxpost.models.transformer import unstack
 from jaxpost.ops import platform
-from jaxpost.sharding import replicated, row_shards, spread
+from jaxpost.sharding import param_shardings, replicated, reshard, row_shards, spread
 from jaxpost.types import Model, Params
 
 
@@ -102,7 +103,14 @@ class Engine:
         return self.shards * (pool.count - 1) * self.page_size
 
     def weights(self, params: Params) -> Weights:
-        """Parameters ready for the programs: make it once for each version of the policy."""
+        """Parameters ready for the programs: make it once for each version of the policy.
+
+        Those that lie on another mesh of the same devices are merged and moved, all others are taken as they are.
+        """
+        if self._mesh is not None and any(_mesh_of(x) != self._mesh for x in jax.tree.leaves(params)):
+            params = merge(params)
+            places = param_shardings(axes_tree(self.model.table), self._mesh, params, report=lambda _: None)
+            params = reshard(params, places)
         if not platform.choices().unrolled_decode:
             return Weights(params, params)
         return Weights(params, unstack(merge(params)))
@@ -386,6 +394,10 @@ class Engine:
             return self.compiled[key](*arguments)
 
         return run
+
+
+def _mesh_of(x: Array) -> Any:
+    return getattr(x.sharding, "mesh", None)
 
 
 def _say(arguments: Any) -> str:

@@ -18,6 +18,7 @@ from jaxpost.sharding.placement import (
     spec,
     state_shardings,
 )
+from jaxpost.sharding.reshard import remesh, reshard
 
 __all__ = [
     "AXES",
@@ -33,7 +34,9 @@ __all__ = [
     "mesh_sizes",
     "param_shardings",
     "pinned",
+    "remesh",
     "replicated",
+    "reshard",
     "row_shards",
     "slice_sizes",
     "spec",

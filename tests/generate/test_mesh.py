@@ -150,3 +150,15 @@ def test_a_reservation_that_fails_in_one_part_changes_none():
     alone = Engine(small, cache_tokens=64, page_size=PAGE)
     for got, want in zip(engine.score(weights, PROMPTS), alone.score(alone.weights(params), PROMPTS), strict=True):
         np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-4)
+
+
+def test_weights_of_a_training_mesh_are_moved_and_others_taken_as_they_are():
+    many, made = shared("tensor2")
+    model, params, mesh = on_mesh("tensor2")
+    wish = SamplingParams(n=2, max_tokens=20, ignore_eos=True)
+    want = told(many(PROMPTS, wish, seed=3))
+    training = sharding.remesh(mesh, {"fsdp": 8})
+    places = sharding.param_shardings(axes_tree(model.table), training, params, report=lambda _: None)
+    trained = jax.device_put(toy()[1], places)
+    assert told(made(trained, PROMPTS, wish, seed=3)) == want
+    assert made.engine.weights(params).stacked is params

@@ -36,10 +36,10 @@ class Collective(NamedTuple):
     """How often one call of the program runs it: the product of the trip counts of the loops around it."""
 
 
-def collectives(text: str) -> list[Collective]:
+def collectives(text: str, unknown: int | None = None) -> list[Collective]:
     """Every collective of an optimised HLO module; pieces of one asynchronous collective count once."""
     bodies = dict(_computations(text))
-    times = _multiplicities(bodies)
+    times = _multiplicities(bodies, unknown)
     found: dict[tuple[str, str], Collective] = {}
     for name, lines in bodies.items():
         for line in lines:
@@ -72,13 +72,13 @@ def _computations(text: str):
             lines.append(line.strip())
 
 
-def _multiplicities(bodies: dict[str, list[str]]) -> Counter:
-    """How often each computation runs in one call of the program."""
+def _multiplicities(bodies: dict[str, list[str]], unknown: int | None = None) -> Counter:
+    """How often each computation runs in one call of the program; `unknown`: turns of a loop that the text lacks."""
     calls: dict[str, list[tuple[str, int]]] = {name: [] for name in bodies}
     for name, lines in bodies.items():
         for line in lines:
             loop = re.search(r"while\(.*condition=%([\w.-]+), body=%([\w.-]+)", line)
-            trips = _trips(bodies[loop[1]]) if loop else 1
+            trips = _trips(bodies[loop[1]], unknown) if loop else 1
             for role, names in re.findall(rf"({'|'.join(ROLES)})=(%[\w.-]+|\{{[^}}]*\}})", line):
                 for callee in set(re.findall(r"%([\w.-]+)", names)):
                     calls[name].append((callee, trips if role == "body" else 1))
@@ -89,7 +89,7 @@ def _multiplicities(bodies: dict[str, list[str]]) -> Counter:
     return times
 
 
-def _trips(condition: list[str]) -> int:
+def _trips(condition: list[str], unknown: int | None = None) -> int:
     """The bound of a loop that counts from 0 to a constant, as scans do; 1 for any other loop.
 
     A bound known only when the program runs is the loss's: the chunks that hold trained tokens, at most all of them.
@@ -97,7 +97,7 @@ def _trips(condition: list[str]) -> int:
     if not any("direction=LT" in line for line in condition):
         return 1
     bounds = [int(m[1]) for line in condition if (m := re.search(r"= [su]32\[\]\S* constant\((\d+)\)", line))]
-    return bounds[0] if len(bounds) == 1 else 1 if bounds else ROWS * LENGTH // CHUNK
+    return bounds[0] if len(bounds) == 1 else 1 if bounds else unknown or ROWS * LENGTH // CHUNK
 
 
 def summary(found: list[Collective]) -> dict[str, dict[str, float]]:
@@ -133,7 +133,12 @@ CASES = {
     "sft_fsdp8_tensor2": {"mesh_sizes": {"fsdp": 8, "tensor": 2}},
     "lora_fsdp16": {"mesh_sizes": {"fsdp": 16}, "lora": True},
 }
+DECODING = {
+    "decode_tensor8": {"mesh_sizes": {"tensor": 8}},
+    "decode_data2_tensor4": {"mesh_sizes": {"data": 2, "tensor": 4}},
+}
 LAYERS, ROWS, LENGTH, CHUNK = 32, 16, 2048, 4096
+ANSWERS, CONTEXT, PAGE = 64, 4096, 64
 
 
 def llama_8b():
@@ -199,6 +204,39 @@ def lower_step(mesh_sizes: dict[str, int], *, lora: bool = False):
     return jitted.lower(_placed(state, state_places), frozen, batch, key, {})
 
 
+def lower_decode(mesh_sizes: dict[str, int]):
+    """A chunk of decoding, bfloat16 throughout, lowered for a v5e-8: every row with pages for the whole context."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxpost import sharding
+    from jaxpost.generate import programs
+    from jaxpost.generate.params import SamplingParams
+    from jaxpost.generate.rows import pack
+    from jaxpost.models.pages import Tables, init_pools, places
+    from jaxpost.models.table import abstract_params, axes_tree
+    from jaxpost.models.transformer import build_model
+
+    mesh = sharding.make_mesh(mesh_sizes, slice_devices("v5e:2x4"))
+    model = build_model(llama_8b(), sharding.make_constrain(mesh), compute_dtype=jnp.bfloat16, mesh=mesh)
+    params = abstract_params(model.table, jnp.bfloat16)
+    params = _placed(params, sharding.param_shardings(axes_tree(model.table), mesh, params))
+    parts = sharding.row_shards(mesh)
+    count = parts * (1 + ANSWERS // parts * CONTEXT // PAGE)
+    pools = jax.eval_shape(partial(init_pools, model.config, pages=count, page_size=PAGE, dtype=jnp.bfloat16))
+    where = places(pools, mesh)
+    ints, row = np.zeros((ANSWERS, CONTEXT), np.int32), np.zeros(ANSWERS, np.int32)
+    rows = programs.Rows(ints, row, row, row, row > 0, np.zeros((ANSWERS, 2), np.uint32))
+    table = np.zeros((ANSWERS, CONTEXT // PAGE), np.int32)
+    wishes = pack([SamplingParams()] * ANSWERS, vocab_size=model.config.vocab_size, eos_ids=[0, 1])
+    inputs = (Tables(table, table), rows, wishes)
+    inputs = _placed(inputs, jax.tree.map(lambda _: sharding.batch_sharding(mesh), inputs))
+    run = partial(programs.decode, model, max_steps=32, mesh=mesh)
+    jitted = jax.jit(run, donate_argnums=1, out_shardings=(where, sharding.replicated(mesh)))
+    return jitted.lower(params, _placed(pools, where), *inputs, np.int32(32), np.int32(0))
+
+
 def _placed(tree, places):
     import jax
 
@@ -211,12 +249,17 @@ def main(case: str) -> None:
 
     start = time.monotonic()
     with platform.target("tpu"):
-        compiled = lower_step(**CASES[case]).compile()
+        lowered = lower_decode(**DECODING[case]) if case in DECODING else lower_step(**CASES[case])
+        compiled = lowered.compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
     if folder := os.environ.get("JAXPOST_AOT_TEXT"):
         with open(os.path.join(folder, f"{case}.txt"), "w") as file:
             file.write(text)
-    found = collectives(text)
+    from _traffic import traffic
+
+    # Of a chunk of decoding one token's pass is counted.
+    found = collectives(text, 1 if case in DECODING else None)
+    moved = traffic(text)
     facts = {
         "seconds": time.monotonic() - start,
         "arguments": memory.argument_size_in_bytes / GIB,
@@ -232,6 +275,9 @@ def main(case: str) -> None:
         "kernels": re.findall(r'%([a-z_]+)\S* = [^\n]*custom_call_target="tpu_custom_call"', text),
         "collectives": [c._asdict() for c in found],
         "summary": summary(found),
+        "aliased": memory.alias_size_in_bytes / GIB,
+        "read_once": sum(n for name, n in moved.items() if name.startswith("ENTRY")) / GIB,
+        "read_in_loops": sum(n for name, n in moved.items() if not name.startswith("ENTRY")) / GIB,
     }
     print(json.dumps(facts))
 

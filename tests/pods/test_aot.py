@@ -13,7 +13,19 @@ from pathlib import Path
 
 import jax
 import pytest
-from _aot import BYTES, CASES, LAYERS, Collective, collectives, llama_8b, summary
+from _aot import (
+    ANSWERS,
+    BYTES,
+    CASES,
+    CONTEXT,
+    DECODING,
+    LAYERS,
+    PAGE,
+    Collective,
+    collectives,
+    llama_8b,
+    summary,
+)
 
 PROGRAM = Path(__file__).with_name("_aot.py")
 HBM = 15.75
@@ -85,6 +97,37 @@ def test_llama_8b_fits_a_v5e_16(case, capsys):
     # The head's gradient is summed where it lies: no chunk of the loss sends it anywhere.
     head = config.vocab_size * width * BYTES["bf16"] / 16
     assert not [c for c in found if c.times > 1 and c.times < LAYERS and c.bytes >= head]
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", DECODING)
+def test_decoding_llama_8b_fits_a_v5e_8_and_reads_little_more_than_weights_and_pages(case, capsys):
+    facts, found = ask(case)
+    config, sizes = llama_8b(), DECODING[case]["mesh_sizes"]
+    width, copies = config.width, sizes.get("data", 1)
+    layer = width * (2 * 4096 + 2 * 1024 + 3 * config.mlp_width)
+    # Of the embedding a step reads one row a token; all other weights once.
+    weights = 2 * (config.vocab_size * width + LAYERS * layer) * copies / 8 / 2**30
+    table = 2 * config.vocab_size * width * copies / 8 / 2**30
+    pages = 2 * 2 * LAYERS * config.kv_heads * config.head_dim * (ANSWERS * CONTEXT + copies * PAGE) / 8 / 2**30
+    with capsys.disabled():
+        print(f"\n{case}: {facts['hbm']:.2f} GiB a chip ({weights + table:.2f} weights, {pages:.2f} pages)", end="")
+        print(f", {facts['seconds']:.0f} s; a step reads {facts['read_in_loops']:.2f} GiB beside the pages, ", end="")
+        print(f"a chunk once {facts['read_once']:.2f}")
+    assert weights + table + pages < facts["arguments"] < weights + table + pages + 0.05
+    assert facts["hbm"] < facts["arguments"] + 0.5 < HBM
+    assert facts["aliased"] >= pages, "no second pool"
+    # The kernel reads a row's pages once, where they lie; an instruction that copied or gathered a pool, or sliced a
+    # layer's weights into memory, would count here.
+    assert facts["kernels"] == ["paged_attention"]
+    assert weights <= facts["read_in_loops"] < 1.15 * weights
+    assert facts["read_once"] < 0.5 * weights
+    # Each layer sums its two products over the tensor axis, and nothing else; no weights move at all.
+    hidden = 2 * ANSWERS // copies * width
+    per_layer = [c for c in found if c.times >= LAYERS]
+    assert [(c.kind, c.bytes, c.times) for c in per_layer] == 2 * [("all-reduce", hidden, LAYERS)]
+    logits = 4 * ANSWERS * config.vocab_size // 8
+    assert max(c.bytes for c in found) <= max(logits, 4 * ANSWERS * CONTEXT)
 
 
 WHOLE_STACK = """
