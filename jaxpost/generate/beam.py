@@ -220,7 +220,7 @@ def _run(
             at = 0
             for search in list(live):
                 part = slice(at, at := at + len(search.open))
-                if not search.step(engine, ranked.logprobs[part], ranked.tokens[part]):
+                if not search.step(engine, *(np.asarray(x[part]) for x in ranked)):
                     engine.release([beam.text for beam in search.open])
                     live.remove(search)
                     yield search

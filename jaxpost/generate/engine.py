@@ -337,8 +337,8 @@ class Engine:
     ) -> list[programs.Scores]:
         """Stores what the sequences have not stored yet; the scores of what follows each token, NumPy's."""
         best = min(best, self.model.config.vocab_size)
-        nothing = programs.Best(np.zeros((0, best), np.float32), np.zeros((0, best), np.int32))
-        found = [[programs.Scores(np.zeros(0, np.float32), nothing)] for _ in sequences]
+        nothing: Any = (np.zeros(0, np.float32), np.zeros((0, best), np.float32), np.zeros((0, best), np.int32))
+        found = [[programs.Scores(nothing[0], programs.Best(*nothing[1:]))] for _ in sequences]
         number = {id(s): i for i, s in enumerate(sequences)}
         for part in passes(sequences, self.shards, self.prefill_tokens, least_pages=self.least_pages):
             at = [number[id(s)] for s in part.sequences]
