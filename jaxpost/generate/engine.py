@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array, UInt32
+from jaxtyping import UInt32
 
 from jaxpost.adapters.bind import merge
 from jaxpost.generate import programs
@@ -103,11 +103,9 @@ class Engine:
         return self.shards * (pool.count - 1) * self.page_size
 
     def weights(self, params: Params) -> Weights:
-        """Parameters ready for the programs: make it once for each version of the policy.
-
-        Those that lie on another mesh of the same devices are merged and moved, all others are taken as they are.
-        """
-        if self._mesh is not None and any(_mesh_of(x) != self._mesh for x in jax.tree.leaves(params)):
+        """Parameters ready for the programs, by reference but from another mesh: make it once for each version."""
+        meshes = {getattr(x.sharding, "mesh", None) for x in jax.tree.leaves(params)}
+        if self._mesh is not None and meshes != {self._mesh}:
             params = merge(params)
             places = param_shardings(axes_tree(self.model.table), self._mesh, params, report=lambda _: None)
             params = reshard(params, places)
@@ -394,10 +392,6 @@ class Engine:
             return self.compiled[key](*arguments)
 
         return run
-
-
-def _mesh_of(x: Array) -> Any:
-    return getattr(x.sharding, "mesh", None)
 
 
 def _say(arguments: Any) -> str:
