@@ -223,21 +223,8 @@ def decode(
         lookup: guesses, verified together in one pass; passes without any read one token a row.
         mesh: static: what pools and rows are spread over.
     """
-    batch = rows.tokens.shape[0]
-    none, zeros = jnp.zeros(batch, bool), jnp.zeros(batch, jnp.int32)
     steps = jnp.minimum(steps, max_steps)
-    out = Decoded(
-        tokens=rows.tokens,
-        lengths=rows.lengths,
-        live=rows.live,
-        ended=none,
-        stuck=none,
-        logprobs=jnp.zeros((batch, max_steps), jnp.float32),
-        best=Best(jnp.zeros((batch, max_steps, best), jnp.float32), jnp.zeros((batch, max_steps, best), jnp.int32)),
-        passes=jnp.zeros((), jnp.int32),
-        guessed=zeros,
-        right=zeros,
-    )
+    out = _nothing_yet(rows, max_steps, best)
     job = _Job(params, tables, rows, wishes, mask, jnp.minimum(rows.limits, rows.lengths + steps), mesh)
 
     def go_on(loop: _Loop) -> Bool[Array, ""]:
@@ -245,22 +232,14 @@ def decode(
         longest = jnp.max(jnp.where(out.live, out.lengths - rows.lengths, 0))
         return (longest < steps) & (jnp.sum(out.live) > keep)
 
-    def guess(out: Decoded) -> _Guesses:
-        if lookup is None:
-            return _Guesses(jnp.zeros((batch, 0), jnp.int32), zeros)
-        tokens, found = look_up(out.tokens, out.lengths, lookup)
-        # The token after the last right guess is drawn too.
-        room = jnp.clip(job.ends - out.lengths - 1, 0, lookup.tokens)
-        return _Guesses(tokens, jnp.where(out.live & found, room, 0))
-
     def step(loop: _Loop, guesses: _Guesses) -> _Loop:
         pools, out = _step(model, job, loop.pools, loop.out, guesses)
-        return _Loop(pools, out, guess(out))
+        return _Loop(pools, out, _guess(job, out, lookup))
 
     def plain(loop: _Loop) -> _Loop:
         return step(loop, _Guesses(loop.guesses.tokens[:, :0], loop.guesses.counts))
 
-    loop = _Loop(pools, out, guess(out))
+    loop = _Loop(pools, out, _guess(job, out, lookup))
     if lookup is None:
         loop = jax.lax.while_loop(go_on, plain, loop)
         return loop.pools, loop.out
@@ -275,6 +254,34 @@ def decode(
 
     loop = jax.lax.while_loop(go_on, both, loop)
     return loop.pools, loop.out
+
+
+def _nothing_yet(rows: Rows, max_steps: int, best: int) -> Decoded:
+    batch = rows.tokens.shape[0]
+    none, zeros = jnp.zeros(batch, bool), jnp.zeros(batch, jnp.int32)
+    return Decoded(
+        tokens=rows.tokens,
+        lengths=rows.lengths,
+        live=rows.live,
+        ended=none,
+        stuck=none,
+        logprobs=jnp.zeros((batch, max_steps), jnp.float32),
+        best=Best(jnp.zeros((batch, max_steps, best), jnp.float32), jnp.zeros((batch, max_steps, best), jnp.int32)),
+        passes=jnp.zeros((), jnp.int32),
+        guessed=zeros,
+        right=zeros,
+    )
+
+
+def _guess(job: _Job, out: Decoded, lookup: Lookup | None) -> _Guesses:
+    """The tokens that each live row's own text suggests next; none without `lookup`."""
+    batch = out.tokens.shape[0]
+    if lookup is None:
+        return _Guesses(jnp.zeros((batch, 0), jnp.int32), jnp.zeros(batch, jnp.int32))
+    tokens, found = look_up(out.tokens, out.lengths, lookup)
+    # The token after the last right guess is drawn too.
+    room = jnp.clip(job.ends - out.lengths - 1, 0, lookup.tokens)
+    return _Guesses(tokens, jnp.where(out.live & found, room, 0))
 
 
 def _step(model: Model, job: _Job, pools: Pools, out: Decoded, guesses: _Guesses) -> tuple[Pools, Decoded]:
