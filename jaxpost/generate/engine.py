@@ -24,9 +24,9 @@ from jaxpost.generate.pages import Copies, PageBook, PagedRow
 from jaxpost.generate.rows import RowParams
 from jaxpost.generate.speculative import Lookup
 from jaxpost.models import pages as page_ops
+from jaxpost.models.layouts import for_decoding, unstack
 from jaxpost.models.pages import Pools, init_pools
 from jaxpost.models.table import axes_tree
-from jaxpost.models.transformer import unstack
 from jaxpost.ops import platform
 from jaxpost.sharding import param_shardings, replicated, reshard, row_shards, spread
 from jaxpost.types import Model, Params
@@ -111,7 +111,8 @@ class Engine:
             params = reshard(params, places)
         if not platform.choices().unrolled_decode:
             return Weights(params, params)
-        return Weights(params, unstack(merge(params)))
+        layout = for_decoding if self._mesh is None else unstack
+        return Weights(params, layout(merge(params)))
 
     def admit(
         self, weights: Weights, prompts: Sequence[Sequence[int]], shards: Sequence[int] | None = None

@@ -28,6 +28,7 @@ from jaxpost.models.attend import (
 )
 from jaxpost.models.cache import DenseCache, init_cache, reserve
 from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig
+from jaxpost.models.layouts import GATE_UP, QKV, project
 from jaxpost.models.pages import PagedCache, slots
 from jaxpost.models.table import parameter_table
 from jaxpost.ops import attention as attention_ops
@@ -96,14 +97,12 @@ def attention_block(
 ) -> tuple[Float[Array, "B T D"], BlockCache | None]:
     """Self-attention of one block: projections, optional head norms, RoPE, cache, attention, output."""
     batch, length, _ = x.shape
-
-    def project(name: str, heads: int, axis: str) -> Array:
-        y = linear(x, weights[name]["kernel"], weights[name].get("bias"))
-        return constrain(y.reshape(batch, length, heads, config.head_dim), ("batch", "length", axis, None))
-
-    q = project("q_proj", config.heads, "act_heads")
-    k = project("k_proj", config.kv_heads, "act_kv_heads")
-    v = project("v_proj", config.kv_heads, "act_kv_heads")
+    counts = (config.heads, config.kv_heads, config.kv_heads)
+    names = ("act_heads", "act_kv_heads", "act_kv_heads")
+    q, k, v = (
+        constrain(y.reshape(batch, length, count, config.head_dim), ("batch", "length", name, None))
+        for y, count, name in zip(project(weights, QKV, x), counts, names, strict=True)
+    )
     if config.qk_norm:
         q = rms_norm(q, weights["q_norm"]["scale"], eps=config.norm_eps, offset=config.norm_offset)
         k = rms_norm(k, weights["k_norm"]["scale"], eps=config.norm_eps, offset=config.norm_offset)
@@ -111,21 +110,18 @@ def attention_block(
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     out, cache = cached_attention(config, kind, q, k, v, context, cache, attend)
     out = constrain(out, ("batch", "length", "act_heads", None)).reshape(batch, length, -1)
-    return linear(out, weights["o_proj"]["kernel"], weights["o_proj"].get("bias")), cache
+    [out] = project(weights, ("o_proj",), out)
+    return out, cache
 
 
 def mlp_block(
     config: ModelConfig, weights: Params, x: Float[Array, "B T D"], *, constrain: Constrain
 ) -> Float[Array, "B T D"]:
     """Gated feed-forward layer: down(act(gate(x)) * up(x)) (2002.05202)."""
-
-    def project(name: str, y: Array) -> Array:
-        return linear(y, weights[name]["kernel"], weights[name].get("bias"))
-
-    gate = constrain(project("gate_proj", x), ("batch", "length", "act_mlp"))
-    up = constrain(project("up_proj", x), ("batch", "length", "act_mlp"))
+    gate, up = (constrain(y, ("batch", "length", "act_mlp")) for y in project(weights, GATE_UP, x))
     activate = jax.nn.silu if config.activation == "silu" else partial(jax.nn.gelu, approximate=True)
-    return project("down_proj", activate(gate) * up)
+    [out] = project(weights, ("down_proj",), activate(gate) * up)
+    return out
 
 
 def block(
@@ -225,7 +221,7 @@ class Transformer(nn.Module):
     def _run_stack(
         self, s: int, weights: Params, x: Array, context: Context, cache: Cache | None
     ) -> tuple[Array, Cache | None]:
-        """Runs one stack by a scan over its repeats, or one by one where they come as a list (`unstack`).
+        """Runs one stack by a scan over its repeats, or one by one where they come as a list (`layouts.unstack`).
 
         x and the cache are the carry.
         """
@@ -280,25 +276,6 @@ class Transformer(nn.Module):
         logits = self.constrain(logits, (*rows, "act_vocab"))
         cap = self.config.final_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
-
-
-def unstack(params: Params) -> Params:
-    """The same parameters with every stack as a list of its layers, which `forward` then runs one by one.
-
-    A scan copies each layer's slice of a stack before it multiplies: for a few rows this costs more than the
-    products. The price is a program that grows with depth, and a copy of the weights.
-
-    Example:
-        >>> params = {"stacks": {"0": {"0": {"q_proj": {"kernel": jnp.ones((2, 3, 4))}}}}}
-        >>> [layer["0"]["q_proj"]["kernel"].shape for layer in unstack(params)["stacks"]["0"]]
-        [(3, 4), (3, 4)]
-    """
-
-    def layers(stack: Params) -> list[Params]:
-        count = jax.tree.leaves(stack)[0].shape[0]
-        return [jax.tree.map(lambda x, i=i: x[i], stack) for i in range(count)]
-
-    return params | {"stacks": {name: layers(stack) for name, stack in params["stacks"].items()}}
 
 
 def _identity(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig, StackConfig
+from jaxpost.models.layouts import for_decoding, unstack
 from jaxpost.models.pages import PagedCache, Tables, copy, init_pools, page_bytes
-from jaxpost.models.transformer import build_model, unstack
+from jaxpost.models.transformer import build_model
 from jaxpost.types import Inputs
 
 SIZE = 4
@@ -75,7 +76,8 @@ def test_layers_one_by_one_equal_the_scan():
     model, params = make(window=3)
     tokens = np.random.default_rng(1).integers(0, 17, (2, 9)).astype(np.int32)
     want = run(model, params, tokens, [9, 9], [8, 1])
-    np.testing.assert_allclose(run(model, unstack(params), tokens, [9, 9], [8, 1]), want, rtol=1e-5, atol=1e-6)
+    for layout in (unstack, for_decoding):
+        np.testing.assert_allclose(run(model, layout(params), tokens, [9, 9], [8, 1]), want, rtol=1e-5, atol=1e-6)
 
 
 def test_int8_pages_err_by_at_most_half_a_step_and_take_a_third_of_the_bytes():

@@ -1,0 +1,80 @@
+"""Other layouts of the same parameters, for programs that only read them: layers apart, projections side by side."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxpost.ops.linear import linear
+from jaxpost.types import Params
+
+QKV = ("q_proj", "k_proj", "v_proj")
+GATE_UP = ("gate_proj", "up_proj")
+
+
+def project(weights: Params, names: tuple[str, ...], x: Float[Array, "*B D"]) -> list[Array]:
+    """x times each named projection: in one product where `join` has put them side by side.
+
+    Example:
+        >>> weights = {name: {"kernel": jnp.full((2, 3), float(i))} for i, name in enumerate(GATE_UP)}
+        >>> [y.tolist() for y in project(weights, GATE_UP, jnp.ones((1, 2)))]
+        [[[0.0, 0.0, 0.0]], [[2.0, 2.0, 2.0]]]
+    """
+    joined = weights.get(_together(names))
+    if joined is None or "parts" not in joined:
+        return [linear(x, weights[name]["kernel"], weights[name].get("bias")) for name in names]
+    y = linear(x, joined["kernel"], joined.get("bias"))
+    widths = [part.shape[-1] for part in joined["parts"]]
+    ends = [sum(widths[:i]) for i in range(1, len(widths))]
+    return jnp.split(y, ends, axis=-1)
+
+
+def join(weights: Params) -> Params:
+    """One layer's parameters with the projections that read the same input side by side.
+
+    A product with few rows takes as long as its weights take to read, and each product has a price of its own.
+    """
+    out = dict(weights)
+    for names in (QKV, GATE_UP):
+        parts = [out.pop(name) for name in names]
+        # The parts' widths travel as shapes, which any transformation of the tree keeps.
+        joined = {"parts": [jnp.zeros((0, part["kernel"].shape[-1])) for part in parts]}
+        for leaf in parts[0]:
+            joined[leaf] = jnp.concatenate([part[leaf] for part in parts], axis=-1)
+        out[_together(names)] = joined
+    return out
+
+
+def unstack(params: Params) -> Params:
+    """The same parameters with every stack as a list of its layers, which `forward` then runs one by one.
+
+    A scan copies each layer's slice of a stack before it multiplies: for a few rows this costs more than the
+    products. The price is a program that grows with depth, and a copy of the weights.
+
+    Example:
+        >>> params = {"stacks": {"0": {"0": {"o_proj": {"kernel": jnp.ones((2, 3, 4))}}}}}
+        >>> [layer["0"]["o_proj"]["kernel"].shape for layer in unstack(params)["stacks"]["0"]]
+        [(3, 4), (3, 4)]
+    """
+
+    def layers(stack: Params) -> list[Params]:
+        count = jax.tree.leaves(stack)[0].shape[0]
+        return [jax.tree.map(lambda x, i=i: x[i], stack) for i in range(count)]
+
+    return params | {"stacks": {name: layers(stack) for name, stack in params["stacks"].items()}}
+
+
+def for_decoding(params: Params) -> Params:
+    """Layers apart and projections side by side; plain arrays only (LoRA leaves merged)."""
+    stacks = unstack(params)["stacks"]
+    return params | {
+        "stacks": {
+            name: [{block: join(weights) for block, weights in layer.items()} for layer in layers]
+            for name, layers in stacks.items()
+        }
+    }
+
+
+def _together(names: tuple[str, ...]) -> str:
+    return "+".join(names)
