@@ -139,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--speculate", type=int, default=0, metavar="K", help="guess K tokens from the text itself: faster, same answer"
     )
+    _thinking(generate)
     shape = generate.add_mutually_exclusive_group()
     shape.add_argument("--regex", metavar="PATTERN", help="every answer matches this regular expression")
     shape.add_argument("--choice", action="append", metavar="TEXT", help="every answer is one of these (repeat it)")
@@ -179,6 +180,12 @@ def _sampling(made: argparse.ArgumentParser, longest: str, temperature: str) -> 
     made.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="top_p=0.9, n=4, stop=END ...")
     made.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling noise (default: 0)")
     made.add_argument("--system", metavar="TEXT", help="a system turn before the prompt")
+
+
+def _thinking(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--think-min", type=int, metavar="N", help="fewest tokens between <think> and </think>")
+    made.add_argument("--think-max", type=int, metavar="N", help="most tokens there; then </think> is written")
+    made.add_argument("--waits", type=int, metavar="N", help='"Wait" in the place of N ends before --think-min')
 
 
 def parse(args: Sequence[str]) -> argparse.Namespace:
@@ -257,8 +264,12 @@ def run_generate(options: argparse.Namespace, flags: list[str]) -> int:
 
     from jaxpost import assemble
 
+    own: list[Any] | None = None
     if options.file is not None:
-        prompts += assemble.read_prompts(options.file)
+        read, parameters = assemble.read_prompts(options.file)
+        own = [{}] * len(prompts) + parameters
+        prompts += read
+    thinking = {"min": options.think_min, "max": options.think_max, "waits": options.waits}
     schema = None if options.schema is None else options.schema.read_text(encoding="utf-8")
     wanted = {"regex": options.regex, "choice": options.choice, "json": schema}
     answers = assemble.generate(
@@ -270,6 +281,8 @@ def run_generate(options: argparse.Namespace, flags: list[str]) -> int:
         chat=not options.raw,
         rows=options.rows,
         shape={name: value for name, value in wanted.items() if value is not None},
+        own=own,
+        thinking={name: value for name, value in thinking.items() if value is not None},
         speculate=options.speculate,
         out=options.out,
         progress=sys.stderr,

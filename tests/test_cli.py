@@ -43,7 +43,7 @@ def assemble(monkeypatch) -> SimpleNamespace:
 
     fake.train = record("train", SimpleNamespace(exit_code=0))
     fake.generate = record("generate", [{"prompt": "a", "text": "b", "finish": "stop"}])
-    fake.read_prompts = lambda path: path.read_text().split()
+    fake.read_prompts = lambda path: (path.read_text().split(), [{"n": 2}, {}])
     fake.Conversation = record("Conversation", "a talk")
     fake.chat = record("chat", None)
     fake.convert = record("convert", "written")
@@ -198,7 +198,8 @@ def test_generate_takes_prompts_from_arguments_files_and_standard_input(assemble
     ((_, args, kwargs),) = assemble.calls
     assert args == ("m", ["a", "b", "c"])
     assert kwargs.pop("progress") is sys.stderr
-    settings = {"seed": 0, "chat": True, "rows": 32, "shape": {}, "speculate": 0, "out": None}
+    settings = {"seed": 0, "chat": True, "rows": 32, "shape": {}, "thinking": {}, "speculate": 0, "out": None}
+    assert kwargs.pop("own") == [{}, {"n": 2}, {}]
     assert kwargs == {"sampling": {"temperature": 0.5}, "system": "s", **settings}
     assert capsys.readouterr().out == "> a\nb\n\n"
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False, read=lambda: "x\ny\n"))
@@ -216,6 +217,10 @@ def test_generate_takes_prompts_from_arguments_files_and_standard_input(assemble
             "u",
             "--speculate",
             "4",
+            "--think-max",
+            "9",
+            "--waits",
+            "1",
         )
         == 0
     )
@@ -223,6 +228,7 @@ def test_generate_takes_prompts_from_arguments_files_and_standard_input(assemble
     assert args == ("m", ["x", "y"])
     assert (kwargs["sampling"], kwargs["chat"]) == ({"top_p": 0.9, "stop": ["a", "b"]}, False)
     assert (kwargs["shape"], kwargs["speculate"]) == ({"choice": ["u"]}, 4)
+    assert (kwargs["thinking"], kwargs["own"]) == ({"max": 9, "waits": 1}, None)
     assert json.loads(capsys.readouterr().out)["text"] == "b"
 
 

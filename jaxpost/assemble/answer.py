@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxpost.assemble.commands import load_bound
+from jaxpost.assemble.matchers import make_matchers
 from jaxpost.assemble.sft import chat_prompt, text_sampler
-from jaxpost.generate import grammar
 from jaxpost.generate.batching import Completion
 from jaxpost.generate.beam import beam_search
-from jaxpost.generate.params import SamplingParams
+from jaxpost.generate.params import SamplingParams, said
 from jaxpost.generate.sampler import Sampler
 from jaxpost.text.tokenizer import Tokenizer
 from jaxpost.weights.resolve import cache_folder
@@ -25,16 +25,20 @@ Prompt = str | Sequence[Mapping[str, Any]]
 """A text, or the messages of a conversation."""
 
 
-def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a file: one a line, or JSONL rows with "prompt" or "messages".
+def read_prompts(path: Path) -> tuple[list[Prompt], list[Mapping[str, Any]]]:
+    """The prompts of a file with sampling parameters of their own: one a line, or JSONL rows.
+
+    A row has "prompt" or "messages", and may have "sampling": parameters by name that go before the command's.
 
     Raises:
       ValueError: a malformed row; names file and line.
     """
     lines = path.read_text(encoding="utf-8").splitlines()
     if path.suffix != ".jsonl":
-        return [line for line in lines if line.strip()]
+        found = [line for line in lines if line.strip()]
+        return list(found), [{}] * len(found)
     prompts: list[Prompt] = []
+    own: list[Mapping[str, Any]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -45,8 +49,16 @@ def read_prompts(path: Path) -> list[Prompt]:
         found = row.get("messages", row.get("prompt")) if isinstance(row, dict) else None
         if not found or not isinstance(found, str | list):
             raise ValueError(f'{path}, line {number}: a row needs "prompt" (a text or messages) or "messages"')
+        sampling = row.get("sampling", {})
+        try:
+            if not isinstance(sampling, dict):
+                raise ValueError(f"it is {sampling!r}; write names and values in braces")
+            said(sampling)
+        except ValueError as error:
+            raise ValueError(f'{path}, line {number}: "sampling": {error}') from None
         prompts.append(found)
-    return prompts
+        own.append(sampling)
+    return prompts, own
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, *, system: str | None, chat: bool) -> list[int]:
@@ -69,6 +81,8 @@ def generate(
     chat: bool = True,
     rows: int = 32,
     shape: Mapping[str, Any] | None = None,
+    own: Sequence[Mapping[str, Any]] | None = None,
+    thinking: Mapping[str, int] | None = None,
     speculate: int = 0,
     out: Path | None = None,
     progress: Any = None,
@@ -82,6 +96,8 @@ def generate(
       chat: each prompt is a user turn in the model's chat format; otherwise its text is continued.
       rows: most answers that are written together.
       shape: what every answer must match: `grammar.Constraint`'s regex, choice or json.
+      own: sampling parameters of each prompt, which go before `sampling`'s.
+      thinking: "min" and "max" tokens between <think> and </think>; "waits": how many early ends "Wait" replaces.
       speculate: tokens that each answer guesses from its own text and verifies in one pass.
       out: a JSONL file; answers that it holds already are kept and not made again.
       progress: a text stream where to say how far it is.
@@ -93,43 +109,62 @@ def generate(
     if system and not chat:
         raise ValueError("a system turn needs the chat format; leave out --raw or --system")
     rules, asked = _search_rules(sampling or {})
-    wish = SamplingParams.from_mapping({"temperature": 0.0} | asked)
-    if rules and (shape or speculate):
-        raise ValueError("beam search (num_beams) neither keeps to a grammar nor guesses tokens: leave those out")
+    wishes = _wishes({"temperature": 0.0} | asked, own, len(prompts))
+    _refuse_for_beams(rules, shape=shape, thinking=thinking, speculate=speculate, own=any(own or ()))
     keep_programs()
     done = {} if out is None else _finished(out, prompts)
-    todo = [i for i in range(len(prompts)) if any((i, k) not in done for k in range(wish.n))]
+    todo = [i for i in range(len(prompts)) if any((i, k) not in done for k in range(wishes[i].n))]
     if todo:
         pretrained, params = load_bound(model)
-        tokenizer = pretrained.tokenizer
-        encoded = [encode_prompt(tokenizer, prompts[i], system=system, chat=chat) for i in todo]
-        together = min(rows, len(encoded) * rules.get("beams", wish.n))
+        encoded = [encode_prompt(pretrained.tokenizer, prompts[i], system=system, chat=chat) for i in todo]
+        wishes = [wishes[i] for i in todo]
+        total = sum(wish.n for wish in wishes)
+        together = min(rows, len(todo) * rules["beams"] if rules else total)
         sample = text_sampler(pretrained, rows=together, speculate=speculate)
-        matchers = None
-        if shape:
-            constraint = grammar.Constraint(**shape)
-            automaton = grammar.compile(constraint, tokenizer, vocab_size=pretrained.config.vocab_size)
-            matchers = [automaton.start] * len(encoded)
         if rules:
-            stream = _searched(sample, params, encoded, wish, todo, rules)
+            stream = _searched(sample, params, encoded, wishes[0], todo, rules)
         else:
-            stream = sample.stream(
-                params, encoded, wish, seed=seed, example_ids=todo, matchers=matchers, errors="return"
-            )  # fmt: skip
-        meter = _Meter(len(todo) * wish.n, progress)
-        with _appending(out) as file:
-            for _, completion in stream:
-                row = _row(prompts[completion.example], completion)
-                if (completion.example, completion.sample) not in done:
-                    done[completion.example, completion.sample] = row
-                    if file is not None:
-                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                        file.flush()
-                meter.count(len(completion.tokens))
+            make = make_matchers(pretrained, encoded, shape, thinking)
+            stream = sample.stream(params, encoded, wishes, seed=seed, example_ids=todo, matchers=make, errors="return")
+        _kept(stream, prompts, done, out, _Meter(total, progress))
     ordered = [done[key] for key in sorted(done)]
     if out is not None:
         _write_all(out, ordered)
     yield from ordered
+
+
+def _wishes(command: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None, prompts: int) -> list[SamplingParams]:
+    """Each prompt's sampling parameters: its own in the place of the command's."""
+    wish = SamplingParams.from_mapping(command)
+    if own is None:
+        return [wish] * prompts
+    if len(own) != prompts:
+        raise ValueError(f"{prompts} prompts with {len(own)} sets of parameters of their own: give one a prompt")
+    found = []
+    for number, mapping in enumerate(own):
+        try:
+            found.append(wish.updated(mapping))
+        except ValueError as error:
+            raise ValueError(f"prompt number {number}: {error}") from None
+    return found
+
+
+def _kept(
+    stream: Iterable[tuple[int, Completion]],
+    prompts: Sequence[Prompt],
+    done: dict[tuple[int, int], dict[str, Any]],
+    out: Path | None,
+    meter: _Meter,
+) -> None:
+    """Adds answers to those that are done, and to the file, as they end."""
+    with _appending(out) as file:
+        for _, completion in stream:
+            if (key := (completion.example, completion.sample)) not in done:
+                done[key] = _row(prompts[completion.example], completion)
+                if file is not None:
+                    file.write(json.dumps(done[key], ensure_ascii=False) + "\n")
+                    file.flush()
+            meter.count(len(completion.tokens))
 
 
 def _search_rules(sampling: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -147,6 +182,14 @@ def _search_rules(sampling: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     if not isinstance(rules.get("length_penalty", 1.0), int | float):
         raise ValueError(f"length_penalty is {rules['length_penalty']!r}; it must be a number")
     return (rules, asked) if beams > 1 else ({}, asked)
+
+
+def _refuse_for_beams(rules: Mapping[str, Any], **asked: Any) -> None:
+    if rules and any(asked.values()):
+        raise ValueError(
+            "beam search (num_beams) keeps to no grammar or thinking budget, guesses no tokens and has one set of "
+            "parameters for all prompts: leave those out"
+        )
 
 
 def _searched(

@@ -6,7 +6,7 @@ import difflib
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 LogprobsMode = Literal["raw", "temperature", "processed"]
@@ -114,21 +114,22 @@ class SamplingParams:
           >>> SamplingParams.from_mapping({"max_new_tokens": 5, "do_sample": False}).temperature
           0.0
         """
-        known = {f.name for f in fields(cls)}
-        names = {**{name: name for name in known}, **_ALIASES, **{name: name for name in _OTHER_NAMES}}
-        given: dict[str, Any] = {}
-        said: dict[str, str] = {}
-        for name, value in mapping.items():
-            if name not in names:
-                near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)[0]
-                raise ValueError(f"unknown sampling parameter {name!r} (value {value!r}); the nearest name is {near!r}")
-            if value is None:
-                continue
-            target = names[name]
-            if target in given and given[target] != value:
-                raise ValueError(f"{said[target]}={given[target]!r} and {name}={value!r} say the same thing: keep one")
-            given[target], said[target] = value, name
-        return cls(**{name: _checked(name, value) for name, value in _translate(given).items()})
+        return cls(**said(mapping))
+
+    def updated(self, mapping: Mapping[str, Any]) -> SamplingParams:
+        """These wishes with a mapping's in their place, under the names that `from_mapping` knows.
+
+        Raises:
+          ValueError: as `from_mapping`; `do_sample: true` where the temperature stays 0.
+
+        Example:
+          >>> SamplingParams(n=2, max_tokens=9).updated({"max_new_tokens": 5}).max_tokens
+          5
+        """
+        found = replace(self, **said(mapping))
+        if mapping.get("do_sample") is True and found.temperature == 0:
+            raise ValueError("do_sample=True, but temperature=0 is greedy: say a temperature too")
+        return found
 
 
 _INTEGERS: dict[str, tuple[int, int | None]] = {
@@ -151,11 +152,38 @@ _NUMBERS: dict[str, tuple[float, float | None]] = {
 }
 
 
+def said(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """What a request says under any of the known names, in `SamplingParams`' own; nothing of what it leaves out.
+
+    Raises:
+      ValueError: as `SamplingParams.from_mapping`, but for values that contradict each other only together.
+
+    Example:
+      >>> said({"max_new_tokens": 5, "min_tokens": 9})
+      {'max_tokens': 5, 'min_tokens': 9}
+    """
+    known = {f.name for f in fields(SamplingParams)}
+    names = {**{name: name for name in known}, **_ALIASES, **{name: name for name in _OTHER_NAMES}}
+    given: dict[str, Any] = {}
+    under: dict[str, str] = {}
+    for name, value in mapping.items():
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)[0]
+            raise ValueError(f"unknown sampling parameter {name!r} (value {value!r}); the nearest name is {near!r}")
+        if value is None:
+            continue
+        target = names[name]
+        if target in given and given[target] != value:
+            raise ValueError(f"{under[target]}={given[target]!r} and {name}={value!r} say the same thing: keep one")
+        given[target], under[target] = value, name
+    return {name: _checked(name, value) for name, value in _translate(given).items()}
+
+
 def _translate(given: dict[str, Any]) -> dict[str, Any]:
     """Names that are not one of our fields under another name."""
     given = dict(given)
     if given.get("seed") == -1:  # vLLM's older way of saying None
-        del given["seed"]
+        given["seed"] = None
     sampled = given.pop("do_sample", None)
     if sampled is False:
         if given.get("temperature", 0) != 0 and "temperature" in given:
@@ -168,7 +196,7 @@ def _translate(given: dict[str, Any]) -> dict[str, Any]:
     best = given.pop("top_logprobs", None)
     wanted = given.get("logprobs", best)
     if wanted is False and not best:
-        del given["logprobs"]
+        given["logprobs"] = None
     elif isinstance(wanted, bool) and wanted:
         given["logprobs"] = best or 0
     elif best is not None:

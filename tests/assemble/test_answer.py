@@ -79,10 +79,43 @@ def test_beams_are_told_with_their_scores(tiny_model, tmp_path):
         list(generate(str(tiny_model), ["Hi"], sampling={"num_beams": 2}, shape={"regex": "a"}))
 
 
+def test_prompts_may_have_parameters_of_their_own(tiny_model, answers):
+    own = [{"n": 1, "max_tokens": 2}, {}, {"temperature": 0.0}]
+    found = list(generate(str(tiny_model), PROMPTS, sampling=SAMPLING, seed=1, own=own))
+    assert [(a["index"], a["sample"]) for a in found] == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1)]
+    assert found[0]["tokens"] <= 2
+    assert found[1:3] == answers[2:4]
+    assert found[3]["text"] == found[4]["text"], "greedy"
+    with pytest.raises(ValueError, match="prompt number 1: min_tokens is 7, more than max_tokens, 6"):
+        list(generate(str(tiny_model), PROMPTS, sampling=SAMPLING, own=[{}, {"min_tokens": 7}, {}]))
+    with pytest.raises(ValueError, match="3 prompts with 1 sets"):
+        list(generate(str(tiny_model), PROMPTS, own=[{}]))
+
+
+def test_thinking_is_bounded_and_a_shape_follows(tiny_model):
+    settings = {"sampling": {"max_tokens": 30}, "shape": {"regex": "[0-9]{2}"}}
+    for bounds, length in (({"max": 4}, 4), ({"min": 3, "max": 3}, 3)):
+        [row] = generate(str(tiny_model), ["Hi"], thinking=bounds, **settings)
+        begin, _, between = row["text"].partition("<think>")
+        answer = row["text"].rpartition("</think>")[2]
+        assert (begin, len(answer)) == ("", 2)
+        assert answer.isdigit()
+        # The tiny model writes bytes: a marker has as many tokens as letters.
+        assert row["tokens"] <= len("<think></think>") + length + 2 + 1
+        assert between
+    with pytest.raises(ValueError, match="thinking of at least 5 and at most 4"):
+        list(generate(str(tiny_model), ["Hi"], thinking={"min": 5, "max": 4}))
+    with pytest.raises(ValueError, match="say the fewest tokens"):
+        list(generate(str(tiny_model), ["Hi"], thinking={"waits": 1}))
+
+
 def test_prompt_files_name_their_bad_line(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a"}\n\n{"messages": [{"role": "user", "content": "b"}]}\n')
-    assert read_prompts(path) == ["a", [{"role": "user", "content": "b"}]]
+    assert read_prompts(path) == (["a", [{"role": "user", "content": "b"}]], [{}, {}])
+    path.write_text('{"prompt": "a", "sampling": {"top_k": 3}}\n{"prompt": "b", "sampling": {"topp": 1}}\n')
+    with pytest.raises(ValueError, match=r'p.jsonl, line 2: "sampling": unknown sampling parameter .topp.'):
+        read_prompts(path)
     path.write_text('{"prompt": "a"}\n{"text": "b"}\n')
     with pytest.raises(ValueError, match=r"p.jsonl, line 2: a row needs"):
         read_prompts(path)

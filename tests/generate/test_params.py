@@ -38,6 +38,21 @@ def encode(text: str) -> list[int]:
 )
 def test_names_of_vllm_openai_and_hugging_face(mapping, expected):
     assert SamplingParams.from_mapping(mapping) == expected
+    assert SamplingParams().updated(mapping) == expected
+
+
+def test_what_a_mapping_says_takes_the_place_of_other_wishes():
+    wish = SamplingParams(temperature=0.0, max_tokens=400, logprobs=2, seed=5, stop="a")
+    assert wish.updated({}) == wish
+    assert wish.updated({"max_new_tokens": 9, "logprobs": False, "seed": -1}) == SamplingParams(
+        temperature=0.0, max_tokens=9, stop="a"
+    )
+    assert wish.updated({"min_tokens": 300}).min_tokens == 300  # more than the default of max_tokens
+    assert wish.updated({"do_sample": True, "temperature": 0.5}).temperature == 0.5
+    with pytest.raises(ValueError, match="do_sample=True, but temperature=0"):
+        wish.updated({"do_sample": True})
+    with pytest.raises(ValueError, match="min_tokens is 401, more than max_tokens, 400"):
+        wish.updated({"min_tokens": 401})
 
 
 @pytest.mark.parametrize(
