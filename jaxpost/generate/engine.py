@@ -111,8 +111,7 @@ class Engine:
             params = reshard(params, places)
         if not platform.choices().unrolled_decode:
             return Weights(params, params)
-        layout = for_decoding if self._mesh is None else unstack
-        return Weights(params, layout(merge(params)))
+        return Weights(params, (for_decoding if self._mesh is None else unstack)(merge(params)))
 
     def admit(
         self, weights: Weights, prompts: Sequence[Sequence[int]], shards: Sequence[int] | None = None
@@ -389,7 +388,7 @@ class Engine:
                     places = self._places
                     options["out_shardings"] = places if name in ("copy", "store") else (places, replicated(self._mesh))
                 jitted = jax.jit(partial(function, mesh=self._mesh, **static), **options)
-                self.compiled[key] = jitted.lower(*arguments).compile()
+                self.compiled[key] = jitted.lower(*arguments).compile(platform.choices().compiler_options)
             return self.compiled[key](*arguments)
 
         return run
