@@ -388,7 +388,7 @@ class Engine:
                     places = self._places
                     options["out_shardings"] = places if name in ("copy", "store") else (places, replicated(self._mesh))
                 jitted = jax.jit(partial(function, mesh=self._mesh, **static), **options)
-                self.compiled[key] = jitted.lower(*arguments).compile(platform.choices().compiler_options)
+                self.compiled[key] = jitted.lower(*arguments).compile()
             return self.compiled[key](*arguments)
 
         return run

@@ -7,7 +7,7 @@ compilation for a TPU) says so with `target`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -43,9 +43,6 @@ class Choices:
     with few rows, at the price of a second copy of the weights and a longer compilation."""
     bfloat16_as_bits: bool
     """Keep bfloat16 arrays that are sliced or written into as unsigned integers (`ops.bits`)."""
-    compiler_options: Mapping[str, int] | None
-    """For the engine's programs. On a CPU the products are a library's: more of LLVM's work costs compilation and gains
-    nothing."""
     chunk_tokens: int
     """Tokens per device whose logits a loss holds at one time: on a CPU freshly written memory is the bottleneck,
     elsewhere products with few rows."""
@@ -69,7 +66,6 @@ CHOICES: dict[Platform, Choices] = {
         update_kernels=True,
         unrolled_decode=True,
         bfloat16_as_bits=True,
-        compiler_options={"xla_backend_optimization_level": 1},
         chunk_tokens=256,
         causal_chunk=64,
     ),
@@ -80,7 +76,6 @@ CHOICES: dict[Platform, Choices] = {
         update_kernels=False,
         unrolled_decode=False,
         bfloat16_as_bits=False,
-        compiler_options=None,
         chunk_tokens=1024,
         causal_chunk=512,
     ),
@@ -91,7 +86,6 @@ CHOICES: dict[Platform, Choices] = {
         update_kernels=False,
         unrolled_decode=False,
         bfloat16_as_bits=False,
-        compiler_options=None,
         chunk_tokens=1024,
         causal_chunk=512,
         paged_kernel=True,
