@@ -110,8 +110,8 @@ def spread(tree: Any, mesh: Mesh) -> Any:
     B must be a multiple of `row_shards(mesh)`.
 
     >>> from jaxpost.sharding import make_mesh
-    >>> spread(np.zeros((8, 3)), make_mesh({"fsdp": -1})).sharding.spec
-    PartitionSpec('fsdp',)
+    >>> tuple(spread(np.zeros((8, 3)), make_mesh({"fsdp": -1})).sharding.spec)
+    ('fsdp',)
     """
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), tree)
