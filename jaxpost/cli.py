@@ -146,6 +146,7 @@ def parser() -> argparse.ArgumentParser:
     chat = _command(commands, "chat", "talk with a model", cli_help.CHAT, run_chat)
     chat.add_argument("model", metavar="MODEL", help="folder, hub id or smollm2-135m-instruct")
     _sampling(chat, "512", "default: 0.7; 0 is the best token")
+    _thinking(chat)
 
     convert = _command(commands, "convert", "write a model as a Hugging Face folder", cli_help.CONVERT, run_convert)
     convert.add_argument("source", metavar="SOURCE", help=".gguf file, folder, hub id or adapter folder")
@@ -252,14 +253,17 @@ def run_train(options: argparse.Namespace, flags: list[str]) -> int:
 
 def sampling_of(options: argparse.Namespace) -> dict[str, Any]:
     """Sampling parameters by name: what --max-tokens, --temperature and --set say."""
-    found = {"max_tokens": options.max_tokens, "temperature": options.temperature}
-    found = {name: value for name, value in found.items() if value is not None}
+    found = _given(max_tokens=options.max_tokens, temperature=options.temperature)
     for assignment in options.set:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise ConfigError(f"--set {assignment}: write NAME=VALUE, as in --set top_p=0.9")
         found[name.strip()] = yaml.safe_load(value)
     return found
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def run_generate(options: argparse.Namespace, flags: list[str]) -> int:
@@ -301,10 +305,9 @@ def _answers(options: argparse.Namespace, prompts: list[Any], sampling: dict[str
     """The rows of `generate`, by our own engine or by a server."""
     from jaxpost import assemble
 
-    thinking = {"min": options.think_min, "max": options.think_max, "waits": options.waits}
+    thinking = _given(min=options.think_min, max=options.think_max, waits=options.waits)
     schema = None if options.schema is None else options.schema.read_text(encoding="utf-8")
-    shape = {"regex": options.regex, "choice": options.choice, "json": schema}
-    thinking, shape = ({name: x for name, x in part.items() if x is not None} for part in (thinking, shape))
+    shape = _given(regex=options.regex, choice=options.choice, json=schema)
     common: dict[str, Any] = {"sampling": sampling, "seed": options.seed, "system": options.system}
     common |= {"chat": not options.raw, "own": own, "out": options.out, "progress": sys.stderr}
     if options.server is None:
@@ -326,7 +329,10 @@ def run_chat(options: argparse.Namespace, flags: list[str]) -> int:
 
     from jaxpost import assemble
 
-    talk = assemble.Conversation(options.model, system=options.system, sampling=sampling, seed=options.seed)
+    thinking = _given(min=options.think_min, max=options.think_max, waits=options.waits)
+    talk = assemble.Conversation(
+        options.model, system=options.system, sampling=sampling, thinking=thinking, seed=options.seed
+    )
     print("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
 
     def write(text: str) -> None:

@@ -66,6 +66,7 @@ CHAT_EPILOG = """\
 examples:
   jaxpost chat smollm2-135m-instruct
   jaxpost chat runs/demo/export --system "You are chatting with a friend." --set top_p=0.9
+  jaxpost chat runs/demo/export --think-min 20 --think-max 200
 """
 
 CONVERT = """\

@@ -261,8 +261,10 @@ def test_chat_passes_on_its_arguments(assemble, capsys):
     assert run("chat", "m", "--max-tokens", "9", "--set", "top_k=4", "--system", "s", "--seed", "2") == 0
     (_, args, kwargs), (_, talk, _) = assemble.calls
     assert args == ("m",)
-    assert kwargs == {"system": "s", "sampling": {"max_tokens": 9, "top_k": 4}, "seed": 2}
+    assert kwargs == {"system": "s", "sampling": {"max_tokens": 9, "top_k": 4}, "seed": 2, "thinking": {}}
     assert talk[0] == "a talk"
+    assert run("chat", "m", "--think-min", "2", "--think-max", "9", "--waits", "1") == 0
+    assert assemble.calls[2][2]["thinking"] == {"min": 2, "max": 9, "waits": 1}
 
 
 def test_the_other_commands_pass_on_their_arguments(preset, assemble, tmp_path, capsys):
