@@ -128,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("-h", "--help", action="store_true", help="with a PRESET: every flag and its value")
 
     generate = _command(commands, "generate", "answer prompts", cli_help.GENERATE, run_generate)
-    generate.add_argument("model", metavar="MODEL", help="folder, hub id or smollm2-135m-instruct")
+    generate.add_argument("model", metavar="MODEL", help="folder, hub id, smollm2-135m-instruct; - if none")
     generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="none: one a line from standard input")
     generate.add_argument("--file", type=Path, metavar="FILE", help="one prompt a line, or JSONL (prompt, messages)")
     generate.add_argument("--out", type=Path, metavar="FILE", help="JSONL of answers; what it holds is not made again")
@@ -140,14 +140,13 @@ def parser() -> argparse.ArgumentParser:
         "--speculate", type=int, default=0, metavar="K", help="guess K tokens from the text itself: faster, same answer"
     )
     _thinking(generate)
-    shape = generate.add_mutually_exclusive_group()
-    shape.add_argument("--regex", metavar="PATTERN", help="every answer matches this regular expression")
-    shape.add_argument("--choice", action="append", metavar="TEXT", help="every answer is one of these (repeat it)")
-    shape.add_argument("--schema", type=Path, metavar="FILE", help="every answer is JSON of this JSON schema")
+    _server(generate)
+    _shape(generate)
 
     chat = _command(commands, "chat", "talk with a model", cli_help.CHAT, run_chat)
     chat.add_argument("model", metavar="MODEL", help="folder, hub id or smollm2-135m-instruct")
     _sampling(chat, "512", "default: 0.7; 0 is the best token")
+    _thinking(chat)
 
     convert = _command(commands, "convert", "write a model as a Hugging Face folder", cli_help.CONVERT, run_convert)
     convert.add_argument("source", metavar="SOURCE", help=".gguf file, folder, hub id or adapter folder")
@@ -186,6 +185,19 @@ def _thinking(made: argparse.ArgumentParser) -> None:
     made.add_argument("--think-min", type=int, metavar="N", help="fewest tokens between <think> and </think>")
     made.add_argument("--think-max", type=int, metavar="N", help="most tokens there; then </think> is written")
     made.add_argument("--waits", type=int, metavar="N", help='"Wait" in the place of N ends before --think-min')
+
+
+def _shape(made: argparse.ArgumentParser) -> None:
+    shape = made.add_mutually_exclusive_group()
+    shape.add_argument("--regex", metavar="PATTERN", help="every answer matches this regular expression")
+    shape.add_argument("--choice", action="append", metavar="TEXT", help="every answer is one of these (repeat it)")
+    shape.add_argument("--schema", type=Path, metavar="FILE", help="every answer is JSON of this JSON schema")
+
+
+def _server(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--server", metavar="URL", help="an OpenAI-compatible server answers; MODEL scores its tokens")
+    made.add_argument("--server-model", metavar="NAME", help="as the server calls it (default: the one that it serves)")
+    made.add_argument("--policy-version", type=int, metavar="N", help="of the server's weights, for the rows")
 
 
 def parse(args: Sequence[str]) -> argparse.Namespace:
@@ -241,8 +253,7 @@ def run_train(options: argparse.Namespace, flags: list[str]) -> int:
 
 def sampling_of(options: argparse.Namespace) -> dict[str, Any]:
     """Sampling parameters by name: what --max-tokens, --temperature and --set say."""
-    found = {"max_tokens": options.max_tokens, "temperature": options.temperature}
-    found = {name: value for name, value in found.items() if value is not None}
+    found = _given(max_tokens=options.max_tokens, temperature=options.temperature)
     for assignment in options.set:
         name, equals, value = assignment.partition("=")
         if not equals:
@@ -251,7 +262,13 @@ def sampling_of(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def run_generate(options: argparse.Namespace, flags: list[str]) -> int:
+    if options.server is None and (options.model == "-" or options.server_model or options.policy_version is not None):
+        raise ConfigError("MODEL -, --server-model and --policy-version need --server URL")
     sampling = sampling_of(options)
     prompts: list[Any] = list(options.prompts)
     if options.file is None and not prompts and not sys.stdin.isatty():
@@ -269,26 +286,8 @@ def run_generate(options: argparse.Namespace, flags: list[str]) -> int:
         read, parameters = assemble.read_prompts(options.file)
         own = [{}] * len(prompts) + parameters
         prompts += read
-    thinking = {"min": options.think_min, "max": options.think_max, "waits": options.waits}
-    schema = None if options.schema is None else options.schema.read_text(encoding="utf-8")
-    wanted = {"regex": options.regex, "choice": options.choice, "json": schema}
-    answers = assemble.generate(
-        options.model,
-        prompts,
-        sampling=sampling,
-        seed=options.seed,
-        system=options.system,
-        chat=not options.raw,
-        rows=options.rows,
-        shape={name: value for name, value in wanted.items() if value is not None},
-        own=own,
-        thinking={name: value for name, value in thinking.items() if value is not None},
-        speculate=options.speculate,
-        out=options.out,
-        progress=sys.stderr,
-    )
     failed = 0
-    for answer in answers:
+    for answer in _answers(options, prompts, sampling, own):
         failed += "error" in answer
         if options.json:
             print(json.dumps(answer, ensure_ascii=False), flush=True)
@@ -302,6 +301,25 @@ def run_generate(options: argparse.Namespace, flags: list[str]) -> int:
     return FAILED if failed else OK
 
 
+def _answers(options: argparse.Namespace, prompts: list[Any], sampling: dict[str, Any], own: Any) -> Any:
+    """The rows of `generate`, by our own engine or by a server."""
+    from jaxpost import assemble
+
+    thinking = _given(min=options.think_min, max=options.think_max, waits=options.waits)
+    schema = None if options.schema is None else options.schema.read_text(encoding="utf-8")
+    shape = _given(regex=options.regex, choice=options.choice, json=schema)
+    common: dict[str, Any] = {"sampling": sampling, "seed": options.seed, "system": options.system}
+    common |= {"chat": not options.raw, "own": own, "out": options.out, "progress": sys.stderr}
+    if options.server is None:
+        engine: dict[str, Any] = {"rows": options.rows, "shape": shape, "thinking": thinking}
+        return assemble.generate(options.model, prompts, speculate=options.speculate, **engine, **common)
+    if shape or thinking or options.speculate:
+        raise ConfigError("--regex, --choice, --schema, --speculate and thinking budgets do not go with --server")
+    remote: dict[str, Any] = {"name": options.server_model, "model": None if options.model == "-" else options.model}
+    remote |= {"requests": options.rows, "policy_version": options.policy_version or 0}
+    return assemble.ask_server(options.server, prompts, **remote, **common)
+
+
 def _shown(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else str(prompt[-1].get("content", ""))
 
@@ -311,7 +329,10 @@ def run_chat(options: argparse.Namespace, flags: list[str]) -> int:
 
     from jaxpost import assemble
 
-    talk = assemble.Conversation(options.model, system=options.system, sampling=sampling, seed=options.seed)
+    thinking = _given(min=options.think_min, max=options.think_max, waits=options.waits)
+    talk = assemble.Conversation(
+        options.model, system=options.system, sampling=sampling, thinking=thinking, seed=options.seed
+    )
     print("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
 
     def write(text: str) -> None:

@@ -49,6 +49,8 @@ examples:
   jaxpost generate runs/demo/export --file prompts.jsonl --out answers.jsonl --set n=4 --set top_p=0.9
   jaxpost generate smollm2-135m-instruct "Is water wet?" --choice yes --choice no
   jaxpost generate smollm2-135m-instruct "Name three colours." --set num_beams=4 --set length_penalty=0.8
+  jaxpost generate smollm2-135m-instruct "Hello" --server http://localhost:8000/v1 --policy-version 3
+  jaxpost generate - --file prompts.jsonl --out answers.jsonl --server http://localhost:8000/v1 --server-model big
 
 Interrupted, the same command with --out goes on where it stopped. Names of --set: n, top_k, top_p, min_p, stop,
 stop_token_ids, min_tokens, repetition_penalty, presence_penalty, frequency_penalty, no_repeat_ngram_size, logit_bias,
@@ -64,6 +66,7 @@ CHAT_EPILOG = """\
 examples:
   jaxpost chat smollm2-135m-instruct
   jaxpost chat runs/demo/export --system "You are chatting with a friend." --set top_p=0.9
+  jaxpost chat runs/demo/export --think-min 20 --think-max 200
 """
 
 CONVERT = """\

@@ -43,6 +43,7 @@ def assemble(monkeypatch) -> SimpleNamespace:
 
     fake.train = record("train", SimpleNamespace(exit_code=0))
     fake.generate = record("generate", [{"prompt": "a", "text": "b", "finish": "stop"}])
+    fake.ask_server = record("ask_server", [{"prompt": "a", "text": "b", "finish": "stop"}])
     fake.read_prompts = lambda path: (path.read_text().split(), [{"n": 2}, {}])
     fake.Conversation = record("Conversation", "a talk")
     fake.chat = record("chat", None)
@@ -126,6 +127,8 @@ MISTAKES = {
     "no prompt": (["generate", "m"], "generate needs a prompt"),
     "no prompt file": (["generate", "m", "--file", "none.txt"], "none.txt"),
     "bad assignment": (["generate", "m", "x", "--set", "top_p"], "--set top_p: write NAME=VALUE"),
+    "no server": (["generate", "-", "x"], "MODEL -, --server-model and --policy-version need --server URL"),
+    "name without server": (["generate", "m", "x", "--server-model", "n"], "need --server URL"),
     "bad number": (["generate", "m", "x", "--max-tokens", "many"], "invalid int value: 'many'"),
 }
 
@@ -232,6 +235,20 @@ def test_generate_takes_prompts_from_arguments_files_and_standard_input(assemble
     assert json.loads(capsys.readouterr().out)["text"] == "b"
 
 
+def test_generate_asks_a_server(assemble):
+    url = "http://localhost:8000/v1"
+    assert run("generate", "-", "a", "--server", url, "--server-model", "big", "--rows", "4", "--set", "n=2") == 0
+    ((name, args, kwargs),) = assemble.calls
+    assert (name, args) == ("ask_server", (url, ["a"]))
+    assert kwargs.pop("progress") is sys.stderr
+    remote = {"name": "big", "model": None, "requests": 4, "policy_version": 0}
+    assert kwargs == remote | {"sampling": {"n": 2}, "seed": 0, "system": None, "chat": True, "own": None, "out": None}
+    assert run("generate", "m", "a", "--server", url, "--policy-version", "3") == 0
+    kwargs = assemble.calls[1][2]
+    assert (kwargs["name"], kwargs["model"], kwargs["policy_version"]) == (None, "m", 3)
+    assert run("generate", "m", "a", "--server", url, "--think-max", "3") == 2
+
+
 def test_failed_answers_are_told_and_counted(assemble, capsys):
     assemble.module.generate = lambda *_, **__: [{"prompt": "a", "text": "", "finish": "error", "error": "too long"}]
     assert run("generate", "m", "a") == 1
@@ -244,8 +261,10 @@ def test_chat_passes_on_its_arguments(assemble, capsys):
     assert run("chat", "m", "--max-tokens", "9", "--set", "top_k=4", "--system", "s", "--seed", "2") == 0
     (_, args, kwargs), (_, talk, _) = assemble.calls
     assert args == ("m",)
-    assert kwargs == {"system": "s", "sampling": {"max_tokens": 9, "top_k": 4}, "seed": 2}
+    assert kwargs == {"system": "s", "sampling": {"max_tokens": 9, "top_k": 4}, "seed": 2, "thinking": {}}
     assert talk[0] == "a talk"
+    assert run("chat", "m", "--think-min", "2", "--think-max", "9", "--waits", "1") == 0
+    assert assemble.calls[2][2]["thinking"] == {"min": 2, "max": 9, "waits": 1}
 
 
 def test_the_other_commands_pass_on_their_arguments(preset, assemble, tmp_path, capsys):

@@ -4,6 +4,7 @@ from jaxpost.assemble.answer import generate, read_prompts
 from jaxpost.assemble.chat import Conversation, chat
 from jaxpost.assemble.commands import convert, environment, inspect
 from jaxpost.assemble.model import Pretrained, load_model
+from jaxpost.assemble.served import ask_server
 from jaxpost.assemble.sft import make_job, train
 from jaxpost.assemble.training import Training, make_loss, make_training
 
@@ -11,6 +12,7 @@ __all__ = [
     "Conversation",
     "Pretrained",
     "Training",
+    "ask_server",
     "chat",
     "convert",
     "environment",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,13 @@ from jaxpost.weights.resolve import cache_folder
 
 Prompt = str | Sequence[Mapping[str, Any]]
 """A text, or the messages of a conversation."""
+
+Done = dict[tuple[int, int], dict[str, Any]]
+"""(prompt, sample) -> row of the answer."""
+
+Make = Callable[[list[int], Done], tuple[int, Iterable[tuple[Completion, Mapping[str, Any]]]]]
+"""make(numbers of the prompts that lack answers, those that are done) -> how many answers come, and the answers, each
+with what its row says besides."""
 
 
 def read_prompts(path: Path) -> tuple[list[Prompt], list[Mapping[str, Any]]]:
@@ -61,11 +68,16 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[Mapping[str, Any]]]:
     return prompts, own
 
 
+def turns_of(prompt: Prompt, system: str | None) -> list[dict[str, Any]]:
+    """The messages of a prompt, a system turn before them if there is one."""
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+    return [{"role": "system", "content": system}, *turns] if system else turns
+
+
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, *, system: str | None, chat: bool) -> list[int]:
     """Token ids of a prompt: a user turn or a conversation in the chat format, or a bare text to be continued."""
     if not isinstance(prompt, str):
-        turns = ([{"role": "system", "content": system}] if system else []) + [dict(turn) for turn in prompt]
-        return tokenizer.encode(tokenizer.render(turns, add_generation_prompt=True))
+        return tokenizer.encode(tokenizer.render(turns_of(prompt, system), add_generation_prompt=True))
     if chat:
         return chat_prompt(tokenizer, prompt, system)
     return tokenizer.encode(prompt, add_bos=tokenizer.adds_bos)
@@ -106,36 +118,53 @@ def generate(
       ValueError: unknown or contradictory sampling parameters, a system turn without chat format, an `out` file with
         answers to other prompts. A prompt that cannot be answered is told in its row ("error"); the others go on.
     """
-    if system and not chat:
-        raise ValueError("a system turn needs the chat format; leave out --raw or --system")
+    check_turns(system, chat=chat)
     rules, asked = _search_rules(sampling or {})
-    wishes = _wishes({"temperature": 0.0} | asked, own, len(prompts))
+    wishes = read_wishes(asked, own, len(prompts))
     _refuse_for_beams(rules, shape=shape, thinking=thinking, speculate=speculate, own=any(own or ()))
-    keep_programs()
-    done = {} if out is None else _finished(out, prompts)
-    todo = [i for i in range(len(prompts)) if any((i, k) not in done for k in range(wishes[i].n))]
-    if todo:
+
+    def make(todo: list[int], done: Done) -> tuple[int, Iterable[tuple[Completion, Mapping[str, Any]]]]:
+        keep_programs()
         pretrained, params = load_bound(model)
         encoded = [encode_prompt(pretrained.tokenizer, prompts[i], system=system, chat=chat) for i in todo]
-        wishes = [wishes[i] for i in todo]
-        total = sum(wish.n for wish in wishes)
+        wanted = [wishes[i] for i in todo]
+        total = sum(wish.n for wish in wanted)
         together = min(rows, len(todo) * rules["beams"] if rules else total)
         sample = text_sampler(pretrained, rows=together, speculate=speculate)
         if rules:
-            stream = _searched(sample, params, encoded, wishes[0], todo, rules)
+            stream = _searched(sample, params, encoded, wanted[0], todo, rules)
         else:
-            make = make_matchers(pretrained, encoded, shape, thinking)
-            stream = sample.stream(params, encoded, wishes, seed=seed, example_ids=todo, matchers=make, errors="return")
+            each = make_matchers(pretrained, encoded, shape, thinking)
+            stream = sample.stream(params, encoded, wanted, seed=seed, example_ids=todo, matchers=each, errors="return")
+        return total, ((completion, {}) for _, completion in stream)
+
+    yield from answered(prompts, wishes, make, out=out, progress=progress)
+
+
+def answered(
+    prompts: Sequence[Prompt], wishes: Sequence[SamplingParams], make: Make, *, out: Path | None, progress: Any
+) -> list[dict[str, Any]]:
+    """The rows of all answers in order, after making those that `out` does not hold and writing them there."""
+    done = {} if out is None else _finished(out, prompts)
+    todo = [i for i in range(len(prompts)) if any((i, k) not in done for k in range(wishes[i].n))]
+    if todo:
+        total, stream = make(todo, done)
         _kept(stream, prompts, done, out, _Meter(total, progress))
     ordered = [done[key] for key in sorted(done)]
     if out is not None:
         _write_all(out, ordered)
-    yield from ordered
+    return ordered
 
 
-def _wishes(command: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None, prompts: int) -> list[SamplingParams]:
-    """Each prompt's sampling parameters: its own in the place of the command's."""
-    wish = SamplingParams.from_mapping(command)
+def read_wishes(
+    command: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None, prompts: int
+) -> list[SamplingParams]:
+    """Each prompt's sampling parameters: its own in the place of the command's; greedy if nothing is said.
+
+    Raises:
+      ValueError: unknown or contradictory ones.
+    """
+    wish = SamplingParams.from_mapping({"temperature": 0.0} | dict(command))
     if own is None:
         return [wish] * prompts
     if len(own) != prompts:
@@ -150,21 +179,22 @@ def _wishes(command: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None,
 
 
 def _kept(
-    stream: Iterable[tuple[int, Completion]],
+    stream: Iterable[tuple[Completion, Mapping[str, Any]]],
     prompts: Sequence[Prompt],
-    done: dict[tuple[int, int], dict[str, Any]],
+    done: Done,
     out: Path | None,
     meter: _Meter,
 ) -> None:
     """Adds answers to those that are done, and to the file, as they end."""
     with _appending(out) as file:
-        for _, completion in stream:
+        for completion, more in stream:
+            row = _row(prompts[completion.example], completion) | dict(more)
             if (key := (completion.example, completion.sample)) not in done:
-                done[key] = _row(prompts[completion.example], completion)
+                done[key] = row
                 if file is not None:
-                    file.write(json.dumps(done[key], ensure_ascii=False) + "\n")
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
                     file.flush()
-            meter.count(len(completion.tokens))
+            meter.count(row["tokens"] or 0)
 
 
 def _search_rules(sampling: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -215,6 +245,12 @@ def _searched(
                 yield i, Completion(beam.tokens, beam.logprobs, beam.finish, beam.text, numbers[i], k, score=beam.score)
 
 
+def check_turns(system: str | None, *, chat: bool) -> None:
+    """Raises: ValueError for a system turn without the chat format."""
+    if system and not chat:
+        raise ValueError("a system turn needs the chat format; leave out --raw or --system")
+
+
 def keep_programs() -> None:
     """Keeps compiled programs in the user's cache, so that the same command starts at once the next time."""
     option = "jax_compilation_cache_dir"
@@ -241,7 +277,7 @@ def _row(prompt: Prompt, c: Completion) -> dict[str, Any]:
     return row if c.error is None else row | {"error": c.error}
 
 
-def _finished(out: Path, prompts: Sequence[Prompt]) -> dict[tuple[int, int], dict[str, Any]]:
+def _finished(out: Path, prompts: Sequence[Prompt]) -> Done:
     """Answers that a file holds already; a torn last line is cut off. Rows that failed are made again."""
     if not out.exists():
         return {}

@@ -15,8 +15,10 @@ import yaml
 from jaxpost import sharding
 from jaxpost.assemble.answer import encode_prompt, keep_programs
 from jaxpost.assemble.commands import load_bound
+from jaxpost.assemble.matchers import start_thinking, thinking_budget
 from jaxpost.generate.engine import Engine
 from jaxpost.generate.layout import Text
+from jaxpost.generate.matcher import masks
 from jaxpost.generate.noise import row_keys
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.rows import pack
@@ -42,16 +44,24 @@ class Conversation:
     Args:
       model: folder, hub id or `smollm2-135m-instruct`.
       sampling: sampling parameters by name.
+      thinking: a budget of thinking for every answer, as `matchers.thinking_budget`.
     """
 
     def __init__(
-        self, model: str, *, system: str | None = None, sampling: Mapping[str, Any] | None = None, seed: int = 0
+        self,
+        model: str,
+        *,
+        system: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        thinking: Mapping[str, int] | None = None,
+        seed: int = 0,
     ):
         keep_programs()
         self.pretrained, params = load_bound(model)
         self.tokenizer = self.pretrained.tokenizer
         self.settings: dict[str, Any] = {"temperature": 0.7, "max_tokens": 512} | dict(sampling or {})
         self.wish = SamplingParams.from_mapping(self.settings)
+        self.thinking = thinking_budget(self.tokenizer, thinking) if thinking else None
         self.seed, self.system = seed, system
         self.messages: list[dict[str, str]] = []
         self.context = min(self.pretrained.config.max_positions, 8192)
@@ -142,9 +152,18 @@ class Conversation:
         turn, first = jnp.asarray([len(self.messages)]), jnp.zeros(1, jnp.int32)
         keys = np.asarray(jax.random.key_data(row_keys(jnp.asarray(rows.seed), turn, first, first)))
         stops, told = StopDetector(self.wish.stop), 0
-        limit = prompt_length + self.wish.max_tokens
+        limit, size = prompt_length + self.wish.max_tokens, self.pretrained.config.vocab_size
+        matcher = None if self.thinking is None else start_thinking(self.pretrained, self.thinking, text.tokens)
         while True:
-            decoded = self.engine.extend(self.weights, [text], rows, keys, [limit], steps=_STEPS)
+            # What may come next is known one token ahead.
+            steps, mask = (_STEPS, None) if matcher is None else (1, masks([matcher], size))
+            before = len(text.tokens)
+            decoded = self.engine.extend(self.weights, [text], rows, keys, [limit], steps=steps, mask=mask)
+            if matcher is not None and len(text.tokens) > before:
+                if not matcher.advance(text.tokens[-1]):
+                    self.engine.retract(text, 1)  # An early end: the next mask says what to write in its place.
+                    continue
+                matcher = None if matcher.over else matcher
             whole = self.tokenizer.decode(text.tokens[prompt_length:])
             over = not decoded.live[0]
             # A character may still lack bytes.

@@ -1,27 +1,30 @@
 """Any OpenAI-compatible address (vLLM, sglang, llama.cpp's server) as a Sampler.
 
-Prompts travel as token ids, one request a sample, so a sample's failure and its seed are its own. Answers are data
-from a stranger: every field is checked, nothing in them is evaluated.
+Prompts travel as token ids, one request a sample, so a sample's failure and its seed are its own. Without a tokenizer
+of the model's they travel as text, or as messages that the server puts in its own chat format.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any, Literal
 
 import numpy as np
 
 from jaxpost.generate.batching import Completion
 from jaxpost.generate.http_json import Server, ServerError
 from jaxpost.generate.params import SamplingParams
+from jaxpost.generate.reply import Answer, read
 from jaxpost.text.tokenizer import Tokenizer
 
 API_KEY = "JAXPOST_API_KEY"
 """The environment variable of the key. Not OpenAI's own: that key must not go to any address by accident."""
+
+Prompt = Sequence[int] | str | Sequence[Mapping[str, Any]]
+"""Token ids, a text, or the messages of a conversation (only without a tokenizer: the server has the chat format)."""
 
 Score = Callable[[np.ndarray, np.ndarray], Any]
 """score(tokens [B T] int32, prompt_lengths [B] int32) -> [B T]: log-probability of each token given those before it."""
@@ -37,19 +40,6 @@ _WHERE_SET = (
     "bad_words",
     "prompt_logprobs",
 )
-
-
-class Answer(NamedTuple):
-    """One sample of a server."""
-
-    completion: Completion
-    """`logprobs` are the server's, as it defines them (vLLM's are of softmax(logits) unless it is told otherwise);
-    empty where it gave none of its tokens."""
-    prompt: tuple[int, ...]
-    reencoded: bool = False
-    """The server gave no token ids: `tokens` are our tokenizer's of its text, which may not be those it sampled."""
-    learner_logprobs: tuple[float, ...] | None = None
-    """Of `tokens`, by our own model; see `rescore`."""
 
 
 class RowsFailed(RuntimeError):
@@ -86,6 +76,22 @@ def to_openai(params: Any) -> dict[str, Any]:
     return body | {"return_token_ids": True, "return_tokens_as_token_ids": True}
 
 
+def to_plain_openai(params: SamplingParams) -> dict[str, Any]:
+    """The body of a request to any server, OpenAI's own too: vLLM's names only where the parameters ask for something.
+
+    Raises: ValueError for log-probabilities, which mean nothing without a tokenizer, and as `to_openai`.
+
+    Example:
+      >>> to_plain_openai(SamplingParams(max_tokens=5, top_k=3))
+      {'max_tokens': 5, 'temperature': 1.0, 'top_p': 1.0, 'top_k': 3}
+    """
+    if params.logprobs is not None or params.prompt_logprobs is not None:
+        raise ValueError("log-probabilities of a server's answers need the model's own tokenizer: give a local model")
+    usual = to_openai(SamplingParams())
+    said = ("max_tokens", "temperature", "top_p")
+    return {k: v for k, v in to_openai(params).items() if k in said or usual.get(k) != v}
+
+
 class ExternalSampler:
     """Samples from a server, as `generate.sampler.Sampler` does from a model; made by `connect`."""
 
@@ -93,7 +99,7 @@ class ExternalSampler:
         self,
         server: Server,
         model: str,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         *,
         concurrency: int,
         extra: Mapping[str, Any],
@@ -105,7 +111,7 @@ class ExternalSampler:
     def __call__(
         self,
         params: Any,
-        prompts: Sequence[Sequence[int] | str],
+        prompts: Sequence[Prompt],
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         seed: int = 0,
@@ -141,7 +147,7 @@ class ExternalSampler:
 
     def answers(
         self,
-        prompts: Sequence[Sequence[int] | str],
+        prompts: Sequence[Prompt],
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         seed: int = 0,
@@ -149,51 +155,77 @@ class ExternalSampler:
         example_ids: Sequence[int] | None = None,
         policy_version: int = 0,
     ) -> list[Answer]:
-        """As a call, with all that is known of each sample; failures are returned, never raised.
+        """As a call, with all that is known of each sample; failures are returned, never raised."""
+        found = dict(
+            self.stream(prompts, sampling, seed=seed, draw=draw, example_ids=example_ids, policy_version=policy_version)
+        )
+        return [found[number] for number in range(len(found))]
+
+    def stream(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        seed: int = 0,
+        draw: int = 0,
+        example_ids: Sequence[int] | None = None,
+        policy_version: int = 0,
+        skip: Collection[tuple[int, int]] = (),
+    ) -> Iterator[tuple[int, Answer]]:
+        """Yields (number, answer) as the server ends them; failures are yielded, never raised.
 
         A text prompt is encoded with our tokenizer. The seed of a request is a hash of (seed, draw, example, sample).
+
+        Args:
+          skip: (example, sample) of those that are not wanted; numbers count the others.
         """
         wishes = list(sampling) if isinstance(sampling, Sequence) else [sampling or SamplingParams()] * len(prompts)
         ids = list(range(len(prompts))) if example_ids is None else list(example_ids)
         if not len(wishes) == len(ids) == len(prompts):
             raise ValueError(f"{len(prompts)} prompts with {len(wishes)} sampling parameters and {len(ids)} ids")
-        bodies = [to_openai(wish) for wish in wishes]
+        requests = [self._request(prompt, wish) for prompt, wish in zip(prompts, wishes, strict=True)]
         jobs = []
-        for at, (prompt, wish) in enumerate(zip(prompts, wishes, strict=True)):
-            tokens = self._encode(prompt)
-            for sample in range(wish.n):
-                base = seed if wish.seed is None else wish.seed
-                own = {"model": self.model, "prompt": list(tokens), "seed": _seed(base, draw, ids[at], sample)}
-                body = {k: v for k, v in {**bodies[at], **own, **self._extra}.items() if v is not None}
+        for at, (request, wish) in enumerate(zip(requests, wishes, strict=True)):
+            for sample in (k for k in range(wish.n) if (ids[at], k) not in skip):
+                own = {"seed": _seed(seed if wish.seed is None else wish.seed, draw, ids[at], sample)}
+                body = {k: v for k, v in {**request, **own, **self._extra}.items() if v is not None}
                 empty = Completion((), (), "error", example=ids[at], sample=sample, policy_version=policy_version)
-                jobs.append((f"prompt {at}, sample {sample}", tokens, wish, body, empty))
+                jobs.append((f"prompt {ids[at]}, sample {sample}", wish, body, empty))
         pool = ThreadPoolExecutor(max(1, min(self._concurrency, len(jobs))), thread_name_prefix="external")
         try:
-            return list(pool.map(lambda job: self._sample(*job), jobs))
+            asked = {pool.submit(self._sample, *job): number for number, job in enumerate(jobs)}
+            for done in as_completed(asked):
+                yield asked[done], done.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _encode(self, prompt: Sequence[int] | str) -> tuple[int, ...]:
-        if isinstance(prompt, str):
-            return tuple(self.tokenizer.encode(prompt, add_bos=self.tokenizer.adds_bos))
-        return tuple(int(token) for token in prompt)
+    def _request(self, prompt: Prompt, wish: SamplingParams) -> dict[str, Any]:
+        """The body that all samples of a prompt share."""
+        if self.tokenizer is not None:
+            tokens: Any = prompt
+            if isinstance(prompt, str):
+                tokens = self.tokenizer.encode(prompt, add_bos=self.tokenizer.adds_bos)
+            return to_openai(wish) | {"model": self.model, "prompt": [int(token) for token in tokens]}
+        given = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
+        return to_plain_openai(wish) | {"model": self.model} | given
 
-    def _sample(
-        self, name: str, prompt: tuple[int, ...], wish: SamplingParams, body: dict[str, Any], empty: Completion
-    ) -> Answer:
+    def _sample(self, name: str, wish: SamplingParams, body: dict[str, Any], empty: Completion) -> Answer:
+        given = body.get("prompt")
+        prompt = tuple(given) if isinstance(given, list) else ()
         try:
-            if not prompt:
+            if not (given or body.get("messages")):
                 raise ServerError("the prompt is empty: give at least one token (a chat template adds some)")
-            return _read(self.server.ask("POST", "/completions", body), prompt, wish, empty, self.tokenizer)
+            path = "/chat/completions" if "messages" in body else "/completions"
+            return read(self.server.ask("POST", path, body), prompt, wish, empty, self.tokenizer)
         except ServerError as error:
             return Answer(empty._replace(error=f"{name}: {error}"), prompt)
 
 
 def connect(
     url: str,
-    model: str,
+    model: str | None = None,
     *,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     api_key: str | None = None,
     timeout: float = 600.0,
     retries: int = 4,
@@ -206,7 +238,8 @@ def connect(
 
     Args:
       url: as http://localhost:8000/v1.
-      tokenizer: the model's own; the server must run the same.
+      model: as the server calls it; None: the only one that it serves.
+      tokenizer: the model's own; the server must run the same. None: text and messages go to the server as they are.
       api_key: the environment's JAXPOST_API_KEY if not given.
       timeout, retries, backoff: see `http_json.Server`.
       concurrency: most requests at once.
@@ -215,7 +248,8 @@ def connect(
 
     Raises:
       ServerError: the address cannot be reached, or refuses us.
-      ValueError: another model is served (those that are, are listed); an address that is none.
+      ValueError: another model is served, or none is named and there are several (those that are, are listed); an
+        address that is none.
     """
     if concurrency < 1:
         raise ValueError(f"concurrency is {concurrency}; at least one request must be under way")
@@ -226,11 +260,16 @@ def connect(
     except ServerError as error:
         if error.status != 404:  # some servers have no list
             raise
-    else:
-        rows = listed.get("data") if isinstance(listed, Mapping) else None
-        names = [r.get("id") for r in rows if isinstance(r, Mapping)] if isinstance(rows, list) else []
-        if names and model not in names:
-            raise ValueError(f"{url} does not serve {model!r}; it serves {', '.join(map(repr, names))}")
+        listed = {}
+    rows = listed.get("data") if isinstance(listed, Mapping) else None
+    names = [r.get("id") for r in rows if isinstance(r, Mapping)] if isinstance(rows, list) else []
+    told = ", ".join(map(repr, names)) or "models that it does not list"
+    if names and model is not None and model not in names:
+        raise ValueError(f"{url} does not serve {model!r}; it serves {told}")
+    if model is None:
+        if len(names) != 1:
+            raise ValueError(f"{url} serves {told}: name one")
+        model = str(names[0])
     return ExternalSampler(server, model, tokenizer, concurrency=concurrency, extra=extra or {}, score=score)
 
 
@@ -267,95 +306,3 @@ def rescore(answers: Sequence[Answer], score: Score, *, rows: int = 8, multiple:
 def _seed(*parts: int) -> int:
     """31 bits that depend on all of the numbers; every server's seed holds that many."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4]) >> 1
-
-
-def _read(reply: Any, prompt: tuple[int, ...], wish: SamplingParams, empty: Completion, tokenizer: Tokenizer) -> Answer:
-    """An Answer from the server's JSON. Raises: ServerError for what is not a completion."""
-    choices = reply.get("choices") if isinstance(reply, Mapping) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    if not isinstance(choice, Mapping) or not isinstance(choice.get("text"), str):
-        raise ServerError("the answer holds no completion (no choices[0].text)")
-    reason, stop = choice.get("finish_reason"), choice.get("stop_reason")
-    if reason not in ("stop", "length"):
-        raise ServerError(f"the server ended the sample with {reason!r}, neither an end nor max_tokens")
-    stop = stop if isinstance(stop, int | str) and not isinstance(stop, bool) else None
-    ids, logprobs, best = _tokens(choice)
-    reencoded = ids is None
-    if ids is None:
-        ids, logprobs, best = tokenizer.encode(choice["text"]), [], []
-        ends = [stop] if isinstance(stop, int) else [] if wish.stop or wish.stop_token_ids else list(tokenizer.eos_ids)
-        if reason == "stop" and len(ends) == 1:
-            ids = [*ids, ends[0]]  # an end token is not part of the text
-    wrong = next((t for t in ids if not 0 <= t < tokenizer.vocab_size), None)
-    if wrong is not None:
-        raise ServerError(f"token {wrong} is not one of our tokenizer's {tokenizer.vocab_size}: it has another")
-    completion = empty._replace(
-        tokens=tuple(ids),
-        logprobs=tuple(logprobs),
-        finish=reason,
-        text=choice["text"],
-        stop=stop,
-        best=tuple(row[: wish.logprobs] for row in best) if wish.logprobs else (),
-        prompt_logprobs=_prompt_logprobs(choice.get("prompt_logprobs"), prompt),
-    )
-    return Answer(completion, prompt, reencoded)
-
-
-Best = list[tuple[tuple[int, float], ...]]
-
-
-def _tokens(choice: Mapping[str, Any]) -> tuple[list[int] | None, list[float], Best]:
-    """Token ids, their log-probabilities, and the best tokens of each place, in any of the forms that servers use."""
-    given, told = choice.get("token_ids"), choice.get("logprobs")
-    told = told if isinstance(told, Mapping) else {}
-    best: Best = []
-    if isinstance(told.get("content"), list):  # llama.cpp, as in chats
-        rows = [row if isinstance(row, Mapping) else {} for row in told["content"]]
-        ids, logprobs = [row.get("id") for row in rows], [row.get("logprob") for row in rows]
-        best = [_pairs((r.get("id"), r.get("logprob")) for r in _dicts(row.get("top_logprobs"))) for row in rows]
-    else:  # vLLM: ids as text, "token_id:5"
-        ids, logprobs = [_named(t) for t in _list(told.get("tokens"))], _list(told.get("token_logprobs"))
-        rows = [row if isinstance(row, Mapping) else {} for row in _list(told.get("top_logprobs"))]
-        best = [_pairs((_named(name), p) for name, p in row.items()) for row in rows]
-    ids = _whole(given if isinstance(given, list) else ids)
-    if ids is None or (not ids and not isinstance(given, list)):
-        return None, [], []
-    numbers = [float(p) for p in logprobs if p is not None and _number(p)]
-    if len(logprobs) not in (0, len(ids)) or len(numbers) < len(logprobs):
-        raise ServerError(f"the answer has {len(logprobs)} log-probabilities, not all numbers, for {len(ids)} tokens")
-    return ids, numbers, best if len(best) == len(ids) else []
-
-
-def _whole(values: list[Any]) -> list[int] | None:
-    """The values, if all are token ids."""
-    return values if all(isinstance(t, int) and not isinstance(t, bool) for t in values) else None
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _dicts(value: Any) -> list[Mapping[str, Any]]:
-    return [row for row in _list(value) if isinstance(row, Mapping)]
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _named(name: Any) -> int | None:
-    head, _, number = name.partition(":") if isinstance(name, str) else ("", "", "")
-    return int(number) if head == "token_id" and number.isascii() and number.isdigit() and len(number) < 10 else None
-
-
-def _pairs(pairs: Iterable[tuple[Any, Any]]) -> tuple[tuple[int, float], ...]:
-    good = [(t, float(p)) for t, p in pairs if isinstance(t, int) and _number(p)]
-    return tuple(sorted(good, key=lambda pair: -pair[1]))
-
-
-def _prompt_logprobs(told: Any, prompt: tuple[int, ...]) -> tuple[float, ...]:
-    """vLLM's: at each place, token id -> {"logprob": ...}; the prompt's own token is always among them."""
-    rows = _list(told)[1:]
-    found = [row.get(str(t)) if isinstance(row, Mapping) else None for row, t in zip(rows, prompt[1:], strict=False)]
-    values: list[Any] = [entry.get("logprob") if isinstance(entry, Mapping) else None for entry in found]
-    return tuple(float(p) for p in values) if len(rows) == len(prompt) - 1 and all(map(_number, values)) else ()

@@ -142,6 +142,11 @@ class ThinkingMatcher:
         return part == "ended" or (part == "over" and then is not None and then.finished)
 
     @property
+    def over(self) -> bool:
+        """The end marker came: what follows is as free as what was to come then."""
+        return self._place.part == "over"
+
+    @property
     def problem(self) -> str | None:
         """The problem of the grammar that follows, if it has one."""
         return None if self._then is None else self._then.problem

@@ -6,6 +6,7 @@ import pytest
 
 from jaxpost.assemble import Conversation, chat, generate, read_prompts
 from jaxpost.assemble.chat import HELP, command
+from jaxpost.generate.thinking import ThinkingBudget
 
 SAMPLING = {"max_tokens": 6, "temperature": 1.0, "n": 2}
 PROMPTS = ["Hi", "Count", [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
@@ -145,6 +146,32 @@ def test_a_conversation_answers_as_if_read_anew(tiny_model, tmp_path):
     for line, problem in (("/set n=2", "one answer"), ("/set heat=1", "unknown"), ("/dance", "no command")):
         with pytest.raises(ValueError, match=problem):
             command(talk, line)
+
+
+def test_a_conversation_keeps_a_budget_of_thinking(tiny_model):
+    """Each answer is that of `generate` with the same budget, and no longer held to it once the thinking is over."""
+    sampling, thinking = {"max_tokens": 40, "temperature": 0.0, "ignore_eos": True}, {"min": 3, "max": 4}
+    talk = Conversation(str(tiny_model), sampling=sampling, thinking=thinking)
+    for text in ("Hi", "And now?"):
+        said = "".join(talk.say(text))
+        [want] = generate(str(tiny_model), [talk.messages[:-1]], sampling=sampling, thinking=thinking)
+        assert said == want["text"]
+        begin, _, rest = said.partition("<think>")
+        assert begin == ""
+        between, marker, after = rest.partition("</think>")
+        assert marker
+        assert between
+        assert after
+    talk.reset()
+    [free] = generate(str(tiny_model), ["Hi"], sampling=sampling | {"logprobs": 1})
+    best, wait = free["top_logprobs"][0][0][0], talk.tokenizer.encode("Wait")
+    budget, talk.thinking = talk.thinking, ThinkingBudget(end=[best], min_tokens=9, wait=wait, max_waits=1)
+    assert "".join(talk.say("Hi")).startswith("Wait"), "in the place of an end that comes too early"
+    talk.thinking = budget
+    talk.set("max_tokens=2")
+    assert "".join(talk.say("Hm")) == "<t", "the answer may end within a marker"
+    talk.set("allowed_token_ids=[5]")
+    assert "".join(talk.say("Hm")) == "", "where nothing may be drawn, the answer ends"
 
 
 def test_the_loop_goes_on_after_complaints_and_interrupts(tiny_model):

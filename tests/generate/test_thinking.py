@@ -137,6 +137,9 @@ def test_the_begin_marker_is_written_unless_the_prompt_ends_within_thinking():
         assert tokens_of(matcher.mask()) == [EOS, X, A, B, W]
         assert matcher.advance(X)
         assert matcher.forced() == [A]
+        assert not matcher.over
+        assert matcher.advance(A)
+        assert matcher.over
     for prompt in ([B, W], [X, B, W, X], [B, W, A, B, W]):
         assert begun(budget, prompt=prompt).forced() == []
     none = ThinkingBudget(begin=(B,), end=(A,), max_tokens=0)
