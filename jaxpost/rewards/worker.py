@@ -1,0 +1,60 @@
+"""The process that `runner.Pool` starts: `python -m jaxpost.rewards.worker FD`. It imports neither jax nor a model."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+from multiprocessing.connection import Connection
+from typing import Any
+
+from jaxpost.rewards.contract import RewardFn, Sample
+from jaxpost.rewards.functions import FromFile, load
+
+GRACE = 5.0
+"""Seconds after a row's limit at which a worker whose parent is gone ends itself."""
+
+
+def main(descriptor: int) -> None:
+    """Reads (rewards, seconds), says "ready", then answers rows (reward, example, sample) one by one."""
+    connection = Connection(descriptor)
+    try:
+        try:
+            rewards, seconds = connection.recv()
+        except (AttributeError, ImportError) as error:
+            connection.send(("failed", f"it must be in a module that can be imported: {error}"))
+            return
+        connection.send(_start(rewards))
+        with open(os.devnull, "w") as silent:
+            while True:
+                number, example, sample = connection.recv()
+                # A watchdog of C, which ends the process even where Python code holds the interpreter's lock.
+                faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=silent)
+                answer = _score(rewards[number], example, sample)
+                faulthandler.cancel_dump_traceback_later()
+                connection.send(answer)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the parent closed its end
+
+
+def _start(rewards: list[RewardFn]) -> tuple[str, str]:
+    """Loads users' files before the first row, so that their faults are told at once and their time is not a row's."""
+    for reward in rewards:
+        if isinstance(reward, FromFile):
+            try:
+                load(reward.spec)
+            except BaseException as error:
+                return "failed", f"{reward.spec}: {type(error).__name__}: {error}"
+    return "ready", ""
+
+
+def _score(reward: RewardFn, example: dict[str, Any], sample: Sample) -> tuple[str, Any]:
+    try:
+        columns = reward([example], [sample])
+        return "scored", {name: float(column[0]) for name, column in columns.items()}
+    except BaseException as error:  # a user's sys.exit() too is this row's fault only
+        return "raised", f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,317 @@
+"""Answers compared with a table made by hand, hostile text among it."""
+
+import gzip
+import json
+import math
+import re
+import time
+from fractions import Fraction
+
+import pytest
+
+from jaxpost.rewards.answers import MathAnswer, MultipleChoice, boxes, final_answer
+from jaxpost.rewards.contract import Sample
+from jaxpost.rewards.exact import Beyond, Exact
+from jaxpost.rewards.latex import equal, read
+
+SAME = [
+    ("42", "42"),
+    ("42", "42."),
+    ("42", "42.0"),
+    ("42", "$42$"),
+    ("42", "\\$42.00"),
+    ("1234567", "1,234,567"),
+    ("1234", "1{,}234"),
+    ("1234", "1\\,234"),
+    ("10000", "10\u202f000"),
+    ("-3", "−3"),
+    ("0.5", ".5"),
+    ("0.5", "1/2"),
+    ("0.5", "\\frac12"),
+    ("0.5", "\\dfrac{1}{2}"),
+    ("-\\frac{1}{2}", "\\frac{-1}{2}"),
+    ("\\frac{1}{3}", "2/6"),
+    ("1.5", "1\\frac{1}{2}"),
+    ("1.5", "1 1/2"),
+    ("-1.5", "-1\\frac12"),
+    ("0.5", "50%"),
+    ("50\\%", "50"),
+    ("50", "50 percent"),
+    ("12.5%", "0.125"),
+    ("5", "5 meters"),
+    ("5 cm", "5\\text{ centimeters}"),
+    ("5 m", "5 meters"),
+    ("12", "12 square inches"),
+    ("90", "90^\\circ"),
+    ("90°", "90"),
+    ("18", "$18 per day"),
+    ("2\\sqrt{3}", "\\sqrt{12}"),
+    ("\\frac{\\sqrt{2}}{2}", "\\frac{1}{\\sqrt{2}}"),
+    ("\\frac{1}{\\sqrt{3}-1}", "\\frac{1+\\sqrt{3}}{2}"),
+    ("3^{1/2}", "√3"),
+    ("2\\pi", "2π"),
+    ("\\frac{\\pi}{4}", "0.25\\pi"),
+    ("x^2+2x+1", "(x+1)^2"),
+    ("2xy", "2yx"),
+    ("5", "x = 5"),
+    ("(1,2)", "\\left( 1, 2 \\right)"),
+    ("1,2", "2, 1"),
+    ("\\{1,2\\}", "\\{2,1\\}"),
+    ("[0,1)", "x \\in [0, 1)"),
+    ("(-\\infty, 3]", "(-\\infty,3]"),
+    ("1000000", "10^6"),
+    ("2^{10}", "1024"),
+    ("6 \\cdot 7", "42"),
+    ("6 \\times 10^{-2}", "0.06"),
+    ("Friday", "\\text{friday}"),
+    ("\\text{(B)}", "(B)"),
+    ("120", "12 \\times 10"),
+]
+DIFFERENT = [
+    ("42", "43"),
+    ("42", "4 2"),
+    ("0.333", "1/3"),
+    ("3.14", "\\pi"),
+    ("0.5", "0.5%"),
+    ("5 cm", "5 m"),
+    ("5 cm", "5 cm^2"),
+    ("(1,2)", "(2,1)"),
+    ("(1,2)", "[1,2]"),
+    ("(1,2)", "1,2"),
+    ("\\{1,2\\}", "\\{1,2,3\\}"),
+    ("2\\sqrt{3}", "3\\sqrt{2}"),
+    ("x+1", "x-1"),
+    ("x", "y"),
+    ("Friday", "Fridya"),
+    ("42", ""),
+    ("42", "\u0664\u0662"),
+    ("42", "\uff14\uff12"),
+    ("52", "5\u00b2"),
+    ("42", "forty-two"),
+    ("1", "1/0"),
+    ("387420489", "9**9"),
+    ("1", '__import__("os").getpid()'),
+    ("42", "0x2a"),
+    ("0", "\\sqrt{-1}"),
+    ("1234", "12,34"),
+]
+
+
+@pytest.mark.parametrize(("gold", "answer"), SAME)
+def test_same(gold, answer):
+    assert equal(gold, answer)
+    assert equal(gold, gold)
+    assert equal(answer, answer)
+
+
+@pytest.mark.parametrize(("gold", "answer"), DIFFERENT)
+def test_different(gold, answer):
+    assert not equal(gold, answer)
+    assert not equal(answer, gold)
+
+
+HOSTILE = [
+    '__import__("os").system("touch /tmp/never")',
+    "9**9**9**9",
+    "9^9^9^9",
+    "9^{9^{9^{9}}}",
+    "2^{1000000000}",
+    "(1+x)^{1000}",
+    "(" * 10**6 + "1" + ")" * 10**6,
+    "(" * 250 + "1" + ")" * 250,
+    "\\frac" * 100,
+    "\\sqrt" * 100 + "2",
+    "-" * 500 + "1",
+    "{" * 300,
+    "\\boxed{" * 200,
+    "1," * 250 + "1",
+    "1/3" * 150,
+    "\\frac{1}{0}",
+    "x^{-1}" * 80,
+    "9" * 500,
+    "\\sqrt{" + "9" * 150 + "}",
+    "\\text{" * 80,
+    "[" * 400,
+    "\x00\ud800\U0010ffff",
+    "1\\frac" * 80,
+    "(\\sqrt2+\\sqrt3+\\sqrt5+\\sqrt7+\\sqrt{11}+\\sqrt{13})^{900}",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_text_is_wrong_quickly(text):
+    start = time.perf_counter()
+    assert not equal("7", text)
+    reward = MathAnswer()
+    for around in ("{}", "\\boxed{{{}}}", "#### {}", "The answer is {}"):
+        assert reward([{"answer": "7"}], [Sample(around.format(text))])["math"] == [0]
+    assert time.perf_counter() - start < 2
+
+
+def test_long_hostile_texts_are_read_in_linear_time():
+    start = time.perf_counter()
+    for piece in ("\\boxed{", "answer: ", "answer is ", "$1,", "#", "- ", "answer \n", "(A", "1/", "{", "}", "1,111"):
+        text = piece * (10**6 // len(piece))
+        final_answer(text)
+        MultipleChoice().choice(text)
+    assert time.perf_counter() - start < 5
+
+
+def test_exact_values_agree_with_floats():
+    """Random expressions of roots and pi, against floating point."""
+    import random
+
+    draw = random.Random(0)
+    for _ in range(200):
+        value, number = Exact.of(0), 0.0
+        for _ in range(3):
+            q, n, power = Fraction(draw.randint(-9, 9), draw.randint(1, 9)), draw.randint(1, 400), draw.randint(0, 2)
+            part, size = Exact.of(q) * Exact.of(n).root(), float(q) * math.sqrt(n)
+            part, size = part * Exact.letter("pi").power(Fraction(power)), size * math.pi**power
+            if draw.random() < 0.5:
+                value, number = value + part, number + size
+            else:
+                value, number = value * part + Exact.of(1), number * size + 1
+        assert float(value) == pytest.approx(number, rel=1e-9, abs=1e-9)
+        assert value - value == Exact.of(0)
+    for n in range(1, 500):
+        root = Exact.of(n).root()
+        assert root * root == Exact.of(n)
+        assert (root.rational is not None) == (math.isqrt(n) ** 2 == n)
+        if root.rational is None:
+            assert float(Exact.of(1) / (root + Exact.of(30))) == pytest.approx(1 / (math.sqrt(n) + 30))
+
+
+def test_values_beyond_the_limits_are_refused():
+    with pytest.raises(Beyond, match="bits"):
+        Exact.of(10).power(Fraction(1024)).power(Fraction(10))
+    with pytest.raises(Beyond, match="exponent"):
+        Exact.of(2).power(Fraction(10**6))
+    with pytest.raises(Beyond, match="division"):
+        Exact.of(1) / Exact.of(0)
+    with pytest.raises(Beyond, match="root"):
+        Exact.of(-1).root()
+    assert read("9^9^9^9").values == ()
+
+
+def test_a_tolerance_is_relative():
+    assert equal("3.14", "\\pi", tolerance=1e-3)
+    assert not equal("3.14", "\\pi", tolerance=1e-4)
+    assert equal("0.333", "1/3", tolerance=0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so \\boxed{42}.", "42"),
+        ("\\boxed{1} no, \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("\\boxed{\\{1,2\\}}", "\\{1,2\\}"),
+        ("\\fbox{7}", "7"),
+        ("\\boxed{\\boxed{7}}", "\\boxed{7}"),
+        ("\\boxed{3 and then \\boxed{4}", "4"),
+        ("2+2=4\n#### 4\n", "4"),
+        ("#### 3\n#### 4 apples\nbye", "4 apples"),
+        ("The answer is 5.", "5"),
+        ("The answer is $5.50. Good.", "$5.50"),
+        ("**Answer:** 1,200 dollars", "1,200 dollars"),
+        ("the answer is that she has 5 apples and 3 pears", "5"),
+        ("The final answer is: $\\frac{1}{2}$. I hope", "$\\frac{1}{2}$"),
+        ("She has 3 + 4 = 7 apples", "7"),
+        ("from 10-3 we get", "3"),
+        ("it is -3", "-3"),
+        ("it costs $1,234.50!", "$1,234.50"),
+        ("it is 3/4 of it", "3/4"),
+        ("50% of it", "50%"),
+        ("no number", None),
+        ("", None),
+        ("\u0664\u0662", None),
+    ],
+)
+def test_final_answers(text, answer):
+    assert final_answer(text) == answer
+
+
+def test_sources_are_kept_to():
+    assert final_answer("\\boxed{1} #### 2", sources=("hash",)) == "2"
+    assert final_answer("The answer is 3", sources=("boxed", "hash")) is None
+    assert boxes("\\boxed{a} } { \\boxed{b}") == ["a", "b"]
+    assert boxes("\\boxed{" * 10**5) == []
+
+
+def test_references_of_all_kinds():
+    reward, right = MathAnswer(key="target"), Sample("\\boxed{72}")
+    golds = [72, 72.0, "72", "sold 48+24 = 72\n#### 72", "thus \\boxed{72}", ["71", "72"]]
+    assert reward([{"target": gold} for gold in golds], [right] * 6)["math"].tolist() == [1.0] * 6
+    assert reward([{"target": 71}], [right])["math"].tolist() == [0.0]
+    with pytest.raises(ValueError, match=r"'math' needs 'target' in each example; this one has \['answer'\]"):
+        reward([{"answer": 1}], [right])
+    with pytest.raises(ValueError, match="2 examples for 1 completions"):
+        reward([{"target": 1}] * 2, [right])
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"),
+        ("(b)", "B"),
+        ("b.", "B"),
+        ("The answer is (C).", "C"),
+        ("Answer: D) 15 apples", "D"),
+        ("answer is option A", "A"),
+        ("\\boxed{\\text{(E)}}", "E"),
+        ("not (A), so (B)", "B"),
+        ("The answer is Blue", None),
+        ("A dog", None),
+        ("F", None),
+        ("", None),
+    ],
+)
+def test_choices(text, letter):
+    assert MultipleChoice().choice(text) == letter
+
+
+def test_choice_references():
+    reward = MultipleChoice()
+    assert reward([{"answer": a} for a in ("B", "(b)", 1, "A", 0)], [Sample("B")] * 5)["choice"].tolist() == [
+        1,
+        1,
+        1,
+        0,
+        0,
+    ]
+    with pytest.raises(ValueError, match="none of the choices ABCDE"):
+        reward([{"answer": "blue"}], [Sample("B")])
+
+
+def rows(path):
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_every_gsm8k_solution_is_right_and_its_neighbour_wrong(shared_data):
+    data = rows(shared_data / "gsm8k" / "train.jsonl.gz") + rows(shared_data / "gsm8k" / "test_first_half.jsonl.gz")
+    assert len(data) == 7473 + 660
+    samples = [Sample(row["answer"]) for row in data]
+    reward = MathAnswer()
+    assert reward(data[::50], samples[::50])["math"].min() == 1
+    answers = [row["answer"].split("####")[1].replace(",", "").strip() for row in data]
+    assert reward([{"answer": answer} for answer in answers], samples)["math"].min() == 1
+    assert reward([{"answer": float(answer) + 1} for answer in answers[::20]], samples[::20])["math"].max() == 0
+
+
+def test_every_solution_of_math_is_right(shared_data):
+    """Each solution's box against the data's own column of answers; the next row's is another answer."""
+    data = rows(shared_data / "rl_math" / "math500_even.jsonl.gz")
+    reward = MathAnswer(sources=("boxed",))
+    samples = [Sample(row["solution"]) for row in data]
+    assert len(data) == 250
+    assert reward(data, samples)["math"].min() == 1
+    assert reward(data[1:] + data[:1], samples)["math"].mean() < 0.05
+
+
+def test_answers_with_units_in_parentheses(shared_data):
+    data = [row["answer"] for row in rows(shared_data / "rl_math" / "asdiv.jsonl.gz")]
+    named = [answer for answer in data if re.fullmatch(r"[0-9.]+ \([a-z ]+\)", answer)]
+    assert len(named) > 1000
+    assert all(equal(answer, answer.split()[0]) for answer in named)
+    assert not any(equal(answer, f"{float(answer.split()[0]) + 1}") for answer in named)
