@@ -149,16 +149,10 @@ class ExternalSampler:
         self,
         prompts: Sequence[Prompt],
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
-        seed: int = 0,
-        draw: int = 0,
-        example_ids: Sequence[int] | None = None,
-        policy_version: int = 0,
+        **options: Any,
     ) -> list[Answer]:
-        """As a call, with all that is known of each sample; failures are returned, never raised."""
-        found = dict(
-            self.stream(prompts, sampling, seed=seed, draw=draw, example_ids=example_ids, policy_version=policy_version)
-        )
+        """As a call, with all that is known of each sample; `options` as `stream`; failures are returned."""
+        found = dict(self.stream(prompts, sampling, **options))
         return [found[number] for number in range(len(found))]
 
     def stream(
