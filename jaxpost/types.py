@@ -82,6 +82,33 @@ class TokenBatch(NamedTuple):
     """Global identity of each row; noise keys are folded by it, so slots and microbatches do not matter."""
 
 
+class RolloutBatch(NamedTuple):
+    """Packed or padded rows of the policy's own samples, with what is known of every token before the step.
+
+    Like `weights`, every field of [B T] floats belongs to token t as a *target*, the action chosen at position t - 1.
+    Where `weights` is 0 (prompts, an environment's turns, padding, unscored samples) their contents do not count.
+    All log-probabilities are of softmax(logits / temperature).
+    """
+
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    segment_ids: Int[Array, "B T"]
+    """One segment per sample: sequence-level ratios and means run over it."""
+    weights: Float[Array, "B T"]
+    row_ids: Int[Array, " B"]
+    advantages: Float[Array, "B T"]
+    old_logprobs: Float[Array, "B T"] | None = None
+    """The learner's, before the first of several steps on these samples. None: the current ones, so ratios are 1."""
+    sampler_logprobs: Float[Array, "B T"] | None = None
+    """What the sampler drew with; needed by an importance correction."""
+    ref_logprobs: Float[Array, "B T"] | None = None
+    """Of the reference policy; needed by a KL term."""
+    old_values: Float[Array, "B T"] | None = None
+    """The critic's value of the state in which the token was chosen, when its advantage was computed."""
+    returns: Float[Array, "B T"] | None = None
+    """What the critic should have said."""
+
+
 class Term(NamedTuple):
     """An unreduced mean: its value is sum(value * weight) / sum(weight), and 0 where all weights are 0.
 
@@ -95,7 +122,7 @@ class Term(NamedTuple):
 
 
 Terms = dict[str, Term]
-Hyper = Mapping[str, Array]
+Hyper = Mapping[str, Array | float]
 """Traced scalars (beta, temperature, smoothing ...): changing them never recompiles."""
 
 

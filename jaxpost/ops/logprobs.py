@@ -44,6 +44,8 @@ class TokenStats(NamedTuple):
     """log sum exp of the logits."""
     correct: Bool[Array, "*S"]
     """Whether no other token is more likely than the target."""
+    entropy: Float[Array, "*S"] | None = None
+    """-sum_v p_v log p_v in nats, where it was asked for."""
 
 
 @jax.custom_vjp
@@ -66,7 +68,9 @@ def _log_normaliser_bwd(saved: tuple[Array, Array], g: Array) -> tuple[Array]:
 log_normaliser.defvjp(_log_normaliser_fwd, _log_normaliser_bwd)
 
 
-def stats_of_logits(logits: Float[Array, "*S V"], targets: Int[Array, "*S"]) -> TokenStats:
+def stats_of_logits(
+    logits: Float[Array, "*S V"], targets: Int[Array, "*S"], *, with_entropy: bool = False
+) -> TokenStats:
     """The statistics of logits that already exist (of one chunk, or in a test).
 
     Example:
@@ -77,7 +81,14 @@ def stats_of_logits(logits: Float[Array, "*S V"], targets: Int[Array, "*S"]) -> 
     hit = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
     target = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
     logz = log_normaliser(logits)
-    return TokenStats(target - logz, logz, target >= jnp.max(jax.lax.stop_gradient(logits), axis=-1))
+    correct = target >= jnp.max(jax.lax.stop_gradient(logits), axis=-1)
+    return TokenStats(target - logz, logz, correct, _entropy(logits, logz) if with_entropy else None)
+
+
+def _entropy(logits: Float[Array, "*S V"], logz: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    logp = logits - logz[..., None]
+    p = jnp.exp(logp)
+    return -jnp.sum(p * jnp.where(p > 0, logp, 0.0), axis=-1)  # a token that cannot come adds 0, not 0 * -inf
 
 
 class _Chunks(NamedTuple):
@@ -198,8 +209,9 @@ def token_stats(
     targets: Int[Array, "B T"],
     *,
     chunk_tokens: int,
+    with_entropy: bool = False,
 ) -> TokenStats:
-    """log p(target) and logZ of every token, float32 [B T], without [B T V].
+    """log p(target), logZ and, if asked, the entropy of every token, float32 [B T], without [B T V].
 
     Args:
       unembed: (params, hidden[... D]) -> logits[... V], a row-wise function.
@@ -219,31 +231,33 @@ def token_stats(
     @jax.custom_vjp
     def run(leaves: list[Array], h: Array, y: Array) -> TokenStats:
         def body(carry: None, x: tuple[Array, Array]) -> tuple[None, TokenStats]:
-            return carry, stats_of_logits(head.apply(leaves, x[0]), x[1])
+            return carry, stats_of_logits(head.apply(leaves, x[0]), x[1], with_entropy=with_entropy)
 
         return _scan(body, None, (h, y), chunks.count)[1]
 
     def forward(leaves: Any, h: Any, y: Any) -> tuple[TokenStats, Any]:
         out = run([x.value for x in leaves], h.value, y.value)
-        return out, (*_part(leaves), h.value, y.value, out.logz)
+        return out, (*_part(leaves), h.value, y.value, out.logz, out.entropy)
 
     def backward(saved: Any, g: TokenStats) -> tuple[Any, Array, None]:
-        diff, fixed, h, y, logz = saved
-        g_logprob, g_logz = (
-            jnp.zeros(logz.shape, logz.dtype) if isinstance(x, jax.custom_derivatives.SymbolicZero) else x
-            for x in (g.logprob, g.logz)
-        )
+        diff, fixed, h, y, logz, entropy = saved
+        zero = lambda x: isinstance(x, jax.custom_derivatives.SymbolicZero)  # noqa: E731
+        g_logprob, g_logz = (jnp.zeros(logz.shape, logz.dtype) if zero(x) else x for x in (g.logprob, g.logz))
+        g_entropy = None if zero(g.entropy) else g.entropy
 
-        def body(total: Any, x: tuple[Array, ...]) -> tuple[Any, Array]:
-            h, y, logz, g_lp, g_lz = x
+        def body(total: Any, x: tuple[Any, ...]) -> tuple[Any, Any]:
+            h, y, logz, g_lp, g_lz, entropy, g_ent = x
             logits, pull = jax.vjp(lambda d, h: head.apply(_merge(d, fixed), h), diff, h)
             hit = jax.lax.broadcasted_iota(y.dtype, logits.shape, logits.ndim - 1) == y[..., None]
             p = jnp.exp(logits - logz[..., None])
             g_logits = jnp.where(hit, g_lp[..., None], 0.0) + (g_lz - g_lp)[..., None] * p
+            if g_ent is not None:  # dH/dz_v = -p_v (log p_v + H)
+                logp = jnp.where(p > 0, logits - logz[..., None], 0.0)
+                g_logits -= g_ent[..., None] * p * (logp + entropy[..., None])
             g_diff, g_h = pull(g_logits.astype(logits.dtype))
             return _add32(total, g_diff), g_h
 
-        total, g_h = _scan(body, _zeros32(diff), (h, y, logz, g_logprob, g_logz), chunks.count)
+        total, g_h = _scan(body, _zeros32(diff), (h, y, logz, g_logprob, g_logz, entropy, g_entropy), chunks.count)
         return jax.tree.map(lambda t, d: t.astype(d.dtype), total, diff), g_h, None
 
     run.defvjp(forward, backward, symbolic_zeros=True)

@@ -16,13 +16,18 @@ import optax
 import pytest
 
 from jaxpost import sharding
+from jaxpost.losses.aggregate import constant_mean, sequence_mean
+from jaxpost.losses.correction import masked, mean_sequence_weights, truncated
+from jaxpost.losses.kl import corrected, k1, k3, plain
+from jaxpost.losses.policy import cispo_two_sided, gspo, joined, policy_gradient, ppo
 from jaxpost.losses.supervised import cross_entropy, dft
+from jaxpost.losses.value import value_loss
 from jaxpost.metrics.terms import means
 from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig, StackConfig
 from jaxpost.models.table import axes_tree
 from jaxpost.models.transformer import build_model
 from jaxpost.train.step import init_state, make_eval_step, make_train_step, weights_only
-from jaxpost.types import TokenBatch
+from jaxpost.types import Inputs, RolloutBatch, TokenBatch
 
 TOLERANCE = 2e-5
 ROWS, LENGTH, VOCAB = 8, 12, 40
@@ -36,10 +41,40 @@ class Case(NamedTuple):
     hyper: dict[str, float] = {}  # noqa: RUF012
 
 
+def rollout(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """The loss on `TokenBatch`es to which all that a rollout knows is added, token by token."""
+
+    def on_tokens(model: Any, params: Any, frozen: Any, batch: TokenBatch, key: Any, hyper: Any) -> Any:
+        angle = (batch.tokens * 3 + batch.positions * 7).astype(jnp.float32)
+        advantages, old, other = jnp.sin(angle), -4 + 2 * jnp.sin(2 * angle), jnp.cos(3 * angle)
+        rest = RolloutBatch(*batch, advantages, old, old + 0.5 * other, old + other, other, jnp.cos(angle))
+        return loss(model, params, frozen, rest, key, hyper)
+
+    return on_tokens
+
+
+def actor_and_critic(model: Any, *args: Any) -> Any:
+    """PPO with a value read off the policy's hidden states."""
+
+    def values_of(params: Any, batch: RolloutBatch) -> jax.Array:
+        return jnp.mean(model.forward(params["policy"], Inputs(*batch[:3])).hidden[..., :3], axis=-1)
+
+    return joined(partial(policy_gradient, model, surrogate=ppo), partial(value_loss, values_of))(*args)
+
+
+GRPO = partial(policy_gradient, surrogate=ppo, aggregate=sequence_mean, kl=plain(k3), correction=truncated())
+GSPO = partial(policy_gradient, surrogate=gspo, aggregate=constant_mean(LENGTH), kl=corrected(k1))
+CISPO = partial(policy_gradient, surrogate=cispo_two_sided, correction=masked(mean_sequence_weights))
+CLIP = {"clip_low": 0.2, "clip_high": 0.3}
+
 CASES = [
     Case("cross_entropy", partial(cross_entropy, chunk_tokens=24)),
     Case("smoothed", partial(cross_entropy, z_loss=1e-2, label_smoothing=0.1, chunk_tokens=40)),
     Case("dft", partial(dft, z_loss=1e-3, chunk_tokens=1000)),
+    Case("grpo", rollout(partial(GRPO, chunk_tokens=24)), CLIP | {"kl_coef": 0.1, "temperature": 0.8}),
+    Case("gspo", rollout(GSPO), CLIP | {"kl_coef": 0.1, "entropy_coef": 0.05}),
+    Case("cispo", rollout(CISPO), CLIP),
+    Case("ppo", rollout(actor_and_critic), CLIP | {"dual_clip": 3.0, "value_clip": 0.2, "value_coef": 0.5}),
 ]
 every_loss = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 

@@ -1,0 +1,264 @@
+"""Policy gradients: what to differentiate on the policy's own samples.
+
+Let a token have the log-probability log pi, the ratio rho = pi / pi_old and the advantage A. Each token's loss is
+
+| function | loss of a token | its hyper-parameters |
+|---|---|---|
+| `reinforce` | -A log pi | |
+| `ppo` | -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) (1707.06347) | clip_low, clip_high, dual_clip |
+| `gspo` | the same with the sample's ratio exp(mean_t log rho_t) (2507.18071) | the same |
+| `cispo` | -sg(min(rho, 1 + clip_high)) A log pi (2506.13585) | clip_high |
+| `cispo_two_sided` | -sg(clip(rho, 1 - clip_low, 1 + clip_high)) A log pi | clip_low, clip_high |
+
+`policy_gradient` runs the model and adds what is common to all: which tokens share a mean (`losses.aggregate`), a KL
+term (`losses.kl`), an entropy bonus, a correction between sampler and learner (`losses.correction`), the metrics.
+Methods are combinations: GRPO is `ppo` with group advantages, `sequence_mean` and `plain(k3)`; Dr.GRPO has
+`constant_mean`, undivided advantages and no KL; DAPO `token_mean` and clip_high above clip_low (clip-higher).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jaxpost.losses.aggregate import Aggregate, segment_sums, token_mean
+from jaxpost.losses.correction import Correction
+from jaxpost.losses.kl import KL, LIMIT, k3
+from jaxpost.losses.supervised import next_tokens
+from jaxpost.ops import platform
+from jaxpost.ops.logprobs import token_stats
+from jaxpost.types import Hyper, Inputs, LossFn, Model, Params, RolloutBatch, Term, Terms
+
+
+class Tokens(NamedTuple):
+    """What a surrogate reads of every token; all 0 where the weight is 0."""
+
+    logprobs: Float[Array, "B T"]
+    """Of the policy that is being differentiated."""
+    old_logprobs: Float[Array, "B T"]
+    advantages: Float[Array, "B T"]
+    weights: Float[Array, "B T"]
+    segments: Int[Array, "B T"]
+
+
+class Surrogate(NamedTuple):
+    """Each token's loss, and where its ratio was held."""
+
+    value: Float[Array, "B T"]
+    low: Bool[Array, "B T"]
+    high: Bool[Array, "B T"]
+
+
+SurrogateFn = Callable[[Tokens, Hyper], Surrogate]
+
+
+def ratio(log_ratio: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    """exp(log rho), constant where |log rho| exceeds `kl.LIMIT`."""
+    return jnp.exp(jnp.clip(log_ratio, -LIMIT, LIMIT))
+
+
+def reinforce(tokens: Tokens, hyper: Hyper) -> Surrogate:
+    """-A log pi: REINFORCE, for samples of the current policy."""
+    never = jnp.zeros(tokens.logprobs.shape, bool)
+    return Surrogate(-tokens.advantages * tokens.logprobs, never, never)
+
+
+def ppo(tokens: Tokens, hyper: Hyper) -> Surrogate:
+    """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) (1707.06347; clip-higher: 2503.14476).
+
+    With hyper["dual_clip"] = c > 1 + clip_high, the loss of a token with A < 0 is at most -c A, however large rho is:
+    dual clip (1912.09729), the same as holding rho below c first (two-sided clip, 2505.07291).
+
+    Example:
+      >>> row = lambda *x: jnp.array([x])
+      >>> tokens = Tokens(jnp.log(row(2.0, 2.0)), row(0.0, 0.0), row(1.0, -1.0), row(1.0, 1.0), row(1, 1))
+      >>> ppo(tokens, {"clip_low": 0.2, "clip_high": 0.25}).value.round(3)
+      Array([[-1.25,  2.  ]], dtype=float32)
+      >>> ppo(tokens, {"clip_low": 0.2, "clip_high": 0.25, "dual_clip": 1.5}).value.round(3)
+      Array([[-1.25,  1.5 ]], dtype=float32)
+    """
+    return _clipped(ratio(tokens.logprobs - tokens.old_logprobs), tokens.advantages, hyper)
+
+
+def gspo(tokens: Tokens, hyper: Hyper) -> Surrogate:
+    """`ppo` with one ratio for all tokens of a sample, s = exp(mean_t log rho_t) (2507.18071).
+
+    Written s sg(pi)^-1 pi per token, the paper's GSPO-token: where a sample has one advantage and each token its share
+    1/|o| of the sample's mean, value and gradient are GSPO's; advantages may also differ within a sample.
+    """
+    on = (tokens.weights != 0).astype(tokens.logprobs.dtype)
+    log_ratio = on * (tokens.logprobs - tokens.old_logprobs)
+    mean = segment_sums(log_ratio, tokens.segments) / jnp.maximum(segment_sums(on, tokens.segments), 1.0)
+    per_token = jax.lax.stop_gradient(mean) + tokens.logprobs - jax.lax.stop_gradient(tokens.logprobs)
+    return _clipped(ratio(per_token), tokens.advantages, hyper)
+
+
+def cispo(tokens: Tokens, hyper: Hyper) -> Surrogate:
+    """-sg(min(rho, 1 + clip_high)) A log pi: the weight is held from above only, no token loses its gradient.
+
+    This is how the paper (2506.13585) trains. Some libraries call the cap itself, 1 + clip_high, "epsilon high".
+    """
+    rho = ratio(jax.lax.stop_gradient(tokens.logprobs) - tokens.old_logprobs)
+    cap = 1.0 + hyper["clip_high"]
+    high = rho > cap
+    return Surrogate(-jnp.minimum(rho, cap) * tokens.advantages * tokens.logprobs, jnp.zeros_like(high), high)
+
+
+def cispo_two_sided(tokens: Tokens, hyper: Hyper) -> Surrogate:
+    """-sg(clip(rho, 1 - clip_low, 1 + clip_high)) A log pi: the paper's formula, both sides held (2506.13585)."""
+    rho = ratio(jax.lax.stop_gradient(tokens.logprobs) - tokens.old_logprobs)
+    floor, cap = 1.0 - hyper["clip_low"], 1.0 + hyper["clip_high"]
+    held = jnp.clip(rho, floor, cap)
+    return Surrogate(-held * tokens.advantages * tokens.logprobs, rho < floor, rho > cap)
+
+
+def _clipped(rho: Array, advantages: Array, hyper: Hyper) -> Surrogate:
+    floor, cap = 1.0 - hyper["clip_low"], 1.0 + hyper["clip_high"]
+    value = -jnp.minimum(rho * advantages, jnp.clip(rho, floor, cap) * advantages)
+    low, high = (advantages < 0) & (rho < floor), (advantages > 0) & (rho > cap)
+    if "dual_clip" in hyper:
+        most = hyper["dual_clip"]
+        high |= (advantages < 0) & (rho > most)
+        value = jnp.where(advantages < 0, jnp.minimum(value, -most * advantages), value)
+    return Surrogate(value, low, high)
+
+
+def policy_gradient(
+    model: Model,
+    params: Params,
+    frozen: Params,
+    batch: RolloutBatch,
+    key: PRNGKeyArray,
+    hyper: Hyper,
+    *,
+    surrogate: SurrogateFn = ppo,
+    aggregate: Aggregate = token_mean,
+    kl: KL | None = None,
+    correction: Correction | None = None,
+    watch_entropy: bool = True,
+    chunk_tokens: int | None = None,
+) -> tuple[Terms, Terms]:
+    """surrogate * importance weight + kl_coef KL - entropy_coef H, each the aggregate's mean over the batch.
+
+    Args:
+      params: {"policy": the model's parameters}.
+      hyper: the surrogate's; "kl_coef" with a KL term; "entropy_coef" turns the entropy bonus on; "temperature" T
+        makes the policy softmax(logits / T), as it has to be where the samples were drawn with T (default 1).
+      surrogate: one of the table above.
+      aggregate: which tokens share a mean.
+      kl: penalty on the distance from `batch.ref_logprobs`.
+      correction: importance weights between `batch.sampler_logprobs` and the old policy; they weigh the surrogate
+        alone.
+      watch_entropy: report the entropy though there is no bonus.
+      chunk_tokens: tokens whose logits exist at one time, over all devices; None: one device's, by the platform.
+
+    Returns:
+      Terms "policy" and, where asked for, "kl_penalty" and "entropy_bonus". Metrics, means over tokens: see
+      `_watch`, and "entropy" in nats.
+
+    Raises:
+      ValueError: the batch lacks log-probabilities that the KL or the correction needs.
+    """
+    targets, weights = next_tokens(batch)
+    with_entropy = watch_entropy or "entropy_coef" in hyper
+    stats = _stats(model, params["policy"], batch, targets, hyper, with_entropy=with_entropy, chunk_tokens=chunk_tokens)
+    following = lambda x: jnp.where(weights != 0, jnp.roll(x, -1, axis=1), 0.0)  # noqa: E731
+    logprobs = jnp.where(weights != 0, stats.logprob, 0.0)
+    now = jax.lax.stop_gradient(logprobs)
+    old = now if batch.old_logprobs is None else following(batch.old_logprobs)
+    ref, sampler = (None if x is None else following(x) for x in (batch.ref_logprobs, batch.sampler_logprobs))
+    segments = batch.segment_ids
+
+    loss = surrogate(Tokens(logprobs, old, following(batch.advantages), weights, segments), hyper)
+    factor = None
+    if correction is not None:
+        factor = jax.lax.stop_gradient(correction(old - _needed(sampler, "sampler_logprobs"), weights, segments))
+    value = loss.value if factor is None else factor * loss.value
+    terms = {"policy": aggregate(value, weights, segments)}
+    if kl is not None:
+        penalty = aggregate(kl(logprobs, _needed(ref, "ref_logprobs"), old), weights, segments)
+        terms["kl_penalty"] = penalty._replace(coef=hyper["kl_coef"])
+    metrics = _watch(now, old, ref, sampler, factor, loss, weights)
+    if stats.entropy is not None:
+        metrics["entropy"] = Term(stats.entropy, weights)
+    if "entropy_coef" in hyper:
+        terms["entropy_bonus"] = aggregate(stats.entropy, weights, segments)._replace(coef=-hyper["entropy_coef"])
+    return terms, metrics
+
+
+def _needed(x: Array | None, name: str) -> Array:
+    if x is None:
+        raise ValueError(f"this loss needs the batch's {name}, which were not computed")
+    return x
+
+
+def _stats(
+    model: Model,
+    policy: Params,
+    batch: RolloutBatch,
+    targets: Array,
+    hyper: Hyper,
+    *,
+    with_entropy: bool,
+    chunk_tokens: int | None,
+) -> Any:
+    """log pi of every target, and the entropy, of softmax(logits / T)."""
+    hidden = model.forward(policy, Inputs(batch.tokens, batch.positions, batch.segment_ids)).hidden
+    chunk_tokens = platform.choices().chunk_tokens if chunk_tokens is None else chunk_tokens
+    unembed, tree = model.unembed, policy
+    if "temperature" in hyper:
+        # The temperature travels with the parameters: the chunked head must see every array that it reads.
+        unembed, tree = lambda p, h: model.unembed(p[0], h) / p[1], (policy, jnp.asarray(hyper["temperature"]))
+    return token_stats(unembed, tree, hidden, targets, chunk_tokens=chunk_tokens, with_entropy=with_entropy)
+
+
+def _watch(
+    now: Array,
+    old: Array,
+    ref: Array | None,
+    sampler: Array | None,
+    factor: Array | None,
+    loss: Surrogate,
+    weights: Array,
+) -> Terms:
+    """Means over tokens, without gradient.
+
+    "ratio" rho and "ratio_squared" (`correction.effective_sample_size` takes both); "old_kl" rho - 1 - log rho;
+    "clip_low", "clip_high" and "clip_fraction", where the ratio was held; "kl" from the reference (k3);
+    "sampler_gap" |log pi_old - log mu|; "sampler_weight" and "sampler_weight_squared" of a correction.
+    """
+    rho = ratio(now - old)
+    values = {"ratio": rho, "ratio_squared": rho**2, "old_kl": k3(old - now)}
+    held = {"clip_low": loss.low, "clip_high": loss.high, "clip_fraction": loss.low | loss.high}
+    values |= {name: x.astype(jnp.float32) for name, x in held.items()}
+    if ref is not None:
+        values["kl"] = k3(now - ref)
+    if sampler is not None:
+        values["sampler_gap"] = jnp.abs(old - sampler)
+    if factor is not None:
+        values |= {"sampler_weight": factor, "sampler_weight_squared": factor**2}
+    return {name: Term(jax.lax.stop_gradient(x), weights) for name, x in values.items()}
+
+
+def joined(*losses: LossFn) -> LossFn:
+    """The sum of several losses on one batch: a policy's and its critic's, trained in one step.
+
+    Raises:
+      ValueError: two of them have a term or a metric of the same name.
+    """
+
+    def loss(params: Params, frozen: Params, batch: Any, key: PRNGKeyArray, hyper: Hyper) -> tuple[Terms, Terms]:
+        terms: Terms = {}
+        metrics: Terms = {}
+        for one in losses:
+            for out, new in zip((terms, metrics), one(params, frozen, batch, key, hyper), strict=True):
+                if clash := out.keys() & new.keys():
+                    raise ValueError(f"two of the joined losses report {sorted(clash)}")
+                out |= new
+        return terms, metrics
+
+    return loss

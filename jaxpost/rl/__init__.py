@@ -1,0 +1,1 @@
+"""Advantages and returns: from the rewards of samples to what each token is credited with."""
