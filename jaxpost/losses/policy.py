@@ -207,7 +207,7 @@ def _stats(
     chunk_tokens: int | None,
 ) -> Any:
     """log pi of every target, and the entropy, of softmax(logits / T)."""
-    hidden = model.forward(policy, Inputs(batch.tokens, batch.positions, batch.segment_ids)).hidden
+    hidden = model.forward(policy, Inputs(batch.tokens, batch.positions, batch.segment_ids, batch.prefix_ids)).hidden
     chunk_tokens = platform.choices().chunk_tokens if chunk_tokens is None else chunk_tokens
     unembed, tree = model.unembed, policy
     if "temperature" in hyper:
