@@ -96,11 +96,11 @@ class RolloutSection:
     prefill_tokens: int = 1024
     """Prompt tokens that are read in one pass."""
     max_refills: int = 0
-    """Dynamic sampling (2503.14476): how often a step may sample further prompts until all its groups are informative."""
+    """Dynamic sampling (2503.14476): how often a step may sample more prompts until all its groups are informative."""
     keep_uninformative: bool = False
     """Also train on groups whose rewards are all equal (their advantage is 0; KL and entropy terms still act)."""
     overlap: Literal[0, 1] = 0
-    """1: samples of the next step are drawn before this step's update, while its rewards are computed (one step off)."""
+    """1: the next step's samples are drawn before this step's update, while its rewards are computed (one step off)."""
     tensor: int | None = None
     """Devices that split each layer while sampling; None: the mesh of training, its weights by reference."""
 
@@ -191,7 +191,7 @@ class _LossCommon:
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     truncated: Literal["keep", "mask", "unscore"] = "keep"
-    """Samples cut off by the limit: rewarded as they are; kept in the statistics but not trained; or left out of both."""
+    """Samples cut off by the limit: rewarded as they are; kept in the statistics, not trained; or left out of both."""
     chunk_tokens: int | None = None
     """Tokens per device whose logits exist at one time; None: by the platform."""
 
