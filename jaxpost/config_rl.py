@@ -27,6 +27,7 @@ class _Prompts:
     template: str = "{prompt}"
     """What the user turn says; {prompt} is the problem."""
     system_prompt: str | None = None
+    """None: as the chat template does it. "": no system turn, not even the template's own."""
     chat: bool = True
     """Ask in the model's chat format; otherwise the text stands as it is."""
     seed: int = 0

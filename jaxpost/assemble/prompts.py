@@ -124,9 +124,9 @@ def _problem(
         if not isinstance(prompt, str):
             raise DataError("a prompt of messages needs the chat format: set chat: true")
         return Problem(number, tuple(tokenizer.encode(prompt, add_bos=tokenizer.adds_bos)), text, example)
-    if section.system_prompt is not None and turns[0]["role"] != "system":
+    if section.system_prompt and turns[0]["role"] != "system":
         turns = [{"role": "system", "content": section.system_prompt}, *turns]
-    rendered = tokenizer.render(turns, add_generation_prompt=True)
+    rendered = tokenizer.render(turns, add_generation_prompt=True, default_system=section.system_prompt is None)
     return Problem(number, tuple(tokenizer.encode(rendered)), text, example)
 
 
