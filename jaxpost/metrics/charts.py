@@ -169,7 +169,7 @@ def _line(f: _Frame, s: Series, color: int) -> list[str]:
         around += [(x, high) for (x, _), (_, high) in zip(s.points[::-1], s.bounds[::-1], strict=True)]
         parts.append(f'<polygon class="band f{color}" points="{f.path(around)}"/>')
     faint = s.smooth and len(s.points) > 30
-    if len(s.points) > 1 and not (s.dots and s.bounds is None):
+    if len(s.points) > 1:
         parts.append(f'<polyline class="line c{color}{" faint" * faint}" points="{f.path(s.points)}"/>')
     if faint:
         parts.append(f'<polyline class="line c{color}" points="{f.path(_smoothed(s.points))}"/>')
@@ -191,14 +191,14 @@ def _areas(f: _Frame, layers: Sequence[Series]) -> list[str]:
 
 
 def _smoothed(points: Points) -> Points:
-    # An exponential mean over about a thirtieth of the run, from both sides so that it does not lag.
+    # An exponential mean over about a fifteenth of the run, from both sides so that it does not lag.
     there = _exponential_mean([y for _, y in points])
     back = _exponential_mean([y for _, y in reversed(points)])[::-1]
     return [(x, (a + b) / 2) for (x, _), a, b in zip(points, there, back, strict=True)]
 
 
 def _exponential_mean(values: list[float]) -> list[float]:
-    keep = 1 - 1 / max(len(values) / 30, 1)
+    keep = 1 - 1 / max(len(values) / 15, 1)
     total = weight = 0.0
     out: list[float] = []
     for value in values:

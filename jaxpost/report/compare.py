@@ -57,7 +57,7 @@ def _runs(runs: Mapping[str, Run]) -> str:
          str(len(run.alarms))]
         for name, run in runs.items()
     ]  # fmt: skip
-    return page.table(("run", "method", "model", "updates", "time", "alarms"), rows)
+    return page.table(("run", "method", "model", "steps", "time", "alarms"), rows)
 
 
 def _paired(found: Mapping[str, Sequence[Evaluation]]) -> str:

@@ -27,14 +27,17 @@ class Texts:
         return list(self._places)
 
 
-def chosen(samples: Sequence[Sample], evaluations: Sequence[Evaluation], most: int) -> list[Sample]:
-    """At most so many samples: the first and last of every evaluation and of the rollouts, and steps evenly between.
+_ROW = 80
+"""Characters that a sample's numbers take."""
+
+
+def chosen(samples: Sequence[Sample], evaluations: Sequence[Evaluation], budget: int) -> list[Sample]:
+    """As many samples as the budget allows: the first and last of every evaluation and of the rollouts come first,
+    then steps evenly between. Whole steps are kept, unless the first and last alone are too many.
 
     Args:
-      most: only where a single step holds more, its first ones are taken.
+      budget: characters.
     """
-    if len(samples) <= most:
-        return list(samples)
     steps: dict[str, list[int]] = {}
     for s in samples:
         known = steps.setdefault(s.source, [])
@@ -42,13 +45,27 @@ def chosen(samples: Sequence[Sample], evaluations: Sequence[Evaluation], most: i
             known.append(s.step)
     needed = {(e.name, step) for e in evaluations for step in e.steps}
     needed |= {(source, step) for source, found in steps.items() for step in (found[0], found[-1])}
-    stride = 2
+    stride = 1
     while True:
         kept = needed | {(source, step) for source, found in steps.items() for step in found[::stride]}
         found = [s for s in samples if (s.source, s.step) in kept]
-        if len(found) <= most or kept == needed:
-            return found[:most]
+        if sum(map(_size, found)) <= budget:
+            return found
+        if kept == needed:
+            break
         stride *= 2
+    left = budget
+    fitting = []
+    for s in found:
+        left -= _size(s)
+        if left < 0:
+            break
+        fitting.append(s)
+    return fitting
+
+
+def _size(sample: Sample) -> int:
+    return _ROW + len(sample.prompt) + len(sample.text) + len(sample.answer)
 
 
 def sample_table(samples: Sequence[Sample], texts: Texts) -> dict[str, Any]:

@@ -42,7 +42,7 @@
       if (!line.parentNode) svg.append(line);
       const value = (v) => (chart.percent ? `${(100 * v).toFixed(1)}%` : short(v));
       const here = found.filter(([, p]) => p[0] === step);
-      caption.textContent = `step ${step}:  ` + here.map(([label, p]) => `${label} ${value(p[1])}`).join("   ");
+      caption.textContent = `step ${step}: ` + here.map(([label, p]) => `${label} ${value(p[1])}`).join(" · ");
     });
     svg.addEventListener("pointerleave", () => {
       line.remove();

@@ -33,6 +33,7 @@ SECTIONS: Mapping[str, Sequence[Panel]] = {
         Panel("reward by component", {"": "reward/*"}),
         Panel("held-out reward by component", {}, "reward/*"),
         Panel("held-out pass@k", {}, "pass@*", percent=True),
+        Panel("held-out accuracy of votes", {}, "vote@*", percent=True),
         Panel("loss", {"train": "loss"}, "loss"),
     ),
     "How far the policy went": (
@@ -55,7 +56,9 @@ SECTIONS: Mapping[str, Sequence[Panel]] = {
             {"sampled": "groups", "without variance": "zero_variance_groups", "dropped": "dropped_groups"},
             from_zero=True,
         ),
-        Panel("refills and unscored samples", {"refills": "refills", "unscored": "unscored"}, from_zero=True),
+        Panel(
+            "refills and unscored samples", {"refills": "refills", "unscored": "unscored"}, "unscored", from_zero=True
+        ),
     ),
     "Sampler and learner": (
         Panel("effective sample size", {"train": "effective_sample_size"}, percent=True),
@@ -68,7 +71,8 @@ SECTIONS: Mapping[str, Sequence[Panel]] = {
         Panel("learning rate", {"train": "lr"}, from_zero=True),
     ),
 }
-_QUIET = ("step", "kind", "time", "policy_version", "ratio_squared", "sampler_weight_squared", "samples")
+_QUIET = ("step", "kind", "time", "policy_version", "ratio_squared", "sampler_weight_squared", "samples",
+          "updates", "problems", "tokens_trained")  # fmt: skip
 """Keys that need no chart."""
 _NO_SHARE = ("per_", "percent", "gib", "compile")
 """Marks of what is under `time` and no part of a step's seconds."""

@@ -24,7 +24,7 @@ from jaxpost.report.read import Run, Sample
 from jaxpost.report.text import number
 
 Items = Mapping[str, Sequence[Sample]]
-"""Samples by example."""
+"""Samples by item. Evaluations number their own items, so an item is its number and its prompt (`item_of`)."""
 
 LAXER = 0.95
 """An evaluation is laxer than another one if so many of the items that are right there are right here."""
@@ -59,7 +59,7 @@ class Evaluation:
 
     @property
     def paired(self) -> list[str]:
-        """Examples with one sample each time, in the order of the first evaluation."""
+        """Items with one sample each time, in the order of the first evaluation."""
         return [e for e, found in self.before.items() if len(found) == 1 and len(self.after.get(e, ())) == 1]
 
     def right(self, when: str, examples: Sequence[str]) -> list[bool]:
@@ -71,7 +71,7 @@ class Evaluation:
 class Change(NamedTuple):
     """An item whose answer became right or wrong, and what the wrong answer was."""
 
-    example: str
+    item: str
     kind: str
     """One of `KINDS`."""
     before: Sample
@@ -79,12 +79,12 @@ class Change(NamedTuple):
 
 
 KINDS = {
-    "there, not counted": "was right already under {laxer}: the answer was there, its form or its end was not",
-    "cut off": "was cut off before it ended",
-    "wrong": "ended, and was wrong",
-    "lost: form": "is still right under {laxer}: the answer is there, its form or its end is not",
-    "lost: cut off": "is now cut off before it ends",
-    "lost: wrong": "ends, and is wrong",
+    "there, not counted": "already right under {laxer}: the answer was there, its form or its end was not",
+    "cut off": "cut off before the end",
+    "wrong": "ended, and wrong",
+    "lost: form": "lost, though still right under {laxer}: its form or its end is missing",
+    "lost: cut off": "lost: now cut off before the end",
+    "lost: wrong": "lost: ended, and wrong",
 }
 """What a wrong answer was, before (of an item gained) or after (of one lost)."""
 
@@ -108,15 +108,19 @@ class Gain:
         return sum(change.kind == kind for change in self.changes)
 
 
+def item_of(sample: Sample) -> str:
+    """What makes two samples answers to the same item."""
+    return f"{sample.example}\n{sample.prompt}"
+
+
 def evaluations(run: Run) -> list[Evaluation]:
     """Every evaluation of a run, in the order in which metrics.jsonl has them."""
     names = dict.fromkeys(k.removesuffix("/accuracy") for r in run.evals for k in r if k.endswith("/accuracy"))
     answers: dict[str, dict[int, dict[str, list[Sample]]]] = {}
     for sample in run.samples:
         if sample.source in names:
-            answers.setdefault(sample.source, {}).setdefault(sample.step, {}).setdefault(sample.example, []).append(
-                sample
-            )
+            items = answers.setdefault(sample.source, {}).setdefault(sample.step, {})
+            items.setdefault(item_of(sample), []).append(sample)
     return [_evaluation(run, name, answers.get(name, {})) for name in names]
 
 
@@ -168,10 +172,10 @@ def _reported(record: Mapping[str, object], name: str) -> Interval:
 
 
 def _pass_at(before: Items, after: Items) -> list[Row]:
-    """pass@1, 2, 4 ... up to the number of samples that every item has."""
+    """pass@2, 4, 8 ... up to the number of samples that every item has."""
     both = [e for e in before if e in after]
     most = min((len(items[e]) for items in (before, after) for e in both), default=1)
-    ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= most] if most > 1 else []
+    ks = [k for k in (2, 4, 8, 16, 32, 64, 128, 256) if k <= most] if most > 1 else []
     ks += [most] if ks and most not in ks else []
     rows = []
     for k in ks:

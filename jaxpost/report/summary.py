@@ -13,8 +13,9 @@ from jaxpost.train.progress import duration
 
 
 def method_of(run: Run) -> str:
-    """The method's name, as the configuration has it."""
-    return clean(run.setting("method") or "a run", 80)
+    """The method, as the configuration has it: of reinforcement learning, what it is composed of."""
+    parts = [run.setting(key) for key in ("method", "advantage.kind", "loss.kind", "adapter.kind")]
+    return clean(" · ".join(str(part) for part in parts if part and part != "full") or "a run", 80)
 
 
 def model_of(run: Run) -> str:
@@ -25,7 +26,7 @@ def model_of(run: Run) -> str:
 def task_of(run: Run) -> str:
     """Where prompts or examples came from: the configuration's sources, by path or name."""
     found: list[str] = []
-    for key in ("task", "prompts", "data.prompts", "data.train", "data.source"):
+    for key in ("prompts", "data.train"):
         value = run.setting(key)
         for source in value if isinstance(value, list) else [value]:
             found += [str(v) for v in _names(source)]
@@ -33,13 +34,15 @@ def task_of(run: Run) -> str:
 
 
 def _names(source: Any) -> list[Any]:
+    if isinstance(source, dict) and isinstance(source.get("sources"), list) and source["sources"]:
+        return [name for each in source["sources"] for name in _names(each)]
     if isinstance(source, dict):
         return [source[key] for key in ("path", "kind", "name") if isinstance(source.get(key), str)][:1]
     return [source] if isinstance(source, str) else []
 
 
 def last_step(run: Run) -> int:
-    """Updates done."""
+    """How many steps were done."""
     return max((r["step"] for r in run.records), default=0)
 
 
@@ -65,7 +68,7 @@ def status(run: Run) -> str:
     of = f" of {int(total)}" if total is not None else ""
     going_on = " (in progress, or stopped)" if total is not None and done < total else ""
     starts = f", in {len(run.starts)} attempts" if len(run.starts) > 1 else ""
-    return f"{done}{of} updates{going_on}{starts}"
+    return f"{done}{of} steps{going_on}{starts}"
 
 
 def headline(run: Run) -> tuple[str, str]:
@@ -97,7 +100,7 @@ def tiles(run: Run, found: Sequence[Evaluation]) -> str:
     if rewards := [v for r in run.train if (v := number(r.get("reward"))) is not None]:
         n = max(len(rewards) // 10, 1)
         shown.append((f"{_mean(rewards[:n]):.3g} → {_mean(rewards[-n:]):.3g}", "reward, first and last tenth"))
-    shown.append((str(last_step(run)), "updates"))
+    shown.append((str(last_step(run)), "steps"))
     if seconds := seconds_of(run):
         shown.append((duration(seconds), "training and evaluation"))
     if run.train and "reward" in run.train[-1]:

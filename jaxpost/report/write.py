@@ -14,17 +14,17 @@ from jaxpost.report.summary import headline, status, tiles
 from jaxpost.report.text import clean, html, percent
 from jaxpost.train.folder import flatten_config
 
-MOST_SAMPLES = 5000
-"""Samples that a page holds."""
+BUDGET = 8_000_000
+"""Characters of samples that a page holds: a few seconds to load on a phone."""
 
 
-def write_report(folder: Path | str, out: Path | str = "report.html", *, most_samples: int = MOST_SAMPLES) -> Path:
+def write_report(folder: Path | str, out: Path | str = "report.html", *, budget: int = BUDGET) -> Path:
     """Write a run as one self-contained HTML page; the same folder gives the same bytes.
 
     Args:
       folder: of a run that has ended, was killed, or is still going on.
       out: the file, relative to the folder.
-      most_samples: that the page holds, of samples.jsonl's (`data.chosen`).
+      budget: characters of samples that the page holds (`data.chosen`).
 
     Returns: the file.
 
@@ -34,11 +34,11 @@ def write_report(folder: Path | str, out: Path | str = "report.html", *, most_sa
     run = read_run(Path(folder))
     found = evaluations(run)
     texts = Texts()
-    kept = chosen(run.samples, found, most_samples)
+    kept = chosen(run.samples, found, budget)
     apart = _most_telling(found)
     charts, chart_data = page.all_figures(sections(run))
     changes = [
-        [texts.place(t) for t in (c.example, _said(c.kind, apart), c.before.prompt, c.before.answer, *_texts(c))]
+        [texts.place(t) for t in (c.before.example, _said(c.kind, apart), c.before.prompt, c.before.answer, *_texts(c))]
         for c in (apart.changes if apart else ())
     ]
     parts = {
@@ -96,7 +96,8 @@ def _gain(apart: Gain | None, found: Sequence[Evaluation]) -> str:
         parts.append(
             f"<p><b>Being right:</b> {page.points_of(apart.being_right)} points: what accuracy under {laxest} gained, "
             f"which asks less of the same items. <b>Finishing in time and in form:</b> {page.points_of(apart.in_time)} "
-            f"points: the rest, answers right under {laxest} that {name} did not count before and counts now.</p>"
+            f"points: the rest, by which the answers that are right under {laxest} but do not count on {name} became "
+            "fewer.</p>"
         )
     else:
         parts.append(
@@ -118,7 +119,7 @@ _NEED_LAXER = ("there, not counted", "lost: form")
 
 def _within_reach(apart: Gain, found: Sequence[Evaluation]) -> list[str]:
     """Of the items gained, how many had a right answer among several samples before training."""
-    gained = [c.example for c in apart.changes if not c.kind.startswith("lost")]
+    gained = [c.item for c in apart.changes if not c.kind.startswith("lost")]
     lines = []
     for other in found:
         shared = [e for e in gained if len(other.before.get(e, ())) > 1]

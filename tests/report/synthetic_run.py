@@ -13,12 +13,15 @@ import numpy as np
 from jaxpost.eval.statistics import wilson
 
 CONFIG = """\
-method: grpo
+method: rl
 model:
   path: smollm2-135m-instruct
-data:
-  train:
-    - kind: arithmetic
+prompts:
+  kind: arithmetic
+advantage:
+  kind: grpo
+loss:
+  kind: ppo
 train:
   steps: {steps}
 optim:
@@ -35,9 +38,9 @@ def jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 class Problem:
     """What is a + b? The answer comes after `words` tokens, and is right where `skill` beats `difficulty`."""
 
-    def __init__(self, rng: np.random.Generator, number: int) -> None:
+    def __init__(self, rng: np.random.Generator, number: int):
         self.a, self.b = (int(x) for x in rng.integers(1, 51, 2))
-        self.example, self.difficulty = f"add-{number}", float(rng.random())
+        self.example, self.difficulty = number, float(rng.random())
         self.prompt, self.gold = f"What is {self.a} + {self.b}? Answer with a number.", str(self.a + self.b)
 
     def answer(self, rng: np.random.Generator, skill: float, limit: int) -> dict[str, Any]:
@@ -120,8 +123,9 @@ def _train(
     jitter = lambda scale: float(rng.normal(0, scale))  # noqa: E731
     far = skill - 0.15
     record = {
-        "step": step, "kind": "train", "loss": jitter(0.02), "policy": jitter(0.02), "grad_norm": 0.8 + abs(jitter(0.2)),
-        "lr": lr * min(step / 5, 1), "reward": float(rewards.mean()), "reward_std": float(rewards.std()),
+        "step": step, "kind": "train", "loss": jitter(0.02), "policy": jitter(0.02),
+        "grad_norm": 0.8 + abs(jitter(0.2)), "lr": lr * min(step / 5, 1),
+        "reward": float(rewards.mean()), "reward_std": float(rewards.std()),
         "reward/right": float(rewards.mean()), "reward/ended": float(np.mean([r["rewards"]["ended"] for r in rows])),
         "groups": groups, "zero_variance_groups": flat, "unscored": 0, "refills": int(rng.integers(0, 2)),
         "dropped_groups": flat, "samples": len(rows), "answer_tokens": float(np.mean([r["tokens"] for r in rows])),
