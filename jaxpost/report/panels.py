@@ -72,7 +72,7 @@ SECTIONS: Mapping[str, Sequence[Panel]] = {
     ),
 }
 _QUIET = ("step", "kind", "time", "policy_version", "ratio_squared", "sampler_weight_squared", "samples",
-          "updates", "problems", "tokens_trained")  # fmt: skip
+          "updates", "problems", "tokens_trained", "tokens")  # fmt: skip
 """Keys that need no chart."""
 _NO_SHARE = ("per_", "percent", "gib", "compile")
 """Marks of what is under `time` and no part of a step's seconds."""
@@ -132,7 +132,7 @@ def _keys(keys: Mapping[str, str], records: Sequence[Record]) -> dict[str, str]:
     found: dict[str, str] = {}
     for label, key in keys.items():
         if not key.endswith("*"):
-            found[label] = key
+            found[clean(label, 40)] = key
             continue
         head = key[:-1]
         short = head.rpartition("/")[0] + "/" if "/" in head else ""

@@ -13,6 +13,9 @@ import yaml
 from jaxpost.metrics.writers import from_json
 from jaxpost.report.text import clean, number
 
+NAME = 80
+"""Characters of a name that are kept."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -143,16 +146,16 @@ def _sample(row: Mapping[str, Any]) -> Sample:
     rewards = row.get("rewards")
     return Sample(
         step=row["step"],
-        source=clean(row.get("eval", "eval") if kind == "eval" else kind, 80),
+        source=clean(row.get("eval", "eval") if kind == "eval" else kind, NAME),
         example=clean(row.get("example", row.get("prompt", "")), 200),
         sample=_whole(row.get("sample")) or 0,
         prompt=clean(row.get("prompt")),
         text=clean(row.get("text")),
         answer=clean(row.get("answer")),
-        rewards={clean(k, 80): number(v) for k, v in rewards.items()} if isinstance(rewards, Mapping) else {},
+        rewards={clean(k, NAME): number(v) for k, v in rewards.items()} if isinstance(rewards, Mapping) else {},
         reward=number(row.get("score") if kind == "eval" else row.get("reward")),
         advantage=number(row.get("advantage")),
-        finish=clean(row.get("finish"), 80),
+        finish=clean(row.get("finish"), NAME),
         tokens=_whole(row.get("tokens")),
         version=_whole(row.get("version")),
     )

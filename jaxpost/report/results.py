@@ -20,8 +20,8 @@ from jaxpost.eval.statistics import (
     pass_at_k,
     wilson,
 )
-from jaxpost.report.read import Run, Sample
-from jaxpost.report.text import number
+from jaxpost.report.read import NAME, Run, Sample
+from jaxpost.report.text import clean, number
 
 Items = Mapping[str, Sequence[Sample]]
 """Samples by item. Evaluations number their own items, so an item is its number and its prompt (`item_of`)."""
@@ -114,33 +114,47 @@ def item_of(sample: Sample) -> str:
 
 
 def evaluations(run: Run) -> list[Evaluation]:
-    """Every evaluation of a run, in the order in which metrics.jsonl has them."""
-    names = dict.fromkeys(k.removesuffix("/accuracy") for r in run.evals for k in r if k.endswith("/accuracy"))
+    """Every evaluation by items of a run, in the order in which metrics.jsonl has them."""
+    keys = dict.fromkeys(k.removesuffix("/accuracy") for r in run.evals for k in r if k.endswith("/accuracy"))
+    sources = {s.source for s in run.samples}
+    names = {clean(k, NAME): k for k in keys if clean(k, NAME) in sources or any(f"{k}/items" in r for r in run.evals)}
     answers: dict[str, dict[int, dict[str, list[Sample]]]] = {}
     for sample in run.samples:
         if sample.source in names:
             items = answers.setdefault(sample.source, {}).setdefault(sample.step, {})
             items.setdefault(item_of(sample), []).append(sample)
-    return [_evaluation(run, name, answers.get(name, {})) for name in names]
+    return [_evaluation(run, key, name, answers.get(name, {})) for name, key in names.items()]
 
 
-def _evaluation(run: Run, name: str, answers: Mapping[int, Items]) -> Evaluation:
-    records = [r for r in run.evals if number(r.get(f"{name}/accuracy")) is not None]
+def means(run: Run, found: Sequence[Evaluation]) -> list[tuple[str, float, float]]:
+    """(name, first, last) of the held-out losses and accuracies that are means over tokens, not of items."""
+    keys = dict.fromkeys(k for r in run.evals for k in r if k.rpartition("/")[2] in ("loss", "accuracy"))
+    others = [
+        k
+        for k in keys
+        if not k.startswith("best/") and clean(k.rpartition("/")[0], NAME) not in {e.name for e in found}
+    ]
+    values = {k: [v for r in run.evals if (v := number(r.get(k))) is not None] for k in others}
+    return [(k, found[0], found[-1]) for k, found in values.items() if found]
+
+
+def _evaluation(run: Run, key: str, name: str, answers: Mapping[int, Items]) -> Evaluation:
+    records = [r for r in run.evals if number(r.get(f"{key}/accuracy")) is not None]
     first, last = records[0], records[-1]
     before, after = answers.get(first["step"], {}), answers.get(last["step"], {})
     counts = {len(found) for items in (before, after) for found in items.values()}
     each = counts.pop() if len(counts) == 1 else None
-    shares = [_accuracy(items) or _reported(r, name) for items, r in ((before, first), (after, last))]
+    shares = [_accuracy(items) or _reported(r, key) for items, r in ((before, first), (after, last))]
     steps = (first["step"], last["step"])
     for items, record, share in ((before, first, shares[0]), (after, last, shares[1])):
-        reported = number(record[f"{name}/accuracy"])
+        reported = number(record[f"{key}/accuracy"])
         if items and reported is not None and abs(reported - share.value) > 1e-6:
             run.notices.append(
                 f"{name} at step {record['step']}: metrics.jsonl says {reported:.4f}, but of the samples "
                 f"{share.value:.4f} have the full score; the table counts samples."
             )
     if steps[0] == steps[1]:  # no second time yet
-        return Evaluation(name, steps, _items(before, first, name), each, Row(name, shares[0], None), [], before, {})
+        return Evaluation(name, steps, _items(before, first, key), each, Row(name, shares[0], None), [], before, {})
     both = [e for e in before if e in after]
     difference = test = None
     if both:
@@ -148,11 +162,11 @@ def _evaluation(run: Run, name: str, answers: Mapping[int, Items]) -> Evaluation
         difference = paired_difference(*means)
         test = mcnemar(*means) if each == 1 else None
     row = Row(name, shares[0], shares[1], difference, test)
-    return Evaluation(name, steps, _items(before, first, name), each, row, _pass_at(before, after), before, after)
+    return Evaluation(name, steps, _items(before, first, key), each, row, _pass_at(before, after), before, after)
 
 
-def _items(samples: Items, record: Mapping[str, object], name: str) -> int | None:
-    found = number(record.get(f"{name}/items"))
+def _items(samples: Items, record: Mapping[str, object], key: str) -> int | None:
+    found = number(record.get(f"{key}/items"))
     return len(samples) or (None if found is None else int(found))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxpost.report import page
 from jaxpost.report.read import Run
-from jaxpost.report.results import Evaluation
+from jaxpost.report.results import Evaluation, means
 from jaxpost.report.text import clean, number, p_value, percent
 from jaxpost.train.progress import duration
 
@@ -93,10 +93,8 @@ def tiles(run: Run, found: Sequence[Evaluation]) -> str:
             test = f", {p_value(one.test.p)}" if one.test else ""
             shown.append((f"{percent(one.before.value)}{after}", f"accuracy on {found[0].name}{test}"))
     else:
-        keys = dict.fromkeys(k for r in run.evals for k in r if k == "loss" or k.endswith("/loss"))
-        for key in [key for key in keys if not key.startswith("best/")][:3]:
-            if losses := [v for r in run.evals if (v := number(r.get(key))) is not None]:
-                shown.append((f"{losses[0]:.4f} → {losses[-1]:.4f}", f"held-out {key}"))
+        losses = [row for row in means(run, found) if row[0].rpartition("/")[2] == "loss"]
+        shown += [(f"{first:.4f} → {last:.4f}", f"held-out {name}") for name, first, last in losses[:3]]
     if rewards := [v for r in run.train if (v := number(r.get("reward"))) is not None]:
         n = max(len(rewards) // 10, 1)
         shown.append((f"{_mean(rewards[:n]):.3g} → {_mean(rewards[-n:]):.3g}", "reward, first and last tenth"))

@@ -9,7 +9,7 @@ from jaxpost.report import page
 from jaxpost.report.data import Texts, chosen, sample_table
 from jaxpost.report.panels import sections
 from jaxpost.report.read import Run, read_run
-from jaxpost.report.results import KINDS, Change, Evaluation, Gain, evaluations, gain
+from jaxpost.report.results import KINDS, Change, Evaluation, Gain, evaluations, gain, means
 from jaxpost.report.summary import headline, status, tiles
 from jaxpost.report.text import clean, html, percent
 from jaxpost.train.folder import flatten_config
@@ -42,7 +42,7 @@ def write_report(folder: Path | str, out: Path | str = "report.html", *, budget:
         for c in (apart.changes if apart else ())
     ]
     parts = {
-        "results": ("Before and after", _results(found)),
+        "results": ("Before and after", _results(found) + _means(means(run, found))),
         "gain": ("Where the gain comes from", _gain(apart, found)),
         "alarms": ("Alarms", _alarms(run)),
         "curves": ("Curves", charts),
@@ -70,6 +70,11 @@ def _results(found: Sequence[Evaluation]) -> str:
         "two-sided.</p>"
     )
     return page.table(page.RESULT_HEAD, rows) + note
+
+
+def _means(found: Sequence[tuple[str, float, float]]) -> str:
+    rows = [[html(name), f"{first:.4f}", f"{last:.4f}", f"{last - first:+.4f}"] for name, first, last in found]
+    return page.table(("held out", "before", "after", "difference"), rows) if rows else ""
 
 
 def _most_telling(found: Sequence[Evaluation]) -> Gain | None:
