@@ -206,9 +206,11 @@ def laxer_than(one: Evaluation, others: Sequence[Evaluation]) -> list[Evaluation
     A lenient parser of the same texts and a longer limit are; another set of problems is not. The laxest first.
     """
     found = []
+    mine = one.paired
     for other in others:
-        shared = [e for e in one.paired if e in set(other.paired)]
-        if other.name == one.name or len(shared) < len(one.paired) or not shared:
+        theirs = set(other.paired)
+        shared = [e for e in mine if e in theirs]
+        if other.name == one.name or len(shared) < len(mine) or not shared:
             continue
         kept, surplus = [], 0
         for when in ("before", "after"):
