@@ -21,8 +21,8 @@ from typing import Any, NamedTuple, NoReturn
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from jaxpost.sandbox import kernel, seccomp  # noqa: E402
-from jaxpost.sandbox.limits import THREADS, Limits  # noqa: E402
+from jaxpost.sandbox import kernel, seccomp
+from jaxpost.sandbox.limits import THREADS, Limits
 
 TICK = 0.05
 """Seconds between looks at what cannot be waited for."""

@@ -136,8 +136,8 @@ def _listen(control: socket.socket, readers: list[Any], limits: Limits, level: L
             selector.register(source, selectors.EVENT_READ)
         while selector.get_map() and (left := deadline - time.monotonic()) > 0:
             for key, _ in selector.select(left):
-                source = key.fileobj
-                data = source.recv(65536) if source is control else source.read(65536)  # type: ignore[union-attr]
+                source: Any = key.fileobj
+                data = source.recv(65536) if source is control else source.read(65536)
                 if not data:
                     selector.unregister(source)
                     if source is control:  # its launcher has ended, and with it the program
@@ -156,7 +156,7 @@ def _listen(control: socket.socket, readers: list[Any], limits: Limits, level: L
 def _result(report: bytes, output: list[bytes], flooded: bool, limits: Limits, level: Level) -> Launched:
     stdout, stderr = (part.decode("utf-8", "replace") for part in output[:2])
     try:
-        said = json.loads(report)
+        said: dict[str, Any] = json.loads(report)
     except ValueError:
         said = {"exit": -signal.SIGKILL, "reason": "timeout", "seconds": limits.seconds}
     if "missing" in said:
@@ -183,7 +183,7 @@ def _end(process: subprocess.Popen[bytes], control: socket.socket) -> None:
 
 
 def _remove(folder: str) -> None:
-    """Removes a folder however deep: folders in folders are moved up, so no path is ever long and no link is followed."""
+    """Removes a folder however deep: inner folders are moved up, so no path is ever long; no link is followed."""
     name, number = uuid.uuid4().hex, 0
     pending = [folder]
     while pending:
