@@ -221,7 +221,7 @@ class _Splitter:
         if isinstance(node, ast.List | ast.Tuple | ast.Set):
             return type(node)([self.split(item) for item in node.elts])
         if isinstance(node, ast.Dict) and None not in node.keys:
-            keys = [self.split(key) for key in node.keys if key is not None]
+            keys: list[ast.expr | None] = [self.split(key) for key in node.keys if key is not None]
             return ast.Dict(keys, [self.split(value) for value in node.values])
         if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant | ast.UnaryOp):
             return ast.Subscript(self.split(node.value), self.split(node.slice), ast.Load())
@@ -300,8 +300,8 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> Any:
     if isinstance(node, ast.BinOp):
         return _arithmetic(node.op, _value(node.left, values), _value(node.right, values))
     if isinstance(node, ast.List | ast.Tuple | ast.Set):
-        kind = {ast.List: list, ast.Tuple: tuple, ast.Set: set}[type(node)]
-        return kind(_value(item, values) for item in node.elts)
+        items = [_value(item, values) for item in node.elts]
+        return items if isinstance(node, ast.List) else tuple(items) if isinstance(node, ast.Tuple) else set(items)
     if isinstance(node, ast.Dict):
         keys = [_value(key, values) for key in node.keys if key is not None]
         return dict(zip(keys, (_value(value, values) for value in node.values), strict=True))

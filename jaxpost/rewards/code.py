@@ -12,7 +12,7 @@ from typing import Any
 from jaxpost.rewards.asserts import Test, parse, parse_function
 from jaxpost.rewards.contract import Completion, Example, RowReward, field
 from jaxpost.sandbox.limits import Isolation, Limits
-from jaxpost.sandbox.run import run_python
+from jaxpost.sandbox.run import START_SECONDS, run_python
 from jaxpost.sandbox.values import LEAST_SECONDS, Failure, evaluate
 
 MAX_CODE = 2**16
@@ -79,6 +79,10 @@ class CodeTests(RowReward):
     tolerance: float = 0.0
     """Relative, between numbers with a point that calls return."""
     name: str = "code"
+
+    def prepare(self) -> None:
+        """Sees that the isolation works."""
+        run_python("", limits=replace(self.limits, seconds=START_SECONDS), isolation=self.isolation)
 
     def row(self, example: Example, completion: Completion) -> float:
         tests = field(example, self.key, self.name)

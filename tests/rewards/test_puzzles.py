@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import pytest
 
-from jaxpost.rewards.arithmetic import BadExpression, evaluate
+from jaxpost.text.arithmetic import BadExpression, evaluate
 from jaxpost.rewards.contract import Sample
 from jaxpost.rewards.puzzles import Arithmetic, Countdown, Game24, Reaches, solve, stated
 

@@ -66,7 +66,10 @@ def marked(mark: str) -> str:
     [
         ("while True: pass", "timeout"),
         ("import time\ntime.sleep(100)", "timeout"),
-        ("import signal\nfor s in {*range(1, 32)} - {9, 19}: signal.signal(s, signal.SIG_IGN)\nwhile True: pass", "timeout"),
+        (
+            "import signal\nfor s in {*range(1, 32)} - {9, 19}: signal.signal(s, signal.SIG_IGN)\nwhile True: pass",
+            "timeout",
+        ),
         ("9 ** 9 ** 9 ** 9", "timeout"),
         ("import re\nre.match('(a+)+$', 'a' * 40 + 'b')", "timeout"),
         ("x = []\nwhile True: x.append(bytearray(10**7))", "memory"),
@@ -371,4 +374,4 @@ import time
 time.sleep(9)
 """
         ran = run_python(many, isolation=level, limits=replace(QUICK, seconds=1.5))
-        assert ran.reason == "files" or int(ran.stdout) < 5000
+        assert ran.reason == "files" or (ran.reason == "timeout" and int(ran.stdout or 0) < 5000)
