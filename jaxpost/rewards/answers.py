@@ -109,10 +109,11 @@ class MathAnswer(RowReward):
         if answer is None:
             return 0.0
         golds = gold if isinstance(gold, list | tuple) else [gold]
-        return float(any(equal(_reference(one), answer, tolerance=self.tolerance) for one in golds))
+        return float(any(equal(reference(one), answer, tolerance=self.tolerance) for one in golds))
 
 
-def _reference(gold: Any) -> str:
+def reference(gold: Any) -> str:
+    """The answer that a reference ends in, or the whole of it."""
     text = str(gold)
     return final_answer(text, sources=("hash", "boxed")) or text
 
