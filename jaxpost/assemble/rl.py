@@ -72,6 +72,7 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
         microbatches=plans[0].pieces,
         skip_empty=True,
         networks=policy.critic_networks(config, pretrained),
+        network_lr=config.critic.lr,
         frozen=_reference(config, pretrained),
         hyper=policy.loss_hyper(config),
         guard=config.train.guard,
@@ -167,7 +168,7 @@ def _plans(config: RLConfig, pretrained: Pretrained, longest: int) -> tuple[RowP
 def _keeps_old(config: RLConfig) -> bool:
     """Whether ratios can differ from 1: several updates from one step's samples, or samples of an older policy."""
     several = config.learner.epochs * config.learner.minibatches > 1
-    in_reward = config.kl.coef > 0 and config.kl.where == "reward"
+    in_reward = config.kl.coef > 0 and config.kl.where != "loss"
     return several or bool(config.rollout.overlap) or config.correction is not None or in_reward
 
 
