@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxpost import config_io, sharding
 from jaxpost.assemble import policy
+from jaxpost.assemble.check_rl import check_problems
 from jaxpost.assemble.credit import make_credit, step_rewards
 from jaxpost.assemble.model import Pretrained, load_model, on_mesh
 from jaxpost.assemble.prompts import Problems, make_problems
@@ -60,7 +61,7 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
     tokenizer = pretrained.tokenizer
     problems = make_problems(config.prompts, tokenizer)
     evals = {s.name: make_problems(s.prompts, tokenizer, key=f"evals.{i}.prompts") for i, s in enumerate(config.evals)}
-    _check_context(config, pretrained, problems, evals)
+    check_problems(config, pretrained.config.max_positions, problems, evals)
     plans = _plans(config, pretrained, problems.longest)
     keeps_old = _keeps_old(config)
     training = make_training(
@@ -130,19 +131,6 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
         pad_id=tokenizer.pad_id,
         forget=sampler.forget_weights,
     )
-
-
-def _check_context(config: RLConfig, pretrained: Pretrained, problems: Problems, evals: dict[str, Problems]) -> None:
-    room = pretrained.config.max_positions
-    wanted = [("rollout.max_tokens", problems.longest, config.rollout.max_tokens)]
-    for i, section in enumerate(config.evals):
-        limit = section.max_tokens or config.rollout.max_tokens
-        wanted.append((f"evals.{i}.max_tokens", evals[section.name].longest, limit))
-    for key, prompt, answer in wanted:
-        if prompt + answer > room:
-            raise ValueError(
-                f"prompts of up to {prompt} tokens and answers of {answer} ({key}) exceed the model's context of {room}"
-            )
 
 
 def _plans(config: RLConfig, pretrained: Pretrained, longest: int) -> tuple[RowPlan, RowPlan]:

@@ -112,10 +112,11 @@ class MathAnswer(RowReward):
         if answer is None:
             return 0.0
         golds = gold if isinstance(gold, list | tuple) else [gold]
-        return float(any(equal(_reference(one), answer, tolerance=self.tolerance) for one in golds))
+        return float(any(equal(reference_of(one), answer, tolerance=self.tolerance) for one in golds))
 
 
-def _reference(gold: Any) -> str:
+def reference_of(gold: Any) -> str:
+    """The answer in a reference: what follows "####" or stands in a box, else all of it."""
     text = str(gold)
     return final_answer(text, sources=("hash", "boxed")) or text
 
