@@ -35,6 +35,6 @@ def _check_room(problems: Problems, answer: int, room: int, key: str, limit: str
         return
     what = f"lower {limit}" if answer >= room else f"lower {limit}, or leave long prompts out with --{key}.max_tokens N"
     raise ValueError(
-        f"{problems.longest_row.where}: a prompt of {problems.longest} tokens and an answer of {answer} ({limit}) exceed the model's context of "
-        f"{room}; {what}"
+        f"{problems.longest_row.where}: a prompt of {problems.longest} tokens and an answer of {answer} ({limit}) "
+        f"exceed the model's context of {room}; {what}"
     )

@@ -132,7 +132,7 @@ def _read(row: Row, section: FilePrompts, tokenizer: Tokenizer) -> Problem:
     prompt = row.value.get("prompt")
     if not prompt:
         raise ValueError(
-            f"{row.where}: there is no prompt; the row has {', '.join(row.value)}. Map one: columns: {{prompt: question}}"
+            f"{row.where}: there is no prompt among {', '.join(row.value)}; map one with columns: {{prompt: question}}"
         )
     try:
         return _problem(0, row.value, prompt, section, tokenizer)

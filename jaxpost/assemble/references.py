@@ -21,7 +21,7 @@ SCORED = 64
 """Reference answers that are scored before a run starts; that there is one is looked up in every row."""
 SHOWN = 3
 SOLVED = (4, 8)
-"""Puzzles of at most so many numbers are solved for a reference, and at most so many puzzles: the search is exhaustive."""
+"""Puzzles of at most so many numbers are solved for a reference, and so many of them: the search is exhaustive."""
 
 
 @dataclass(frozen=True)
