@@ -55,18 +55,18 @@ def parts(*sections, **options):
 
 def test_problems_are_shown_as_the_model_reads_them(make):
     text = assemble.inspect(make(), rows=2)
-    assert "rows.jsonl:1 (53 tokens)\n<|im_start|>user\nWhat is 0 + 0?<|im_end|>\n<|im_start|>assistant\n" in text
+    assert "rows.jsonl:1 (33 tokens)\n<|im_start|>user\nWhat is 0 + 0?<|im_end|>\n<|im_start|>assistant\n" in text
     assert "  answer: 2   <- read by math\n" in text
     assert "  note: " + "x" * 200 + " ... (300 characters)\n" in text
     assert "rows.jsonl:3" not in text
-    assert "5 problems\ntokens of a prompt: shortest 53, median 53, longest 53; answers of up to 8" in text
+    assert "5 problems\ntokens of a prompt: shortest 33, median 33, longest 33; answers of up to 8" in text
     assert "the model's context is 512" in text
     assert "math (reads answer): mean 1.000, 5 of 5 full" in text
     assert "WARNING" not in text
 
 
 def test_a_wrong_key_shows_as_a_warning(make):
-    text = assemble.inspect(make(reward=parts(MathSection(key="note"))))
+    text = assemble.inspect(make(reward=parts(MathSection(key="note", sources=("number",)))))
     assert "math (reads note): mean 0.000, 0 of 5 full" in text
     assert "WARNING: math does not give 5 reference answers full marks: " in text
     assert "WARNING: training would stop: " in text
@@ -122,17 +122,17 @@ FAULTS = {
         r"'{answer: answers}'",
     ),
     "answers that cannot be right": (
-        {"reward": parts(MathSection(key="note"))},
+        {"reward": parts(MathSection(key="note", sources=("number",)))},
         r"prompts: reward 'math' gives none of the first 5 reference answers full marks.*rows\.jsonl:1 has note 'xxx",
     ),
     "prompt beyond the context": (
-        {"rows": [*ROWS, {"prompt": "y" * 480, "answer": 1}]},
-        r"rows\.jsonl:6: a prompt of 519 tokens and an answer of 8 \(rollout\.max_tokens\) exceed the model's context "
+        {"rows": [*ROWS, {"prompt": "y" * 490, "answer": 1}]},
+        r"rows\.jsonl:6: a prompt of 509 tokens and an answer of 8 \(rollout\.max_tokens\) exceed the model's context "
         r"of 512; lower rollout\.max_tokens, or leave long prompts out with --prompts\.max_tokens N",
     ),
     "all prompts too long": (
         {"max_tokens": 10},
-        r"none of 5 prompts has at most prompts\.max_tokens 10 tokens; the shortest has 53",
+        r"none of 5 prompts has at most prompts\.max_tokens 10 tokens; the shortest has 33",
     ),
     "evaluation without answers": (
         {"evals": (EvalSection(prompts=Game24Prompts()),)},
