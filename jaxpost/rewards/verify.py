@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxpost.rewards.answers import SOURCES, Source, final_answer, reference
+from jaxpost.rewards.answers import SOURCES, Source, final_answer, reference_of
 from jaxpost.rewards.contract import Completion, Example, RowReward, field
 
 START_SECONDS = 120.0
@@ -66,7 +66,7 @@ class MathVerify(RowReward):
         golds = gold if isinstance(gold, list | tuple) else [gold]
         if answer is None or len(answer) > MAX_ANSWER:
             return 0.0
-        return float(any(self._equal(reference(one), answer) for one in golds))
+        return float(any(self._equal(reference_of(one), answer) for one in golds))
 
     def _equal(self, gold: str, answer: str) -> bool:
         with _lock:
