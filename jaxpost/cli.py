@@ -10,16 +10,17 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from jaxpost import __version__, cli_help
+from jaxpost import cli_help
+from jaxpost.cli_arguments import parse, parser, split_flags
 from jaxpost.config_check import check
 from jaxpost.config_flags import apply_flags, flags_help
-from jaxpost.config_io import METHODS, ConfigError, diff, dump, hints, load
+from jaxpost.config_io import ConfigError, diff, dump, load
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parse(own)
         if flags and not options.takes_flags:
             parser().error(f"{options.command} takes no settings, but got {flags[0]}")
-        code = options.run(options, flags)
+        code = COMMANDS[options.command](options, flags)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -83,154 +84,6 @@ def is_usage(error: Exception) -> bool:
 FILE_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
 USAGE_ERRORS = ("RunFolderError",)
 """By name, because their modules are too slow to import before they are needed."""
-
-
-def split_flags(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """A command's own arguments, and the settings among them (`--optim.lr 1e-6`) with their words.
-
-    >>> split_flags(["train", "p.yaml", "--optim.lr", "1e-6", "--help"])
-    (['train', 'p.yaml', '--help'], ['--optim.lr', '1e-6'])
-    """
-    names = {name for method in METHODS.values() for name in hints(method)}
-    own: list[str] = []
-    flags: list[str] = []
-    target = own
-    for arg in args:
-        if arg.startswith("-") and not _is_number(arg):
-            name = arg[2:].partition("=")[0].replace("-", "_")
-            target = flags if arg.startswith("--") and ("." in name or name in names) else own
-        target.append(arg)
-    return own, flags
-
-
-def _is_number(arg: str) -> bool:
-    try:
-        float(arg)
-    except ValueError:
-        return False
-    return True
-
-
-def parser() -> argparse.ArgumentParser:
-    """The commands and their own arguments."""
-    top = argparse.ArgumentParser(
-        prog="jaxpost",
-        description=cli_help.MAIN,
-        epilog=cli_help.MAIN_EPILOG + "\n--debug, or JAXPOST_DEBUG=1, shows an error's traceback.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    top.add_argument("--version", action="version", version=f"jaxpost {__version__}")
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
-
-    train = _command(commands, "train", "train a model", cli_help.TRAIN, run_train, flags=True, add_help=False)
-    train.add_argument("preset", nargs="?", metavar="PRESET", help="a YAML file, e.g. configs/sft/demo.yaml")
-    train.add_argument("-h", "--help", action="store_true", help="with a PRESET: every flag and its value")
-
-    generate = _command(commands, "generate", "answer prompts", cli_help.GENERATE, run_generate)
-    generate.add_argument("model", metavar="MODEL", help="folder, hub id, smollm2-135m-instruct; - if none")
-    generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="none: one a line from standard input")
-    generate.add_argument("--file", type=Path, metavar="FILE", help="one prompt a line, or JSONL (prompt, messages)")
-    generate.add_argument("--out", type=Path, metavar="FILE", help="JSONL of answers; what it holds is not made again")
-    generate.add_argument("--rows", type=int, default=32, metavar="N", help="answers written together (default: 32)")
-    _sampling(generate, "256", "0, the default: the best token")
-    generate.add_argument("--raw", action="store_true", help="no chat format: continue the text as it stands")
-    generate.add_argument("--json", action="store_true", help="one JSON object a line")
-    generate.add_argument(
-        "--speculate", type=int, default=0, metavar="K", help="guess K tokens from the text itself: faster, same answer"
-    )
-    _thinking(generate)
-    _server(generate)
-    _shape(generate)
-
-    chat = _command(commands, "chat", "talk with a model", cli_help.CHAT, run_chat)
-    chat.add_argument("model", metavar="MODEL", help="folder, hub id or smollm2-135m-instruct")
-    _sampling(chat, "512", "default: 0.7; 0 is the best token")
-    _thinking(chat)
-
-    convert = _command(commands, "convert", "write a model as a Hugging Face folder", cli_help.CONVERT, run_convert)
-    convert.add_argument("source", metavar="SOURCE", help=".gguf file, folder, hub id or adapter folder")
-    convert.add_argument("out", type=Path, metavar="OUT", help="a folder that does not exist yet")
-    convert.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
-
-    data = commands.add_parser("data", help="look at training data", description="Look at training data.")
-    data_commands = data.add_subparsers(metavar="COMMAND", required=True)
-    inspect = _command(data_commands, "inspect", "rows, masks, lengths", cli_help.INSPECT, run_inspect, flags=True)
-    inspect.add_argument("preset", metavar="PRESET", help="a YAML file")
-    inspect.add_argument("--rows", type=int, default=3, metavar="N", help="rows to print (default: 3)")
-    inspect.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="default: auto")
-
-    config = commands.add_parser("config", help="look at presets", description="Look at presets.")
-    config_commands = config.add_subparsers(metavar="COMMAND", required=True)
-    show = _command(config_commands, "show", "every setting", cli_help.SHOW, run_show, flags=True)
-    show.add_argument("preset", metavar="PRESET", help="a YAML file")
-    compare = _command(config_commands, "diff", "what differs", cli_help.DIFF, run_diff, flags=True)
-    compare.add_argument("first", metavar="PRESET", help="a YAML file")
-    compare.add_argument("second", metavar="OTHER", help="a YAML file")
-
-    env = _command(commands, "env", "versions and devices", cli_help.ENV, run_env)
-    env.add_argument("--json", action="store_true", help="as JSON")
-    return top
-
-
-def _sampling(made: argparse.ArgumentParser, longest: str, temperature: str) -> None:
-    made.add_argument("--max-tokens", type=int, metavar="N", help=f"longest answer (default: {longest})")
-    made.add_argument("--temperature", type=float, metavar="T", help=temperature)
-    made.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="top_p=0.9, n=4, stop=END ...")
-    made.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling noise (default: 0)")
-    made.add_argument("--system", metavar="TEXT", help="a system turn before the prompt")
-
-
-def _thinking(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--think-min", type=int, metavar="N", help="fewest tokens between <think> and </think>")
-    made.add_argument("--think-max", type=int, metavar="N", help="most tokens there; then </think> is written")
-    made.add_argument("--waits", type=int, metavar="N", help='"Wait" in the place of N ends before --think-min')
-
-
-def _shape(made: argparse.ArgumentParser) -> None:
-    shape = made.add_mutually_exclusive_group()
-    shape.add_argument("--regex", metavar="PATTERN", help="every answer matches this regular expression")
-    shape.add_argument("--choice", action="append", metavar="TEXT", help="every answer is one of these (repeat it)")
-    shape.add_argument("--schema", type=Path, metavar="FILE", help="every answer is JSON of this JSON schema")
-
-
-def _server(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--server", metavar="URL", help="an OpenAI-compatible server answers; MODEL scores its tokens")
-    made.add_argument("--server-model", metavar="NAME", help="as the server calls it (default: the one that it serves)")
-    made.add_argument("--policy-version", type=int, metavar="N", help="of the server's weights, for the rows")
-
-
-def parse(args: Sequence[str]) -> argparse.Namespace:
-    """The parsed arguments. Prompts may also follow options, which argparse alone would not take."""
-    options, rest = parser().parse_known_args(args)
-    if rest and hasattr(options, "prompts") and not any(word.startswith("-") for word in rest):
-        options.prompts += rest
-    elif rest:
-        parser().error(f"unrecognized arguments: {' '.join(rest)} (see jaxpost {options.command} --help)")
-    return options
-
-
-def _command(
-    commands: Any,
-    name: str,
-    summary: str,
-    description: str,
-    run: Callable[[argparse.Namespace, list[str]], int],
-    *,
-    flags: bool = False,
-    add_help: bool = True,
-) -> argparse.ArgumentParser:
-    made = commands.add_parser(
-        name,
-        help=summary,
-        description=description,
-        epilog=getattr(cli_help, f"{name.upper()}_EPILOG"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=add_help,
-    )
-    made.set_defaults(run=run, command=name, takes_flags=flags, print_help=made.print_help)
-    return made
 
 
 def run_train(options: argparse.Namespace, flags: list[str]) -> int:
@@ -373,6 +226,17 @@ def run_diff(options: argparse.Namespace, flags: list[str]) -> int:
     return OK
 
 
+def run_report(options: argparse.Namespace, flags: list[str]) -> int:
+    from jaxpost import report
+
+    if len(options.folders) == 1:
+        written = report.write_report(options.folders[0], options.out.absolute() if options.out else "report.html")
+    else:
+        written = report.write_comparison(options.folders, options.out or Path("report.html"))
+    print(f"wrote {written}")
+    return OK
+
+
 def run_env(options: argparse.Namespace, flags: list[str]) -> int:
     from jaxpost import assemble
 
@@ -388,6 +252,19 @@ def run_env(options: argparse.Namespace, flags: list[str]) -> int:
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
     return OK
+
+
+COMMANDS = {
+    "train": run_train,
+    "generate": run_generate,
+    "chat": run_chat,
+    "convert": run_convert,
+    "inspect": run_inspect,
+    "show": run_show,
+    "diff": run_diff,
+    "report": run_report,
+    "env": run_env,
+}
 
 
 if __name__ == "__main__":

@@ -91,6 +91,17 @@ examples:
   jaxpost data inspect configs/sft/gsm8k.yaml --rows 10 --data.train.0.path mine.jsonl
 """
 
+REPORT = """\
+Write a run as one self-contained page: what changed with intervals, curves, alarms, and a browser of samples. It works
+on a run that is still going on, and shows several runs together.
+"""
+
+REPORT_EPILOG = """\
+examples:
+  jaxpost report runs/demo
+  jaxpost report runs/a runs/b runs/c --out comparison.html
+"""
+
 SHOW = "Print every setting of a preset, defaults included, as YAML that is itself a preset."
 
 SHOW_EPILOG = """\

@@ -22,10 +22,13 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 import yaml
 
 from jaxpost.config import SFTConfig
+from jaxpost.config_rl import RLConfig
 
 T = TypeVar("T")
 
-METHODS: dict[str, type] = {"sft": SFTConfig}
+METHODS: dict[str, type] = {"sft": SFTConfig, "rl": RLConfig}
+
+Config = SFTConfig | RLConfig
 """The configuration of each `method:`."""
 
 TAGS = ("kind", "method")
@@ -47,7 +50,7 @@ class Change(NamedTuple):
         return f"{self.key}: {self.old} -> {self.new}"
 
 
-def load(path: str | Path) -> SFTConfig:
+def load(path: str | Path) -> Config:
     """Read a preset.
 
     Raises:
@@ -63,7 +66,7 @@ def load(path: str | Path) -> SFTConfig:
     return loads(text, source=str(path))
 
 
-def loads(text: str, *, source: str = "<text>") -> SFTConfig:
+def loads(text: str, *, source: str = "<text>") -> Config:
     """Read a preset from text; `source` names it in errors.
 
     >>> loads("{method: sft, optim: {kind: lion, lr: 1e-6}}").optim.lr

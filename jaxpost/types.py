@@ -30,6 +30,9 @@ class Inputs(NamedTuple):
     positions: Int[Array, "B T"]
     """Position of each token within its own segment (RoPE and causality use it); ascending along the row."""
     segment_ids: Int[Array, "B T"]
+    prefix_ids: Int[Array, "B T"] | None = None
+    """The segment, earlier in the row, that this token's segment continues and may read: samples share one prompt.
+    0: none."""
 
 
 class Outputs(NamedTuple):
@@ -107,6 +110,8 @@ class RolloutBatch(NamedTuple):
     """The critic's value of the state in which the token was chosen, when its advantage was computed."""
     returns: Float[Array, "B T"] | None = None
     """What the critic should have said."""
+    prefix_ids: Int[Array, "B T"] | None = None
+    """As in `Inputs`: the samples of a prompt stand behind one copy of it."""
 
 
 class Term(NamedTuple):

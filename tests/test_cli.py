@@ -22,6 +22,7 @@ COMMANDS = (
     ["data", "inspect"],
     ["config", "show"],
     ["config", "diff"],
+    ["report"],
     ["env"],
 )
 

@@ -32,8 +32,9 @@ def sequence_weights(gap: Float[Array, "B T"], weights: Float[Array, "B T"], seg
     """w = prod_t w_t of every token's sample, over its tokens with weight.
 
     Example:
-      >>> sequence_weights(jnp.log(jnp.array([[2.0, 3.0, 5.0]])), jnp.ones((1, 3)), jnp.array([[1, 1, 2]])).round(3)
-      Array([[6., 6., 5.]], dtype=float32)
+      >>> w = sequence_weights(jnp.log(jnp.array([[2.0, 3.0, 5.0]])), jnp.ones((1, 3)), jnp.array([[1, 1, 2]]))
+      >>> [round(float(x), 3) for x in w[0]]
+      [6.0, 6.0, 5.0]
     """
     total = segment_sums(jnp.where(weights != 0, gap, 0.0), segments)
     return jnp.exp(jnp.clip(total, -LIMIT, LIMIT))

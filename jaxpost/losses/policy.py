@@ -29,6 +29,7 @@ from jaxpost.losses.aggregate import Aggregate, segment_sums, token_mean
 from jaxpost.losses.correction import Correction
 from jaxpost.losses.kl import KL, LIMIT, k3
 from jaxpost.losses.supervised import next_tokens
+from jaxpost.losses.value import value_loss
 from jaxpost.ops import platform
 from jaxpost.ops.logprobs import token_stats
 from jaxpost.types import Hyper, Inputs, LossFn, Model, Params, RolloutBatch, Term, Terms
@@ -54,6 +55,8 @@ class Surrogate(NamedTuple):
 
 
 SurrogateFn = Callable[[Tokens, Hyper], Surrogate]
+ValueHead = Callable[[Params, Float[Array, "B T D"]], Float[Array, "B T"]]
+"""(all params, hidden states) -> the value after reading the tokens up to and including each position."""
 
 
 def ratio(log_ratio: Float[Array, "*S"]) -> Float[Array, "*S"]:
@@ -76,10 +79,11 @@ def ppo(tokens: Tokens, hyper: Hyper) -> Surrogate:
     Example:
       >>> row = lambda *x: jnp.array([x])
       >>> tokens = Tokens(jnp.log(row(2.0, 2.0)), row(0.0, 0.0), row(1.0, -1.0), row(1.0, 1.0), row(1, 1))
-      >>> ppo(tokens, {"clip_low": 0.2, "clip_high": 0.25}).value.round(3)
-      Array([[-1.25,  2.  ]], dtype=float32)
-      >>> ppo(tokens, {"clip_low": 0.2, "clip_high": 0.25, "dual_clip": 1.5}).value.round(3)
-      Array([[-1.25,  1.5 ]], dtype=float32)
+      >>> [round(float(x), 3) for x in ppo(tokens, {"clip_low": 0.2, "clip_high": 0.25}).value[0]]
+      [-1.25, 2.0]
+      >>> hyper = {"clip_low": 0.2, "clip_high": 0.25, "dual_clip": 1.5}
+      >>> [round(float(x), 3) for x in ppo(tokens, hyper).value[0]]
+      [-1.25, 1.5]
     """
     return _clipped(ratio(tokens.logprobs - tokens.old_logprobs), tokens.advantages, hyper)
 
@@ -139,6 +143,7 @@ def policy_gradient(
     aggregate: Aggregate = token_mean,
     kl: KL | None = None,
     correction: Correction | None = None,
+    value_head: ValueHead | None = None,
     watch_entropy: bool = True,
     chunk_tokens: int | None = None,
 ) -> tuple[Terms, Terms]:
@@ -153,6 +158,7 @@ def policy_gradient(
       kl: penalty on the distance from `batch.ref_logprobs`.
       correction: importance weights between `batch.sampler_logprobs` and the old policy; they weigh the surrogate
         alone.
+      value_head: the critic as a head on the policy's hidden states; adds the term and metrics of `losses.value`.
       watch_entropy: report the entropy though there is no bonus.
       chunk_tokens: tokens whose logits exist at one time, over all devices; None: one device's, by the platform.
 
@@ -165,7 +171,10 @@ def policy_gradient(
     """
     targets, weights = next_tokens(batch)
     with_entropy = watch_entropy or "entropy_coef" in hyper
-    stats = _stats(model, params["policy"], batch, targets, hyper, with_entropy=with_entropy, chunk_tokens=chunk_tokens)
+    hidden = hidden_states(model, params["policy"], batch)
+    stats = stats_of(
+        model, params["policy"], hidden, targets, hyper, with_entropy=with_entropy, chunk_tokens=chunk_tokens
+    )
     following = lambda x: jnp.where(weights != 0, jnp.roll(x, -1, axis=1), 0.0)  # noqa: E731
     logprobs = jnp.where(weights != 0, stats.logprob, 0.0)
     now = jax.lax.stop_gradient(logprobs)
@@ -187,6 +196,10 @@ def policy_gradient(
         metrics["entropy"] = Term(stats.entropy, weights)
     if "entropy_coef" in hyper:
         terms["entropy_bonus"] = aggregate(stats.entropy, weights, segments)._replace(coef=-hyper["entropy_coef"])
+    if value_head is not None:
+        values = value_head(params, hidden)
+        more = value_loss(lambda *_: values, params, frozen, batch, key, hyper, aggregate=aggregate)
+        terms, metrics = terms | more[0], metrics | more[1]
     return terms, metrics
 
 
@@ -196,18 +209,22 @@ def _needed(x: Array | None, name: str) -> Array:
     return x
 
 
-def _stats(
+def hidden_states(model: Model, policy: Params, batch: RolloutBatch) -> Float[Array, "B T D"]:
+    """The model's final hidden states over a batch of samples."""
+    return model.forward(policy, Inputs(batch.tokens, batch.positions, batch.segment_ids, batch.prefix_ids)).hidden
+
+
+def stats_of(
     model: Model,
     policy: Params,
-    batch: RolloutBatch,
-    targets: Array,
+    hidden: Float[Array, "B T D"],
+    targets: Int[Array, "B T"],
     hyper: Hyper,
     *,
     with_entropy: bool,
     chunk_tokens: int | None,
 ) -> Any:
     """log pi of every target, and the entropy, of softmax(logits / T)."""
-    hidden = model.forward(policy, Inputs(batch.tokens, batch.positions, batch.segment_ids)).hidden
     chunk_tokens = platform.choices().chunk_tokens if chunk_tokens is None else chunk_tokens
     unembed, tree = model.unembed, policy
     if "temperature" in hyper:

@@ -67,7 +67,7 @@ def value_loss(
     if batch.returns is None or (clip is not None and batch.old_values is None):
         raise ValueError("the critic's loss needs the batch's returns, and with value_clip its old_values too")
     following = lambda x: jnp.where(weights != 0, jnp.roll(x, -1, axis=1), 0.0)  # noqa: E731
-    values = jnp.where(weights != 0, values_of(params, batch), 0.0)
+    values = jnp.where(weights != 0, values_of(params, batch).astype(jnp.float32), 0.0)
     returns = following(batch.returns)
     old = values if batch.old_values is None else following(batch.old_values)
     error, clipped = squared_error(values, old, returns, clip=clip)

@@ -33,6 +33,7 @@ class Context(NamedTuple):
     """Where a cache takes this pass's tokens: a dense one's first slot, or pages; None without a cache."""
     fresh: bool = False
     """Paged rows that start at position 0: their tokens see one another only."""
+    prefixes: Int[Array, "B T"] | None = None
 
 
 class BlockCache(NamedTuple):
@@ -89,6 +90,7 @@ def cached_attention(
         kv_positions=context.kv_positions,
         q_segments=context.segments,
         kv_segments=context.kv_segments,
+        q_prefixes=context.prefixes,
         kv_heads_first=cache is not None and not isinstance(place, Slots),
         **rules,
     )

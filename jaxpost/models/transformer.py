@@ -191,6 +191,8 @@ class Transformer(nn.Module):
         if cache is not None:
             # A cached row is one sequence: its tokens differ from padding, not from each other.
             segments = (segments != 0).astype(jnp.int32)
+        if cache is not None and inputs.prefix_ids is not None:
+            raise ValueError("rows with shared prefixes (prefix_ids) cannot be written to a cache")
         kv_positions, kv_segments, place, fresh = positions, segments, None, False
         if isinstance(cache, PagedCache):
             place, fresh = slots(cache, positions, segments != 0), cache.fresh
@@ -201,7 +203,7 @@ class Transformer(nn.Module):
             kv_positions, kv_segments = cache.positions, (cache.positions >= 0).astype(jnp.int32)
         ropes = {kind.rope for stack in self.config.stacks for kind in stack.period}
         rotations = {rope: rope_rotation(rope, self.config.head_dim, positions) for rope in ropes}
-        context = Context(positions, segments, kv_positions, kv_segments, rotations, place, fresh)
+        context = Context(positions, segments, kv_positions, kv_segments, rotations, place, fresh, inputs.prefix_ids)
         weights = self.variables["params"]["stacks"]
         for s in range(len(self.config.stacks)):
             x, cache = self._run_stack(s, weights[str(s)], x, context, cache)

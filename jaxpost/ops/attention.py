@@ -32,13 +32,15 @@ def visible(
     kv_positions: Int[Array, "B S"],
     q_segments: Int[Array, "B T"],
     kv_segments: Int[Array, "B S"],
+    q_prefixes: Int[Array, "B T"] | None = None,
     *,
     window: int | None = None,
 ) -> Bool[Array, "B T S"]:
     """Which keys a query may see: those of its own segment, not after it, within its window, never padding.
 
     Causality is by position within the segment, not by slot, so that packed rows, caches with holes and
-    padding on either side need nothing special. A window counts the token itself.
+    padding on either side need nothing special. A window counts the token itself. A segment that continues another
+    one (`q_prefixes` names it, 0 for none) sees that one's keys by the same rule.
 
     Example:
         >>> p, s = jnp.asarray([[0, 1, 0]]), jnp.asarray([[1, 1, 2]])
@@ -46,7 +48,10 @@ def visible(
         [[[1, 0, 0], [1, 1, 0], [0, 0, 1]]]
     """
     behind = q_positions[:, :, None] - kv_positions[:, None, :]
-    mask = (behind >= 0) & (q_segments[:, :, None] == kv_segments[:, None, :]) & (kv_segments != 0)[:, None, :]
+    related = q_segments[:, :, None] == kv_segments[:, None, :]
+    if q_prefixes is not None:
+        related |= q_prefixes[:, :, None] == kv_segments[:, None, :]
+    mask = (behind >= 0) & related & (kv_segments != 0)[:, None, :]
     return mask if window is None else mask & (behind < window)
 
 
@@ -63,6 +68,7 @@ def attention(
     kv_positions: Int[Array, "B S"],
     q_segments: Int[Array, "B T"],
     kv_segments: Int[Array, "B S"],
+    q_prefixes: Int[Array, "B T"] | None = None,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
@@ -82,6 +88,7 @@ def attention(
         k, v: keys and values, [B K S H] if `kv_heads_first`, as a cache keeps them.
         q_positions, kv_positions: position within the segment.
         q_segments, kv_segments: 0 for padding and empty slots.
+        q_prefixes: a segment earlier in the row that a query's own continues, 0 for none.
         window: tokens seen, the query's own included; None for all.
 
     Example:
@@ -103,9 +110,15 @@ def attention(
     rules = Rules(scale=scale, window=window, softcap=softcap)
     outs = []
     for first, last in _chunks(length) if itself else [(0, length)]:
-        low, high = (0, slots) if not itself else (0 if window is None else max(0, first - window + 1), last)
+        # A shared prefix may stand further away than its positions say.
+        near = window if q_prefixes is None else None
+        low, high = (0, slots) if not itself else (0 if near is None else max(0, first - near + 1), last)
         block = Block(
-            q_positions[:, first:last], kv_positions[:, low:high], q_segments[:, first:last], kv_segments[:, low:high]
+            q_positions[:, first:last],
+            kv_positions[:, low:high],
+            q_segments[:, first:last],
+            kv_segments[:, low:high],
+            None if q_prefixes is None else q_prefixes[:, first:last],
         )
         outs.append(_in_blocks(rules, grouped[:, :, :, first:last], k[:, :, low:high], v[:, :, low:high], block))
     out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=3)
@@ -135,6 +148,7 @@ class Block(NamedTuple):
     kv_positions: Int[Array, "B S"]
     q_segments: Int[Array, "B T"]
     kv_segments: Int[Array, "B S"]
+    q_prefixes: Int[Array, "B T"] | None = None
 
 
 def _in_blocks(
@@ -156,12 +170,14 @@ def _in_blocks(
         x = jnp.pad(x, padding)
         return jnp.moveaxis(x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :]), axis, 0)
 
-    def one(part: tuple[Array, Array, Array]) -> Array:
-        rows, positions, segments = part
-        return _attend(rules, rows, k, v, block._replace(q_positions=positions, q_segments=segments))
+    def one(part: tuple[Array, Array, Array, Array | None]) -> Array:
+        rows, positions, segments, prefixes = part
+        queries = {"q_positions": positions, "q_segments": segments, "q_prefixes": prefixes}
+        return _attend(rules, rows, k, v, block._replace(**queries))
 
     # Padding queries have segment 0 and see nothing.
-    out = lax.map(one, (split(q, 3), split(block.q_positions, 1), split(block.q_segments, 1)))
+    prefixes = None if block.q_prefixes is None else split(block.q_prefixes, 1)
+    out = lax.map(one, (split(q, 3), split(block.q_positions, 1), split(block.q_segments, 1), prefixes))
     return jnp.moveaxis(out, 0, 3).reshape(*q.shape[:3], count * size, q.shape[4])[:, :, :, :length]
 
 

@@ -32,6 +32,7 @@ def cudnn_attention(
     kv_positions: Int[Array, "B S"],
     q_segments: Int[Array, "B T"],
     kv_segments: Int[Array, "B S"],
+    q_prefixes: Int[Array, "B T"] | None = None,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
@@ -48,7 +49,7 @@ def cudnn_attention(
         raise ValueError(f"attention 'cudnn' computes in float16 or bfloat16, not {q.dtype}: set compute_dtype")
     if kv_heads_first:
         k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-    mask = visible(q_positions, kv_positions, q_segments, kv_segments, window=window)
+    mask = visible(q_positions, kv_positions, q_segments, kv_segments, q_prefixes, window=window)
     out = jax.nn.dot_product_attention(
         q, k.astype(q.dtype), v.astype(q.dtype), mask=mask[:, None], scale=scale, implementation="cudnn"
     )
@@ -65,6 +66,7 @@ def splash_attention(
     kv_positions: Int[Array, "B S"],
     q_segments: Int[Array, "B T"],
     kv_segments: Int[Array, "B S"],
+    q_prefixes: Int[Array, "B T"] | None = None,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
@@ -77,7 +79,8 @@ def splash_attention(
     The kernel runs per device inside `shard_map`: rows over data and fsdp, heads over tensor, and with a seq
     axis the queries over seq while every device holds all keys of its rows. Causality and windows are by index
     within the row, so the tokens of a segment must stand in order, as packing and padding leave them. Calls
-    with a cache (`kv_heads_first`) are a few queries against many keys and go to the xla implementation.
+    with a cache (`kv_heads_first`) are a few queries against many keys and go to the xla implementation, as do
+    shared prefixes (`q_prefixes`), which the kernel's segments cannot express.
 
     Args:
         mesh: the mesh that the arrays live on; None on a single device.
@@ -86,10 +89,11 @@ def splash_attention(
     Raises:
         ValueError: rows or heads that the mesh does not divide.
     """
-    if kv_heads_first:
+    if kv_heads_first or q_prefixes is not None:
         return attention(
             q, k, v, q_positions=q_positions, kv_positions=kv_positions, q_segments=q_segments,
-            kv_segments=kv_segments, scale=scale, window=window, softcap=softcap, kv_heads_first=True,
+            kv_segments=kv_segments, q_prefixes=q_prefixes, scale=scale, window=window, softcap=softcap,
+            kv_heads_first=kv_heads_first,
         )  # fmt: skip
     length = q.shape[1]
     if k.shape[1] != length:

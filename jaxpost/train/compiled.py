@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxpost.metrics.terms import Sums
-from jaxpost.train.job import SupervisedJob
+from jaxpost.train.job import Job, SupervisedJob
 from jaxpost.types import TrainState
 
 Signature = dict[str, tuple[tuple[int, ...], str]]
@@ -76,7 +76,7 @@ class CompiledStep:
     process's wish to stop into the step, whose sum all processes read back: they stop at the same update.
     """
 
-    def __init__(self, job: SupervisedJob) -> None:
+    def __init__(self, job: Job) -> None:
         self._job = job
         self._first: Signature = {}
         self._compiled: Any = None

@@ -1,4 +1,4 @@
-"""What a supervised run is made of, and what it returns."""
+"""What a run is made of, and what it returns."""
 
 from __future__ import annotations
 
@@ -53,14 +53,13 @@ def trained_params(state: TrainState) -> Params:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SupervisedJob:
-    """Everything that `run_supervised` needs: functions and data; no names left to look up."""
+class Job:
+    """What both loops need: functions and settings; no names left to look up."""
 
     folder: Path
     """The run's folder; made if missing, resumed if it is this run's."""
     config_text: str
     """The resolved configuration as YAML; kept in the folder and compared on resume."""
-    train: TrainSection
     run: RunSection
     num_steps: int
     step: TrainStep
@@ -69,7 +68,6 @@ class SupervisedJob:
     """Makes the first state (loads weights ...); not called when a checkpoint is restored."""
     abstract_state: TrainState
     """ShapeDtypeStructs of the state with their shardings (None: replicated)."""
-    source: Source
     frozen: Params = field(default_factory=dict)
     """What the loss reads and nobody trains, already on its devices."""
     hyper: Mapping[str, Any] = field(default_factory=dict)
@@ -77,14 +75,10 @@ class SupervisedJob:
     mesh: Mesh | None = None
     place: Callable[[Any], Any] = jax.device_put
     """This process's rows -> the global batch (`sharding.to_global` bound to a mesh)."""
-    evals: Mapping[str, Source] = field(default_factory=dict)
-    eval_step: EvalStep | None = None
     eval_params: Callable[[TrainState], Params] = trained_params
     """What evaluation, samples and export read (a moving average, if one is kept)."""
     lr_at: Callable[[int], Any] | None = None
     """Learning rate of update k, for the log."""
-    sample: Callable[[Params, Params], list[dict[str, str]]] | None = None
-    """sample(eval_params, frozen) -> [{"prompt", "text"}], deterministic."""
     export: Callable[[TrainState, Path], None] | None = None
     """Writes the final model into a folder."""
     count: Callable[[Any], dict[str, Array]] = token_counts
@@ -92,8 +86,37 @@ class SupervisedJob:
     flops_per_token: float | None = None
     """Forward and backward; None: utilisation is not reported."""
     identity: Mapping[str, str] = field(default_factory=dict)
-    """Fingerprints (base model, tokenizer ...) that a resumed run must share; the data's are added."""
+    """Fingerprints (base model, tokenizer, data ...) that a resumed run must share."""
     command: tuple[str, ...] = field(default_factory=lambda: tuple(sys.argv))
+
+    @property
+    def saving(self) -> tuple[int, int]:
+        """Steps between checkpoints (0: only the last), and how many of them stay."""
+        raise TypeError(f"{type(self).__name__} does not say when it saves")
+
+    def fingerprints(self) -> dict[str, str]:
+        """All that a resumed run must share."""
+        return dict(self.identity)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedJob(Job):
+    """Everything that `run_supervised` needs."""
+
+    train: TrainSection
+    source: Source
+    evals: Mapping[str, Source] = field(default_factory=dict)
+    eval_step: EvalStep | None = None
+    sample: Callable[[Params, Params], list[dict[str, str]]] | None = None
+    """sample(eval_params, frozen) -> [{"prompt", "text"}], deterministic."""
+
+    @property
+    def saving(self) -> tuple[int, int]:
+        return self.train.save_every, self.train.keep_checkpoints
+
+    def fingerprints(self) -> dict[str, str]:
+        data = {"data": self.source.fingerprint}
+        return {**self.identity, **data, **{f"eval {name}": s.fingerprint for name, s in self.evals.items()}}
 
 
 @dataclass(frozen=True)

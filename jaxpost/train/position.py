@@ -39,6 +39,8 @@ class Position:
     """The last evaluation and the best one."""
     files: dict[str, int] = field(default_factory=dict)
     """Lengths in bytes of the files that a resumed run cuts back."""
+    loop: dict[str, Any] = field(default_factory=dict)
+    """What a loop keeps beside: plain JSON."""
     identity: dict[str, str] = field(default_factory=dict)
     config: str = ""
 
@@ -94,6 +96,7 @@ class Position:
             window_reasons={name: int(n) for name, n in meta["window_reasons"].items()},
             results={name: float(value) for name, value in meta["results"].items()},
             files={name: int(n) for name, n in meta["files"].items()},
+            loop=dict(meta["loop"]),
             identity=dict(identity),
             config=config,
         )

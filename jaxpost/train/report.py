@@ -12,10 +12,10 @@ import yaml
 from jaxpost.metrics.writers import read_metrics
 from jaxpost.train.curves import draw_curves
 from jaxpost.train.folder import RunFolder, readme
-from jaxpost.train.job import SupervisedJob
+from jaxpost.train.job import Job
 
 
-def describe_run(job: SupervisedJob, folder: RunFolder, status: str, results: Mapping[str, float]) -> None:
+def describe_run(job: Job, folder: RunFolder, status: str, results: Mapping[str, float]) -> None:
     """Write README.md and curves.svg for how far the run has come."""
     if not folder.writes:
         return

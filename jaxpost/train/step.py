@@ -205,6 +205,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     num_microbatches: int = 1,
+    skip_empty: bool = False,
     update_rule: UpdateRule = gradient_update,
     post_update: PostUpdate | None = None,
 ) -> TrainStep:
@@ -213,6 +214,7 @@ def make_train_step(
     Args:
       loss_fn: unreduced terms and metrics (`types.LossFn`); its key is `key` folded by the step's number.
       num_microbatches: pieces whose gradients are summed one after another; must divide the batch's rows.
+      skip_empty: do not compute microbatches in which every term's weight is 0 (rows kept for a batch's shape alone).
       update_rule: gradients -> (params, opt_state).
       post_update: a pure state -> state after an accepted update (moving averages, reference sync).
 
@@ -239,10 +241,12 @@ def make_train_step(
         pieces = split_microbatches(batch, num_microbatches)
         first = jax.tree.map(lambda x: x[0], pieces)
         weights_of = weights_only(loss_fn, state.params, frozen, first, key, hyper)
-        weights = jax.tree.map(jnp.sum, jax.lax.map(lambda piece: weights_of(frozen, piece, key, hyper), pieces))
+        each = jax.lax.map(lambda piece: weights_of(frozen, piece, key, hyper), pieces)
+        weights = jax.tree.map(jnp.sum, each)
+        live = jnp.any(jnp.stack(list(each.values())) != 0, axis=0) if skip_empty else None
 
         differentiate = partial(_piece_grads, loss_fn, weights, state.params, frozen, key, hyper)
-        grads, sums = differentiate(first) if num_microbatches == 1 else _accumulate(differentiate, pieces, first)
+        grads, sums = differentiate(first) if num_microbatches == 1 else _accumulate(differentiate, pieces, first, live)
         metrics = means(sums)
         grad_norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
         guard, reasons = _judge(state.extra["guard"], metrics["loss"], grad_norm, weights, hyper)
@@ -278,19 +282,25 @@ def _piece_grads(
     return jax.grad(share, has_aux=True)(params)
 
 
-def _accumulate(differentiate: Callable[[Any], Any], pieces: Any, first: Any) -> tuple[Params, dict[str, Sums]]:
-    """Sum gradients (in float32) and sums over the microbatches, one at a time."""
+def _accumulate(
+    differentiate: Callable[[Any], Any], pieces: Any, first: Any, live: Array | None
+) -> tuple[Params, dict[str, Sums]]:
+    """Sum gradients (in float32) and sums over the microbatches, one at a time; only the `live` ones where given."""
     grads, sums = jax.eval_shape(differentiate, first)
 
-    def body(carry: tuple[Any, Any], piece: Any) -> tuple[tuple[Any, Any], None]:
+    def added(carry: tuple[Any, Any], piece: Any) -> tuple[Any, Any]:
         grads, sums = differentiate(piece)
-        return (jax.tree.map(lambda a, g: a + g.astype(jnp.float32), carry[0], grads), add(sums, carry[1])), None
+        return jax.tree.map(lambda a, g: a + g.astype(jnp.float32), carry[0], grads), add(sums, carry[1])
+
+    def body(carry: tuple[Any, Any], part: tuple[Any, Array | None]) -> tuple[tuple[Any, Any], None]:
+        piece, on = part
+        return added(carry, piece) if on is None else jax.lax.cond(on, added, lambda c, _: c, carry, piece), None
 
     start = (
         jax.tree.map(lambda g: jnp.zeros(g.shape, jnp.float32), grads),
         jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums),
     )
-    return jax.lax.scan(body, start, pieces)[0]
+    return jax.lax.scan(body, start, (pieces, live))[0]
 
 
 def _judge(

@@ -9,27 +9,20 @@ a run killed at any moment ends with the same parameters, metrics and samples as
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxpost.checkpoint import Checkpoints
 from jaxpost.metrics.terms import Sums, add, to_host
-from jaxpost.metrics.writers import JsonlFile, Writer, open_writers
-from jaxpost.ops import platform
-from jaxpost.train.compiled import CompiledEval, CompiledStep, state_shardings, with_shardings
-from jaxpost.train.folder import RunFolder, RunFolderError, open_folder
-from jaxpost.train.guards import StopSignals, TrainingStopped, check_step
+from jaxpost.train.attempt import Attempt, Opened, opened
+from jaxpost.train.compiled import CompiledEval
+from jaxpost.train.guards import TrainingStopped, check_step
 from jaxpost.train.job import EvalStep, RunResult, Source, SupervisedJob
-from jaxpost.train.meters import Meter, peak_flops, peak_memory_gib
-from jaxpost.train.position import Position, check_same_run
-from jaxpost.train.progress import Progress, duration
-from jaxpost.train.report import before_and_after, describe_run, one_line, plain_config
-from jaxpost.types import TrainState
+from jaxpost.train.meters import peak_memory_gib
+from jaxpost.train.progress import duration
+from jaxpost.train.report import one_line
 
 __all__ = ["EvalStep", "RunResult", "Source", "SupervisedJob", "run_supervised"]
 
@@ -53,31 +46,8 @@ def run_supervised(job: SupervisedJob) -> RunResult:
     """
     if job.evals and job.eval_step is None:
         raise ValueError("The job has evaluation data but no eval_step.")
-    with ExitStack() as stack:
-        folder = stack.enter_context(
-            open_folder(
-                job.folder,
-                config_text=job.config_text,
-                resume=job.run.resume,
-                allow_changed_config=job.run.allow_changed_config,
-            )
-        )
-        if job.mesh is not None:
-            stack.enter_context(jax.set_mesh(job.mesh))
-        progress = Progress(job.num_steps, log=folder.path / "log.txt", enabled=folder.writes)
-        stack.callback(progress.close)
-        signals = stack.enter_context(StopSignals())
-        checkpoints = stack.enter_context(
-            Checkpoints(folder.checkpoints, keep=job.train.keep_checkpoints, background=platform.current() != "cpu")
-        )
-        run = _Run(job, folder, progress, signals, checkpoints)
-        stack.callback(run.close)
-        try:
-            return run.train()
-        except TrainingStopped as error:
-            progress.note(str(error))
-            describe_run(job, folder, f"Stopped at step {run.position.step}: {error}", run.position.results)
-            raise
+    with opened(job) as held:
+        return _Run(job, held).run()
 
 
 class _Pending(NamedTuple):
@@ -89,66 +59,16 @@ class _Pending(NamedTuple):
     ended: float | None
 
 
-class _Run:
-    """One attempt at a job: what the loop's parts share."""
+class _Run(Attempt[SupervisedJob]):
+    """One attempt at a supervised job."""
 
-    def __init__(
-        self,
-        job: SupervisedJob,
-        folder: RunFolder,
-        progress: Progress,
-        signals: StopSignals,
-        checkpoints: Checkpoints,
-    ) -> None:
-        self.job, self.folder, self.progress = job, folder, progress
-        self.signals, self.checkpoints = signals, checkpoints
-        self.alone = jax.process_count() == 1
-        self.state, self.position = self._start()
-        files = self.position.files
-        self.files = {
-            name: JsonlFile(folder.path / name, files.get(name, 0))
-            for name in ("metrics.jsonl", "samples.jsonl")
-            if folder.writes
-        }
-        self.writers: list[Writer] = []
-        if folder.writes:
-            config = plain_config(job.config_text)
-            self.writers = open_writers(
-                job.run.loggers, folder.path, name=job.run.name, config=config, start_step=self.position.step
-            )
-        folder.record_start(job.command, self.position.step)
-        self.step = CompiledStep(job)
+    def __init__(self, job: SupervisedJob, held: Opened) -> None:
+        super().__init__(job, held)
         self.eval_steps = {name: CompiledEval(job, name) for name in job.evals}
-        devices = list(job.mesh.devices.flat) if job.mesh is not None else jax.devices()[:1]
-        self.devices = devices
-        peak = peak_flops(devices) if job.flops_per_token else None
-        self.meter = Meter(flops_per_token=job.flops_per_token, peak=peak)
-        self.saved: int | None = checkpoints.latest
         self.pending: _Pending | None = None
-        self.asked_to_stop = False
-        self.started_at = self.position.step
-        kinds = f"{len(devices)} x {devices[0].device_kind}"
-        progress.say(f"{job.run.name}: updates {self.started_at} to {job.num_steps} on {kinds}, in {folder.path}")
-
-    def _start(self) -> tuple[TrainState, Position]:
-        job, latest = self.job, self.checkpoints.latest
-        identity = {**job.identity, "data": job.source.fingerprint}
-        identity |= {f"eval {name}": source.fingerprint for name, source in job.evals.items()}
-        if latest is None:
-            if job.run.resume == "must":
-                raise RunFolderError(f"--run.resume must: there is no complete checkpoint in {self.folder.path}.")
-            state = jax.device_put(job.init_state(), state_shardings(job.abstract_state, job.mesh))
-            return state, Position(identity=identity, config=job.config_text)
-        check_same_run(
-            self.checkpoints.meta(),
-            identity=identity,
-            config_text=job.config_text,
-            allow_changed=job.run.allow_changed_config,
-        )
-        self.progress.busy(f"restoring step {latest} ...")
-        state, meta = self.checkpoints.restore(with_shardings(job.abstract_state, job.mesh))
-        self.progress.say(f"Resumed from the checkpoint of step {latest}")
-        return state, Position.from_meta(meta, identity=identity, config=job.config_text)
+        kinds = f"{len(self.devices)} x {self.devices[0].device_kind}"
+        updates = f"updates {self.started_at} to {job.num_steps}"
+        self.progress.say(f"{job.run.name}: {updates} on {kinds}, in {self.folder.path}")
 
     def train(self) -> RunResult:
         """The loop of the module's description."""
@@ -160,10 +80,10 @@ class _Run:
                     self._drain()
                     self._evaluate()
                 finished = position.step >= job.num_steps and not self._evaluation_due()
-                stopping = not finished and (self.asked_to_stop or self._interrupted())
-                if stopping or finished or (job.train.save_every and position.step % job.train.save_every == 0):
+                stopping = not finished and (self.asked_to_stop or self.interrupted())
+                if self.save_due(stopping, finished):
                     self._drain()
-                    self._save()
+                    self.save()
                 if stopping or finished:
                     break
                 if batches is None:
@@ -173,11 +93,7 @@ class _Run:
             if (close := getattr(batches, "close", None)) is not None:
                 close()
         self.checkpoints.wait()
-        return self._finish((self.signals.received or "SIGTERM") if stopping else None)
-
-    def _interrupted(self) -> bool:
-        # Alone, a signal acts at once; with others, only through the step, so that all stop at the same update.
-        return self.alone and self.signals.received is not None
+        return self.finish((self.signals.received or "SIGTERM") if stopping else None)
 
     def _update(self, batches: Iterator[Any]) -> None:
         start = time.perf_counter()
@@ -235,14 +151,8 @@ class _Run:
             "compile_seconds": round(self.step.compile_seconds, 3),
             "peak_memory_gib": round(peak_memory_gib(self.devices), 3),
         }
-        self._write(record)
+        self.write(record)
         self.progress.update(record, self.meter.seconds_per_update * (self.job.num_steps - step))
-
-    def _write(self, record: Mapping[str, Any]) -> None:
-        if self.files:
-            self.files["metrics.jsonl"].write(record)
-        for writer in self.writers:
-            writer.write(record)
 
     def _evaluation_due(self) -> bool:
         job, step = self.job, self.position.step
@@ -263,7 +173,7 @@ class _Run:
                     return
                 record |= means if len(job.evals) == 1 else {f"{name}/{k}": v for k, v in means.items()}
             samples = job.sample(params, job.frozen) if job.sample is not None else []
-            if self._interrupted():
+            if self.interrupted():
                 return
             self._record_evaluation(record, samples, time.perf_counter() - start)
 
@@ -271,7 +181,7 @@ class _Run:
         job, position = self.job, self.position
         if job.evals:
             position.keep_best(record)
-            self._write(record | {"time": {"seconds": round(seconds, 3)}})
+            self.write(record | {"time": {"seconds": round(seconds, 3)}})
             losses = [
                 f"{name} {value:.4f} (best {position.results[f'best/{name}']:.4f})"
                 for name, value in record.items()
@@ -284,7 +194,7 @@ class _Run:
             if self.files:
                 self.files["samples.jsonl"].write({"step": position.step, **sample})
         position.evaluated = position.step
-        self._describe()
+        self.describe()
 
     def _evaluate_source(self, name: str, source: Source, params: Any) -> dict[str, float] | None:
         count = source.num_batches_per_epoch
@@ -294,7 +204,7 @@ class _Run:
         pending: Mapping[str, Sums] | None = None
         batches = source.iterate(0)
         for index in range(count):
-            if self._interrupted():
+            if self.interrupted():
                 return None
             self.progress.busy(f"evaluating {name} {index + 1}/{count} ...")
             # One batch is computed while the one before it is added up.
@@ -303,58 +213,6 @@ class _Run:
         if (close := getattr(batches, "close", None)) is not None:
             close()
         return _means(_added(totals, pending))
-
-    def _save(self) -> None:
-        if self.position.step in (0, self.saved):
-            return
-        with self.meter.pause():
-            self.progress.busy("saving a checkpoint ...")
-            for name, file in self.files.items():
-                self.position.files[name] = file.sync()
-            self.checkpoints.save(self.position.step, self.state, self.position.to_meta())
-            self._describe()
-        self.saved = self.position.step
-
-    def _finish(self, stopped: str | None) -> RunResult:
-        job, position = self.job, self.position
-        if stopped is None:
-            self._export()
-            for line in before_and_after(self.folder.path) if self.folder.writes else ():
-                self.progress.say(line)
-            text = f"Finished {job.num_steps} updates; everything is in {self.folder.path}"
-        elif position.step:
-            text = (
-                f"Stopped by {stopped} after update {position.step} of {job.num_steps}; everything is saved. "
-                "Run the same command again to go on from here."
-            )
-        else:
-            text = f"Stopped by {stopped} before the first update. Run the same command again to start."
-        self.progress.say(text)
-        self._describe(text)
-        return RunResult(self.folder.path, position.step, self.state, position.results, stopped)
-
-    def _export(self) -> None:
-        # Under another name until it is whole; made again if this attempt trained further.
-        job, final = self.job, self.folder.export
-        if job.export is None or (final.exists() and self.started_at == job.num_steps):
-            return
-        self.progress.busy("exporting the model ...")
-        unfinished = final.with_name("export.unfinished")
-        if self.folder.writes:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        job.export(self.state, unfinished)
-        if self.folder.writes:
-            shutil.rmtree(final, ignore_errors=True)
-            unfinished.rename(final)
-
-    def _describe(self, status: str | None = None) -> None:
-        status = status or f"At update {self.position.step} of {self.job.num_steps}."
-        describe_run(self.job, self.folder, status, self.position.results)
-
-    def close(self) -> None:
-        """Close files and loggers."""
-        for file in (*self.files.values(), *self.writers):
-            file.close()
 
 
 def _added(totals: Mapping[str, Sums], device_sums: Mapping[str, Sums] | None) -> dict[str, Sums]:

@@ -1,0 +1,157 @@
+"""What a rule reward can be told: one section per reward, and how several become one. Imports no jax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    weight: float = 1.0
+    """Factor of this part in a sum; in a product or minimum it must stay 1."""
+    clip_low: float | None = None
+    """Cut the part's score from below before it is combined."""
+    clip_high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MathSection(_Part):
+    """1 if the final answer equals the reference; read exactly, nothing is run."""
+
+    kind: Literal["math"] = "math"
+    name: str = "math"
+    key: str = "answer"
+    """The field of an example that holds the reference."""
+    sources: tuple[Literal["boxed", "hash", "phrase", "number"], ...] = ("boxed", "hash", "phrase", "number")
+    """Where the answer may stand, tried in this order."""
+    tolerance: float = 0.0
+    """Relative, for rounded references."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceSection(_Part):
+    """1 if the chosen letter is the reference."""
+
+    kind: Literal["choice"] = "choice"
+    name: str = "choice"
+    key: str = "answer"
+    letters: str = "ABCDE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReachesSection(_Part):
+    """1 if the stated expression reaches the example's target with its numbers (countdown, game of 24)."""
+
+    kind: Literal["reaches"] = "reaches"
+    name: str = "reaches"
+    use: Literal["all", "some"] = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThinkFormatSection(_Part):
+    """1 if the text is <think>...</think> followed by an answer."""
+
+    kind: Literal["think_format"] = "think_format"
+    name: str = "format"
+    think: str = "think"
+    answer: str = ""
+    """Tag that must hold the answer; "": any text after the thinking."""
+    opened: bool = False
+    """The prompt ends with the opening tag already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneBoxSection(_Part):
+    """1 if the text has exactly one complete box."""
+
+    kind: Literal["one_box"] = "one_box"
+    name: str = "one_box"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedSection(_Part):
+    """1 if the answer ended by itself within its limit of tokens."""
+
+    kind: Literal["finished"] = "finished"
+    name: str = "finished"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlongSection(_Part):
+    """DAPO's soft overlong penalty in tokens: 0, falling to -1 over the last `buffer` tokens (2503.14476)."""
+
+    kind: Literal["overlong"] = "overlong"
+    name: str = "overlong"
+    max_tokens: int = 1024
+    buffer: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetLengthSection(_Part):
+    """-coef |target - tokens| (2503.04697)."""
+
+    kind: Literal["target_length"] = "target_length"
+    name: str = "target_length"
+    key: str = "target_tokens"
+    coef: float = 0.0003
+    least: float = -1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepetitionSection(_Part):
+    """Minus the share of repeated n-grams of tokens."""
+
+    kind: Literal["repetition"] = "repetition"
+    name: str = "repetition"
+    n: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScriptSection(_Part):
+    """The share of letters of the wanted scripts."""
+
+    kind: Literal["script"] = "script"
+    name: str = "script"
+    scripts: tuple[str, ...] = ("LATIN",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionSection(_Part):
+    """A Python function of a file of yours, f(examples, completions) -> numbers; plain or async."""
+
+    kind: Literal["function"] = "function"
+    path: str = "rewards.py:reward"
+    """file.py:function"""
+
+
+RewardPart = (
+    MathSection
+    | ChoiceSection
+    | ReachesSection
+    | ThinkFormatSection
+    | OneBoxSection
+    | FinishedSection
+    | OverlongSection
+    | TargetLengthSection
+    | RepetitionSection
+    | ScriptSection
+    | FunctionSection
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSection:
+    """Rule rewards, combined: combine(parts) where every gate is passed, `closed` elsewhere."""
+
+    parts: tuple[RewardPart, ...] = ()
+    combine: Literal["sum", "product", "min"] = "sum"
+    gates: tuple[RewardPart, ...] = ()
+    """Conditions: parts whose score must reach `threshold`."""
+    threshold: float = 1.0
+    closed: float = 0.0
+    """The reward where a gate is shut."""
+    workers: int = 2
+    """Processes that score; one that hangs is killed."""
+    seconds: float = 5.0
+    """For one row of one part."""

@@ -1,0 +1,384 @@
+"""What a reinforcement-learning run can be told; see `config`. Imports no jax.
+
+An algorithm is a choice in each of `advantage`, `loss`, `kl`, `correction` and `critic`; there is no trainer per name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxpost.config import (
+    AdamWSection,
+    AdapterSection,
+    FullSection,
+    GuardSection,
+    MeshSection,
+    ModelSection,
+    OptimSection,
+    RunSection,
+    SourceSection,
+)
+from jaxpost.config_rewards import RewardSection
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prompts:
+    template: str = "{prompt}"
+    """What the user turn says; {prompt} is the problem."""
+    system_prompt: str | None = None
+    chat: bool = True
+    """Ask in the model's chat format; otherwise the text stands as it is."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilePrompts(_Prompts):
+    """Problems from files: rows with a `prompt` (text or messages); rewards read the other columns."""
+
+    kind: Literal["files"] = "files"
+    sources: tuple[SourceSection, ...] = ()
+    max_tokens: int | None = None
+    """Longer prompts are left out, and counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArithmeticPrompts(_Prompts):
+    """Endless a + b, a - b, a * b; a share of the unordered pairs of operands is held out."""
+
+    kind: Literal["arithmetic"] = "arithmetic"
+    low: int = 1
+    high: int = 50
+    operations: str = "+-"
+    split: Literal["all", "train", "test"] = "train"
+    held_out: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Game24Prompts(_Prompts):
+    """Endless solvable games of 24."""
+
+    kind: Literal["game24"] = "game24"
+    high: int = 13
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountdownPrompts(_Prompts):
+    """Endless solvable countdown problems."""
+
+    kind: Literal["countdown"] = "countdown"
+    count: int = 4
+    largest: int = 50
+    low: int = 10
+    high: int = 100
+
+
+PromptsSection = FilePrompts | ArithmeticPrompts | Game24Prompts | CountdownPrompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSection:
+    """How the policy's samples are drawn."""
+
+    prompts: int = 8
+    """Prompts per step, each a group of samples."""
+    samples: int = 8
+    """Samples per prompt, G."""
+    max_tokens: int = 256
+    min_tokens: int = 0
+    temperature: float = 1.0
+    """The policy is softmax(logits / temperature), while sampling and in the loss."""
+    stop: tuple[str, ...] = ()
+    rows: int = 64
+    """Most samples that decode together."""
+    cache_tokens: int | None = None
+    """Room of the key-value cache; None: enough for `rows` of the longest."""
+    prefill_tokens: int = 1024
+    """Prompt tokens that are read in one pass."""
+    max_refills: int = 0
+    """Dynamic sampling (2503.14476): how often a step may sample more prompts until all its groups are informative."""
+    keep_uninformative: bool = False
+    """Also train on groups whose rewards are all equal (their advantage is 0; KL and entropy terms still act)."""
+    overlap: Literal[0, 1] = 0
+    """1: the next step's samples are drawn before this step's update, while its rewards are computed (one step off)."""
+    tensor: int | None = None
+    """Devices that split each layer while sampling; None: the mesh of training, its weights by reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOAdvantage:
+    """(r - mean of the group) / deviation (2402.03300; Dr.GRPO: scale none)."""
+
+    kind: Literal["grpo"] = "grpo"
+    scale: Literal["group", "batch", "none"] = "group"
+    eps: float = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessAdvantage:
+    """GRPO with rewards per step of the answer: normalised over the group, then summed over what follows."""
+
+    kind: Literal["grpo_process"] = "grpo_process"
+    scale: Literal["group", "batch", "none"] = "group"
+    eps: float = 1e-4
+    separator: str = "\n"
+    """Text that ends a step; each step is scored as if the answer ended there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLOOAdvantage:
+    """r - mean of the group's other samples (2402.14740)."""
+
+    kind: Literal["rloo"] = "rloo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReinforceAdvantage:
+    """r - baseline."""
+
+    kind: Literal["reinforce"] = "reinforce"
+    baseline: Literal["none", "batch_mean", "running_mean"] = "running_mean"
+    """running_mean: of the rewards of earlier steps, which keeps the estimate unbiased."""
+    decay: float = 0.9
+    """How much of the running mean stays at each step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReMaxAdvantage:
+    """r - reward of the prompt's greedy answer (2310.10505)."""
+
+    kind: Literal["remax"] = "remax"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReinforcePlusPlusAdvantage:
+    """Reward with KL in it, returns per token, whitened over the batch (2501.03262)."""
+
+    kind: Literal["reinforce_plus_plus"] = "reinforce_plus_plus"
+    group_baseline: bool = False
+    """Subtract the group's mean first: its baseline variant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GAEAdvantage:
+    """Generalised advantage estimation with a critic (1506.02438)."""
+
+    kind: Literal["gae"] = "gae"
+    discount: float = 1.0
+    trace: float = 0.95
+    whiten: bool = True
+
+
+AdvantageSection = (
+    GRPOAdvantage
+    | ProcessAdvantage
+    | RLOOAdvantage
+    | ReinforceAdvantage
+    | ReMaxAdvantage
+    | ReinforcePlusPlusAdvantage
+    | GAEAdvantage
+)
+
+Aggregation = Literal["token_mean", "sequence_mean", "constant_mean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LossCommon:
+    aggregate: Aggregation = "token_mean"
+    """Which tokens share a mean: the batch's (DAPO), each sample's (GRPO), or divided by a constant (Dr.GRPO)."""
+    divisor: int | None = None
+    """The constant of constant_mean; None: rollout.max_tokens."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    truncated: Literal["keep", "mask", "unscore"] = "keep"
+    """Samples cut off by the limit: rewarded as they are; kept in the statistics, not trained; or left out of both."""
+    chunk_tokens: int | None = None
+    """Tokens per device whose logits exist at one time; None: by the platform."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOLoss(_LossCommon):
+    """Clipped ratio (1707.06347)."""
+
+    kind: Literal["ppo"] = "ppo"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    """Most that a ratio counts where the advantage is negative (two-sided clip); None: no limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GSPOLoss(_LossCommon):
+    """Clipped ratio of whole samples (2507.18071)."""
+
+    kind: Literal["gspo"] = "gspo"
+    clip_low: float = 3e-4
+    clip_high: float = 4e-4
+    dual_clip: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CISPOLoss(_LossCommon):
+    """Held importance weight on log pi, so no token loses its gradient (2506.13585)."""
+
+    kind: Literal["cispo"] = "cispo"
+    sides: Literal["upper", "both"] = "upper"
+    """Which bounds hold the weight: the upper alone, as the paper trains, or both, as its formula says."""
+    clip_low: float = 1.0
+    """Read with `sides: both`."""
+    clip_high: float = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReinforceLoss(_LossCommon):
+    """-A log pi."""
+
+    kind: Literal["reinforce"] = "reinforce"
+
+
+PolicyLossSection = PPOLoss | GSPOLoss | CISPOLoss | ReinforceLoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLSection:
+    """Distance from the policy that the run started from."""
+
+    coef: float = 0.0
+    """0: no reference policy is kept or computed."""
+    where: Literal["loss", "reward"] = "loss"
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    gradient: Literal["plain", "corrected"] = "plain"
+    """In the loss: differentiate the estimate as it stands, or so that the gradient is the KL's."""
+    target: float | None = None
+    """KL per token that the coefficient is adapted to (1909.08593); None: it stays."""
+    horizon: int = 10_000
+    """Samples over which it adapts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruncatedCorrection:
+    """Importance weights between sampler and learner, cut at `cap`."""
+
+    kind: Literal["truncated"] = "truncated"
+    level: Literal["token", "sequence", "sequence_mean"] = "token"
+    cap: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedCorrection:
+    """Importance weights between sampler and learner, 0 outside of low .. high."""
+
+    kind: Literal["masked"] = "masked"
+    level: Literal["token", "sequence", "sequence_mean"] = "token"
+    low: float = 0.5
+    high: float = 2.0
+
+
+CorrectionSection = TruncatedCorrection | MaskedCorrection
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticSection:
+    """The value function of `advantage.kind: gae`."""
+
+    network: Literal["head", "separate"] = "head"
+    """A head on the policy's last hidden states, or a network of its own that starts as a copy of the policy."""
+    coef: float = 0.5
+    """Weight of its squared error in the loss."""
+    clip: float | None = 0.2
+    """How far a value may move from the old one within a step's updates; None: freely."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerSection:
+    """How a step's samples become updates."""
+
+    epochs: int = 1
+    """Passes over the samples."""
+    minibatches: int = 1
+    """Updates per pass; groups are dealt to them at random."""
+    row_tokens: int | None = None
+    """Length of a packed row; None: the room of one whole group, or of one sample where prompts are not shared."""
+    microbatch_rows: int = 1
+    """Rows per device that are differentiated at one time; rows without anything to learn cost nothing."""
+    share_prompts: bool | None = None
+    """Compute a prompt once for all its samples; None: where the attention kernel can (not splash)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSection:
+    """Held-out problems, answered and scored; may differ from the reward, and should."""
+
+    name: str = "held_out"
+    prompts: PromptsSection = ArithmeticPrompts(split="test", seed=1)
+    items: int = 256
+    samples: int = 1
+    temperature: float = 0.0
+    max_tokens: int | None = None
+    """None: as in the rollout."""
+    reward: RewardSection | None = None
+    """None: the run's."""
+    threshold: float = 1.0
+    """An answer with at least this score is right."""
+    pass_at: tuple[int, ...] = (1,)
+    """pass@k by the unbiased estimator (2107.03374); at most `samples`."""
+    best_of: bool = False
+    """Also report the accuracy of the answer that most of an item's samples agree on."""
+    when: Literal["always", "ends"] = "always"
+    """At every evaluation, or before the first and after the last step only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchSection:
+    """Limits whose crossing raises an alarm, which is told, logged and reported; the run goes on."""
+
+    kl: float | None = 1.0
+    """Nats per token from the reference."""
+    entropy_fraction: float = 0.1
+    """Of the first steps' entropy."""
+    sampler_gap: float | None = 0.05
+    """Mean |log pi - log mu| between learner and sampler."""
+    effective_sample_size: float = 0.3
+    repetition: float = 0.5
+    """Mean share of repeated 4-grams."""
+    zero_variance: float = 0.9
+    """Share of groups without signal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineSection:
+    """The online loop. A step draws samples, scores them, and learns from them."""
+
+    steps: int = 100
+    eval_every: int = 0
+    """Steps between evaluations; 0: only before the first and after the last step."""
+    save_every: int = 20
+    keep_checkpoints: int = 2
+    log_every: int = 1
+    sample_every: int = 1
+    """Steps between those whose samples are written to samples.jsonl."""
+    guard: GuardSection = GuardSection()
+    watch: WatchSection = WatchSection()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLConfig:
+    """`method: rl`: reinforcement learning on the policy's own samples."""
+
+    method: Literal["rl"] = "rl"
+    model: ModelSection = ModelSection()
+    prompts: PromptsSection = ArithmeticPrompts()
+    rollout: RolloutSection = RolloutSection()
+    reward: RewardSection = RewardSection()
+    advantage: AdvantageSection = GRPOAdvantage()
+    loss: PolicyLossSection = PPOLoss()
+    kl: KLSection = KLSection()
+    correction: CorrectionSection | None = None
+    critic: CriticSection = CriticSection()
+    learner: LearnerSection = LearnerSection()
+    adapter: AdapterSection = FullSection()
+    optim: OptimSection = AdamWSection()
+    mesh: MeshSection = MeshSection()
+    evals: tuple[EvalSection, ...] = ()
+    train: OnlineSection = OnlineSection()
+    run: RunSection = RunSection(name="rl")

@@ -1,0 +1,89 @@
+"""Problems and the policy's answers to them, on the host."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the policy is asked, as tokens, and what its answers are judged by."""
+
+    number: int
+    """Its index in the endless list of problems: its identity in the noise."""
+    tokens: tuple[int, ...]
+    text: str
+    example: Mapping[str, Any]
+
+
+class Episode(NamedTuple):
+    """One answer: the policy's tokens, with an environment's between them where there is one."""
+
+    problem: int
+    """Index of its problem in the step."""
+    sample: int
+    tokens: tuple[int, ...]
+    mask: tuple[int, ...]
+    """1: chosen by the policy."""
+    logprobs: tuple[float, ...]
+    """The sampler's, of softmax(logits / temperature); 0 where the mask is 0."""
+    finish: str
+    text: str
+    version: int
+    """Updates that the policy had seen when it drew this."""
+    reward: float | None = None
+    """An environment's own; None: the reward functions judge."""
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish == "length"
+
+
+def to_json(problems: Sequence[Problem], episodes: Sequence[Episode]) -> dict[str, Any]:
+    """What a checkpoint keeps of samples that wait for their step; log-probabilities keep every bit of float32.
+
+    >>> episode = Episode(0, 1, (5, 6), (1, 1), (-0.5, -1.25), "stop", "ab", 3)
+    >>> from_json(to_json([], [episode]))[1] == [episode]
+    True
+    """
+    return {
+        "problems": [[p.number, list(p.tokens), p.text, dict(p.example)] for p in problems],
+        "episodes": [
+            [*e[:2], list(e.tokens), list(e.mask), _packed(e.logprobs), e.finish, e.text, e.version, e.reward]
+            for e in episodes
+        ],
+    }
+
+
+def from_json(saved: Mapping[str, Any]) -> tuple[list[Problem], list[Episode]]:
+    """The inverse of `to_json`."""
+    problems = [Problem(n, tuple(tokens), text, example) for n, tokens, text, example in saved["problems"]]
+    episodes = [
+        Episode(problem, sample, tuple(tokens), tuple(mask), _unpacked(logprobs), *rest)
+        for problem, sample, tokens, mask, logprobs, *rest in saved["episodes"]
+    ]
+    return problems, episodes
+
+
+def _packed(numbers: Sequence[float]) -> str:
+    return base64.b64encode(zlib.compress(np.asarray(numbers, np.float32).tobytes())).decode()
+
+
+def _unpacked(text: str) -> tuple[float, ...]:
+    return tuple(np.frombuffer(zlib.decompress(base64.b64decode(text)), np.float32).tolist())
+
+
+def repetition(tokens: Sequence[int], n: int = 4) -> float:
+    """The share of n-grams of tokens that occurred before; 0 for fewer than n tokens.
+
+    >>> repetition([1, 2, 1, 2, 1, 2], n=2)
+    0.6
+    """
+    total = len(tokens) - n + 1
+    return 0.0 if total < 1 else 1.0 - len({tuple(tokens[i : i + n]) for i in range(total)}) / total

@@ -1,0 +1,131 @@
+"""What an online run is made of: the supervised job's parts, and where samples and their rewards come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from jaxpost.config_rl import EvalSection, LearnerSection, OnlineSection, RolloutSection
+from jaxpost.losses.rescore import RescoreFn
+from jaxpost.rewards.contract import Completion, Example
+from jaxpost.rewards.runner import Scored
+from jaxpost.rl.episodes import Episode, Problem
+from jaxpost.rl.rows import RowPlan
+from jaxpost.train.job import Job
+from jaxpost.types import Params
+
+Draw = NamedTuple("Draw", [("step", int), ("version", int), ("seed", int)])
+"""Identity of a round of samples: the noise's draw and seed, and the updates that the policy has seen."""
+
+
+class Wish(NamedTuple):
+    """How each problem of one call is answered."""
+
+    samples: int
+    temperature: float
+    max_tokens: int
+
+
+@runtime_checkable
+class Generate(Protocol):
+    """generate(params, frozen, problems, wish, draw) -> episodes, in order of problem and sample."""
+
+    def __call__(
+        self, params: Params, frozen: Params, problems: Sequence[Problem], wish: Wish, draw: Draw
+    ) -> list[Episode]: ...
+
+
+ScoreFn = Callable[[Sequence[Example], Sequence[Completion]], Scored]
+"""Columns of rewards, the first of which is the score, and the faults met on the way."""
+
+
+class Known(NamedTuple):
+    """What an advantage is computed from: N samples of at most T tokens."""
+
+    rewards: np.ndarray
+    """[N]; NaN is unscored, and so are rows that are there for the shape alone."""
+    groups: np.ndarray
+    """[N]"""
+    mask: np.ndarray
+    """[N, T], 1 on the policy's own tokens."""
+    truncated: np.ndarray
+    """[N]"""
+    greedy: np.ndarray
+    """[N] reward of the problem's greedy answer; NaN if none was drawn."""
+    logprobs: np.ndarray
+    """[N, T] of the policy before the step: the learner's if it was asked, else the sampler's."""
+    reference: np.ndarray
+    """[N, T]; zeros without a reference."""
+    values: np.ndarray
+    """[N, T]; zeros without a critic."""
+    steps: tuple[np.ndarray, np.ndarray] | None
+    """[N, S] rewards and last tokens of an answer's steps, where rewards come by step."""
+
+
+class Credit(NamedTuple):
+    """What the learner is told of every token."""
+
+    advantages: np.ndarray
+    """[N, T]"""
+    weights: np.ndarray
+    """[N, T] loss weights: the mask, without what is not trained."""
+    returns: np.ndarray
+    """[N, T]; zeros without a critic."""
+
+
+CreditFn = Callable[[Known, Mapping[str, float]], Credit]
+"""(what is known, the loop's numbers: "kl_coef", "baseline") -> credit."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out problems and how they are judged."""
+
+    section: EvalSection
+    problems: tuple[Problem, ...]
+    score: ScoreFn
+    wish: Wish
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineJob(Job):
+    """Everything that `run_online` needs."""
+
+    train: OnlineSection
+    rollout: RolloutSection
+    learner: LearnerSection
+    problem: Callable[[int], Problem]
+    """Problem by index, without end."""
+    generate: Generate
+    score: ScoreFn
+    credit: CreditFn
+    plan: RowPlan
+    """Of one update's batch."""
+    whole: RowPlan
+    """Of all samples of a step, for `rescore`."""
+    rescore: Mapping[str, RescoreFn] = field(default_factory=dict)
+    """What networks say of the samples before the step: "logprobs", "reference", "values"."""
+    group_relative: bool = True
+    """Groups with equal rewards have no advantage, so they can be left out or sampled anew."""
+    greedy: bool = False
+    """Also draw each problem's greedy answer."""
+    process: Callable[[Sequence[Episode], Sequence[Example], ScoreFn], tuple[np.ndarray, np.ndarray]] | None = None
+    """Rewards by step of the answer: (rewards, last tokens), [N, S] each."""
+    always_trained: bool = False
+    """The loss has terms that act where the advantage is 0 (KL, entropy, a critic)."""
+    running_baseline: float | None = None
+    """Decay of the running mean of rewards, where the advantage reads it."""
+    adapt_kl: Callable[[float, float, int], float] | None = None
+    """(coefficient, measured KL, samples) -> the next coefficient."""
+    evals: tuple[Evaluation, ...] = ()
+    pad_id: int = 0
+    compute: Callable[..., Any] | None = None
+    forget: Callable[[], None] = lambda: None
+    """Lets go of the sampler's memory that only decoding needs."""
+
+    @property
+    def saving(self) -> tuple[int, int]:
+        return self.train.save_every, self.train.keep_checkpoints
