@@ -103,7 +103,7 @@ def lab_config(
             for name, t in (("greedy", 0.0), ("sampled", 1.0))
         ),
         train=OnlineSection(
-            steps=-(-budget.samples // each), samples=budget.samples, save_every=20, keep_checkpoints=1, log_every=10**6
+            steps=-(-budget.samples // each), samples=budget.samples, save_every=20, keep_checkpoints=1
         ),
         run=RunSection(dir=str(folder), name=folder.parent.name, seed=seed, export=False),
     )

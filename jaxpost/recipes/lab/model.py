@@ -48,7 +48,7 @@ class Recipe:
     tasks: tuple[str, ...] = tuple(TASKS)
     direct: float = 0.5
     """Share of training answers without working."""
-    rows: int = 36_000
+    rows: int = 18_000
     """Problems that supervised training sees, each once."""
     prompts: int = 6_000
     """Problems of the training split for reinforcement learning."""
@@ -192,7 +192,7 @@ def training_config(lab: Lab, model: Path) -> SFTConfig:
         optim=AdamWSection(
             lr=recipe.lr, b2=0.95, weight_decay=0.1, schedule=ScheduleSection(kind="cosine", warmup=0.05, final=0.05)
         ),
-        train=TrainSection(batch_size=recipe.batch_size, log_every=50, save_every=300, keep_checkpoints=1),
+        train=TrainSection(batch_size=recipe.batch_size, log_every=25, save_every=300, keep_checkpoints=1),
         run=RunSection(dir=str(lab.folder / "run"), name="lab", seed=recipe.seed),
     )
 

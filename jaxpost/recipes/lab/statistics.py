@@ -57,7 +57,7 @@ def t_quantile(freedom: int, *, inside: float = 0.95) -> float:
     return high
 
 
-def over_seeds(values: Sequence[float]) -> Mean:
+def over_seeds(values: Sequence[float | int]) -> Mean:
     """Mean of one value per seed -+ t s / sqrt(n), s the deviation with n - 1.
 
     Raises:
@@ -74,7 +74,7 @@ def over_seeds(values: Sequence[float]) -> Mean:
     return Mean(mean, mean - half, mean + half, count)
 
 
-def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Mean | None:
+def paired(first: Mapping[int, float | int], second: Mapping[int, float | int]) -> Mean | None:
     """Mean difference second - first over the seeds that both have, by `over_seeds`; None if they share none."""
     shared = sorted(first.keys() & second.keys())
     return over_seeds([second[seed] - first[seed] for seed in shared]) if shared else None
