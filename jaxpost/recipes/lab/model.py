@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxpost.assemble.model import Pretrained, load_model
+from jaxpost.assemble.model import load_model
 from jaxpost.assemble.sft import chat_prompt, text_sampler, train
 from jaxpost.config import (
     AdamWSection,
@@ -148,8 +148,11 @@ def make_lab(recipe: Recipe | None = None, *, say: Callable[[str], None] = print
         if result.stopped:
             raise InterruptedError(f"stopped by {result.stopped} at step {result.step}; the same command goes on")
         shutil.move(lab.folder / "run" / "export", lab.model)
-    answers = {name: measure(lab.model, read_rows(lab.held_out), temperature=t) for name, t in TEMPERATURES.items()}
-    report = {name: {task: share._asdict() for task, share in shares(found).items()} for name, found in answers.items()}
+    answers = measure(lab.model, read_rows(lab.held_out), list(TEMPERATURES.values()))
+    report = {
+        name: {task: share._asdict() for task, share in shares(found).items()}
+        for name, found in zip(TEMPERATURES, answers, strict=True)
+    }
     seconds = round(time.perf_counter() - began, 1)
     _write(lab.folder / "measured.json", [json.dumps(report | {"seconds": seconds}, indent=2)])
     return lab
@@ -192,7 +195,7 @@ def training_config(lab: Lab, model: Path) -> SFTConfig:
         optim=AdamWSection(
             lr=recipe.lr, b2=0.95, weight_decay=0.1, schedule=ScheduleSection(kind="cosine", warmup=0.05, final=0.05)
         ),
-        train=TrainSection(batch_size=recipe.batch_size, log_every=25, save_every=300, keep_checkpoints=1),
+        train=TrainSection(batch_size=recipe.batch_size, log_every=10, save_every=300, keep_checkpoints=1),
         run=RunSection(dir=str(lab.folder / "run"), name="lab", seed=recipe.seed),
     )
 
@@ -203,19 +206,23 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def measure(
-    model: Path | Pretrained, rows: Sequence[dict[str, Any]], *, temperature: float = 0.0, seed: int = 0
-) -> list[Answer]:
-    """A model's answers to problems, one each, by the engine that every other answer comes from."""
-    pretrained = model if isinstance(model, Pretrained) else load_model(ModelSection(path=str(model)))
-    sample = text_sampler(pretrained, rows=min(64, len(rows)), page_size=16)
+    model: Path, rows: Sequence[dict[str, Any]], temperatures: Sequence[float] = (0.0,), *, seed: int = 0
+) -> list[list[Answer]]:
+    """A model's answers to problems at each temperature, one each, by the engine that every other answer comes from."""
+    pretrained = load_model(ModelSection(path=str(model)))
+    params, sample = pretrained.load(), text_sampler(pretrained, rows=min(128, len(rows)))
     prompts = [chat_prompt(pretrained.tokenizer, row["prompt"], None) for row in rows]
-    wish = SamplingParams(max_tokens=LONGEST, temperature=temperature)
-    found = sample(pretrained.load(), prompts, wish, seed=seed)
-    scores = REWARD(rows, found)[REWARD.name]
-    return [
-        Answer(row["task"], row["prompt"], answer.text, bool(score), len(answer.tokens))
-        for row, answer, score in zip(rows, found, scores, strict=True)
-    ]
+    measured = []
+    for temperature in temperatures:
+        found = sample(params, prompts, SamplingParams(max_tokens=LONGEST, temperature=temperature), seed=seed)
+        scores = REWARD(rows, found)[REWARD.name]
+        measured.append(
+            [
+                Answer(row["task"], row["prompt"], answer.text, bool(score), len(answer.tokens))
+                for row, answer, score in zip(rows, found, scores, strict=True)
+            ]
+        )
+    return measured
 
 
 def shares(answers: Sequence[Answer]) -> dict[str, Share]:

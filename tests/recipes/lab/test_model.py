@@ -2,9 +2,11 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
+from jaxpost import sharding
 from jaxpost.assemble.model import load_model
 from jaxpost.config import ModelSection
 from jaxpost.recipes.lab import folder, model
@@ -73,6 +75,8 @@ def test_shares_are_counted_by_task():
 def test_a_small_lab_from_nothing(tmp_path, monkeypatch):
     """20 updates of a tiny model lower the loss; the folder it leaves is a model like any other, made only once."""
     monkeypatch.setenv("JAXPOST_CACHE", str(tmp_path))
+    one = sharding.make_mesh({}, jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda section: one)
     recipe = model.Recipe(
         width=32, layers=1, heads=4, rows=640, prompts=30, held_out=24, seq_len=64, batch_size=16, lr=1e-2
     )
