@@ -18,7 +18,7 @@ import yaml
 
 from jaxpost import cli_help
 from jaxpost.cli_arguments import parse, parser, split_flags
-from jaxpost.config_check import check
+from jaxpost.config_check_rl import check_config
 from jaxpost.config_flags import apply_flags, flags_help
 from jaxpost.config_io import ConfigError, diff, dump, load
 
@@ -96,7 +96,7 @@ def run_train(options: argparse.Namespace, flags: list[str]) -> int:
     if options.help:
         print(flags_help(config, f"jaxpost train {options.preset}", cli_help.TRAIN + "\n" + cli_help.TRAIN_EPILOG))
         return OK
-    check(config)
+    check_config(config)
 
     from jaxpost import assemble
 
@@ -204,7 +204,7 @@ def run_convert(options: argparse.Namespace, flags: list[str]) -> int:
 
 
 def run_inspect(options: argparse.Namespace, flags: list[str]) -> int:
-    config = check(apply_flags(load(options.preset), flags))
+    config = check_config(apply_flags(load(options.preset), flags))
     color = options.color == "always" or (
         options.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ
     )

@@ -97,8 +97,9 @@ class RolloutSection:
     """Prompt tokens that are read in one pass."""
     max_refills: int = 0
     """Dynamic sampling (2503.14476): how often a step may sample more prompts until all its groups are informative."""
-    keep_uninformative: bool = False
-    """Also train on groups whose rewards are all equal (their advantage is 0; KL and entropy terms still act)."""
+    uninformative: Literal["drop", "count"] = "drop"
+    """Groups whose rewards are all equal, in methods that compare within groups: out of the loss's mean, as DAPO has
+    it, or part of it with an advantage of 0, as GRPO's formula has it (KL and entropy terms then act on them too)."""
     overlap: Literal[0, 1] = 0
     """1: the next step's samples are drawn before this step's update, while its rewards are computed (one step off)."""
     tensor: int | None = None
@@ -297,6 +298,9 @@ class LearnerSection:
     """Passes over the samples."""
     minibatches: int = 1
     """Updates per pass; groups are dealt to them at random."""
+    old_logprobs: Literal["learner", "sampler"] = "learner"
+    """Whose log-probabilities ratios start from, where a step has several updates or samples are one step old: the
+    learner's, in one more forward pass, or the sampler's."""
     row_tokens: int | None = None
     """Length of a packed row; None: the room of one whole group, or of one sample where prompts are not shared."""
     microbatch_rows: int = 1
@@ -322,7 +326,7 @@ class EvalSection:
     """An answer with at least this score is right."""
     pass_at: tuple[int, ...] = (1,)
     """pass@k by the unbiased estimator (2107.03374); at most `samples`."""
-    best_of: bool = False
+    vote: bool = False
     """Also report the accuracy of the answer that most of an item's samples agree on."""
     when: Literal["always", "ends"] = "always"
     """At every evaluation, or before the first and after the last step only."""
@@ -330,19 +334,40 @@ class EvalSection:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchSection:
-    """Limits whose crossing raises an alarm, which is told, logged and reported; the run goes on."""
+    """Limits whose crossing raises an alarm, which is told, logged and reported; the run goes on. `.inf` (or 0, for a
+    lower limit) turns one off."""
 
-    kl: float | None = 1.0
-    """Nats per token from the reference."""
-    entropy_fraction: float = 0.1
-    """Of the first steps' entropy."""
-    sampler_gap: float | None = 0.05
-    """Mean |log pi - log mu| between learner and sampler."""
-    effective_sample_size: float = 0.3
-    repetition: float = 0.5
-    """Mean share of repeated 4-grams."""
-    zero_variance: float = 0.9
-    """Share of groups without signal."""
+    window: float = 10.0
+    """Training records in the exponential mean of every metric."""
+    first: int = 5
+    """Records whose plain mean is a metric's first value; no alarm before them."""
+    margin: float = 0.1
+    """Part of a limit by which a metric must come back before its alarm can be raised again."""
+    reward_rise: float = 0.5
+    """Reward hacking: rise of the reward, in standard deviations of the first rewards, that held-out accuracy has
+    to follow."""
+    kl: float = 1.0
+    """Mean KL of a token from the reference, in nats."""
+    old_kl: float = 0.1
+    """Mean KL of a token from the policy before the step, in nats."""
+    length_up: float = 3.0
+    """Mean length of the answers, in first lengths."""
+    length_down: float = 0.2
+    """The same, downwards."""
+    repetition: float = 0.3
+    """Share of repeated 4-grams in an answer."""
+    entropy: float = 0.1
+    """Entropy of the policy, in first entropies."""
+    zero_variance: float = 0.8
+    """Share of the groups whose rewards are all equal."""
+    unscored: float = 0.2
+    """Share of the samples without a reward."""
+    sampler_gap: float = 0.1
+    """Mean |log p| between sampler and learner, in nats."""
+    effective_sample_size: float = 0.5
+    """Share of the samples that importance weights leave."""
+    truncation_rise: float = 0.3
+    """Rise of the share of truncated answers above its first value."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ from jaxpost.assemble.chat import Conversation, chat
 from jaxpost.assemble.commands import convert, environment, inspect
 from jaxpost.assemble.model import Pretrained, load_model
 from jaxpost.assemble.served import ask_server
-from jaxpost.assemble.sft import make_job, train
+from jaxpost.assemble.sft import make_job
+from jaxpost.assemble.train import train
 from jaxpost.assemble.training import Training, make_loss, make_training
 
 __all__ = [

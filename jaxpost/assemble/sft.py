@@ -15,8 +15,8 @@ from jaxpost import config_io, sharding
 from jaxpost.adapters import peft
 from jaxpost.adapters.bind import merge
 from jaxpost.assemble.model import Pretrained, load_model, on_mesh
-from jaxpost.assemble.training import Training, make_training
-from jaxpost.config import LoRASection, SampleSection, SFTConfig, SourceSection
+from jaxpost.assemble.training import Training, make_loss, make_training
+from jaxpost.config import AdapterSection, LoRASection, SampleSection, SFTConfig, SourceSection
 from jaxpost.data.dataset import Progress, TokenDataset, prepare
 from jaxpost.data.loader import BatchSource, make_source
 from jaxpost.generate.params import SamplingParams
@@ -58,7 +58,7 @@ def make_job(config: SFTConfig, *, command: Sequence[str] = tuple(sys.argv)) -> 
     num_steps = config.train.steps or source.num_steps(config.train.epochs)
     training = make_training(
         pretrained,
-        loss=config.loss,
+        loss=make_loss(config.loss, pretrained.model, mesh),
         adapter=config.adapter,
         optim=config.optim,
         num_steps=num_steps,
@@ -85,16 +85,16 @@ def make_job(config: SFTConfig, *, command: Sequence[str] = tuple(sys.argv)) -> 
         eval_params=training.eval_params,
         lr_at=training.lr_at,
         sample=_sampler(config, pretrained, training),
-        export=_exporter(config, pretrained, training) if config.run.export else None,
+        export=exporter(config.adapter, pretrained, training) if config.run.export else None,
         flops_per_token=cost.flops_per_token(
             pretrained.config, config.data.seq_len, trained="lora" if training.frozen else "full"
         ),
-        identity={"model": _model_identity(pretrained), "tokenizer": pretrained.tokenizer.fingerprint},
+        identity={"model": model_identity(pretrained), "tokenizer": pretrained.tokenizer.fingerprint},
         command=tuple(command),
     )
 
 
-def _model_identity(pretrained: Pretrained) -> str:
+def model_identity(pretrained: Pretrained) -> str:
     """A fingerprint of the base model: its configuration, and names and sizes of its weight files."""
     digest = hashlib.sha256((pretrained.folder / "config.json").read_bytes())
     for file in sorted(pretrained.folder.glob("*.safetensors")):
@@ -210,17 +210,19 @@ def chat_prompt(tokenizer: Any, text: str, system: str | None) -> list[int]:
         return tokenizer.encode(text, add_bos=tokenizer.adds_bos)
 
 
-def _exporter(config: SFTConfig, pretrained: Pretrained, training: Training) -> Callable[[TrainState, Path], None]:
+def exporter(adapter: AdapterSection, pretrained: Pretrained, training: Training) -> Callable[[TrainState, Path], None]:
+    """Writes the policy as a Hugging Face folder, or an adapter as a PEFT folder."""
+
     def export(state: TrainState, folder: Path) -> None:
         params = training.eval_params(state)
-        if isinstance(config.adapter, LoRASection):
+        if isinstance(adapter, LoRASection):
             peft.save(
                 folder,
                 pretrained.config,
                 params["policy"],
                 training.frozen["scales"],
-                base_model=config.model.path,
-                rslora=config.adapter.rslora,
+                base_model=pretrained.section.path,
+                rslora=adapter.rslora,
                 overwrite=True,
             )
             return

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -47,6 +48,15 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Network:
+    """Another network that is trained beside the policy: a critic."""
+
+    abstract: Params
+    axes: Params
+    load: Callable[[], Params]
+
+
+@dataclass(frozen=True)
 class _Parts:
     """What an adapter section says: where the trained network comes from and what stands still beside it."""
 
@@ -71,44 +81,57 @@ def make_loss(section: LossSection, model: Model, mesh: Mesh | None = None) -> L
 def make_training(
     pretrained: Pretrained,
     *,
-    loss: LossSection,
+    loss: LossFn,
     adapter: AdapterSection,
     optim: OptimSection,
     num_steps: int,
     microbatches: int = 1,
+    skip_empty: bool = False,
+    networks: Mapping[str, Network] = MappingProxyType({}),
+    frozen: Mapping[str, Params] = MappingProxyType({}),
+    hyper: Mapping[str, float] = MappingProxyType({}),
     guard: GuardSection = GuardSection(),  # noqa: B008 - frozen
     seed: int = 0,
 ) -> Training:
     """Joins a model, a loss, what is trained of the model, and an optimiser.
 
+    Args:
+      loss: of {"policy": the tree that the model reads, and the `networks` by name}.
+      microbatches, skip_empty: as `train.step.make_train_step`.
+      networks: what else is trained.
+      frozen, hyper: what else the loss reads.
+
     Raises:
       ValueError: patterns that match nothing, an adapter that does not fit, a schedule that exceeds the run.
     """
     parts = _parts(pretrained, adapter, seed)
-    loss_fn = make_loss(loss, pretrained.model, pretrained.mesh)
-    if parts.frozen:
-        loss_fn = bind_policy(loss_fn)
+    loss_fn = bind_policy(loss) if parts.frozen else loss
     optimizer, lr_at = make_optimizer(optim, num_steps)
     make_state = partial(init_state, optimizer=optimizer, ema=optim.ema_decay is not None)
-    abstract = {"policy": parts.abstract}
+    trained = {"policy": Network(parts.abstract, parts.axes, parts.load), **networks}
+    abstract = {name: network.abstract for name, network in trained.items()}
     shapes = jax.eval_shape(make_state, abstract)
-    places = {"policy": sharding.param_shardings(parts.axes, pretrained.mesh, parts.abstract)}
+    places = {
+        name: sharding.param_shardings(network.axes, pretrained.mesh, network.abstract)
+        for name, network in trained.items()
+    }
     state_places = sharding.state_shardings(shapes, places, pretrained.mesh)
     loss_fn = sharding.pinned(loss_fn, places)
 
     def first_state() -> TrainState:
-        loaded = jax.device_put({"policy": parts.load()}, places)
+        loaded = jax.device_put({name: network.load() for name, network in trained.items()}, places)
         return jax.jit(make_state, out_shardings=state_places, donate_argnums=0)(loaded)
 
     def averaged(state: TrainState) -> Params:
         return jax.tree.map(lambda e, p: e.astype(p.dtype), state.extra["ema"], state.params)
 
-    hyper = {} if guard.spike_factor is None else {"spike_factor": jnp.float32(guard.spike_factor)}
+    limits = {} if guard.spike_factor is None else {"spike_factor": guard.spike_factor}
     return Training(
         step=make_train_step(
             loss_fn,
             optimizer,
             num_microbatches=microbatches,
+            skip_empty=skip_empty,
             post_update=None if optim.ema_decay is None else ema_update(optim.ema_decay),
         ),
         eval_step=make_eval_step(loss_fn),
@@ -116,12 +139,12 @@ def make_training(
         abstract_state=jax.tree.map(
             lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, state_places
         ),
-        frozen=parts.frozen,
-        hyper=hyper,
+        frozen={**parts.frozen, **frozen},
+        hyper={name: jnp.float32(value) for name, value in {**limits, **hyper}.items()},
         lr_at=lr_at,
         eval_params=averaged if optim.ema_decay is not None else lambda state: state.params,
         policy=parts.policy,
-        trained=count(parts.abstract),
+        trained=count(abstract),
     )
 
 

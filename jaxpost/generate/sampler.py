@@ -161,6 +161,10 @@ class Sampler:
         """Drops the cache and the weights' copies; compiled programs stay."""
         self.engine = self._weights = None
 
+    def forget_weights(self) -> None:
+        """Drops the weights' copies; the cache and compiled programs stay."""
+        self._weights = None
+
     def ready(
         self, params: Params, longest: int, *, rows: int | None = None, together: int = 1
     ) -> tuple[Engine, Weights]:

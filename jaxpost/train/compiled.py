@@ -104,14 +104,20 @@ class CompiledStep:
         self._first = signature(batch)
         self.compile_seconds = time.perf_counter() - start
 
-    def __call__(self, state: TrainState, batch: Any, index: int, halt: bool) -> tuple[TrainState, dict[str, Any]]:
+    def __call__(
+        self, state: TrainState, batch: Any, index: int, halt: bool, hyper: Mapping[str, Any] | None = None
+    ) -> tuple[TrainState, dict[str, Any]]:
         """Run update `index` (from 0) on this process's rows; returns at once, before the result is computed.
+
+        Args:
+            hyper: values in the place of the job's, under the same names.
 
         Raises:
             ShapeChanged: the batch has other shapes than the one compiled for.
         """
         check_signature(self._first, batch, "The training step")
-        return self._compiled(*self._arguments(state, batch, index, halt))
+        *args, usual = self._arguments(state, batch, index, halt)
+        return self._compiled(*args, usual if hyper is None else host_scalars(hyper))
 
     def _arguments(self, state: TrainState, batch: Any, index: int, halt: bool) -> tuple[Any, ...]:
         job = self._job

@@ -14,20 +14,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import jax
-import numpy as np
-
 from jaxpost.rl.episodes import Episode, Problem, from_json, to_json
 from jaxpost.train.attempt import Attempt, Opened, opened
 from jaxpost.train.collect import Step, collect, draw_round
 from jaxpost.train.guards import check_step
 from jaxpost.train.job import RunResult
-from jaxpost.train.learn import Learner, Numbers
+from jaxpost.train.learn import Learner, Numbers, Outcome
 from jaxpost.train.meters import peak_memory_gib
 from jaxpost.train.online_eval import evaluate
 from jaxpost.train.online_job import OnlineJob
 from jaxpost.train.online_log import Window, sample_records, step_metrics
 from jaxpost.train.progress import duration
+from jaxpost.train.watch import Limits, watch
 
 __all__ = ["OnlineJob", "run_online"]
 
@@ -109,13 +107,13 @@ class _OnlineRun(Attempt[OnlineJob]):
         job.forget()
         self.progress.busy("learning ..." if self.step.compiled else "compiling the training step ...")
         outcome = self.learner.learn(self.state, found, self.numbers, step, self.signals.received is not None)
-        self.state = outcome.state
+        self.state, before, self.numbers = outcome.state, self.numbers, outcome.numbers
         times |= outcome.times
         self.position.step += 1
         self.asked_to_stop |= outcome.halt
-        for metrics in outcome.updates:
-            self.position.skips = check_step(metrics, self.numbers.updates, self.position.skips, job.train.guard)
-        self._log(found, outcome.updates, times, time.perf_counter() - began)
+        self._log(found, outcome, before.updates, times, time.perf_counter() - began)
+        for number, metrics in enumerate(outcome.updates, before.updates + 1):
+            self.position.skips = check_step(metrics, number, self.position.skips, job.train.guard)
 
     def _draw(self, step: int, round_: int = 0) -> tuple[list[Problem], list[Episode]]:
         """Samples of the next problems."""
@@ -123,8 +121,7 @@ class _OnlineRun(Attempt[OnlineJob]):
         self.progress.busy(f"sampling for step {step + 1} ..." + (f" (again, {round_})" if round_ else ""))
         problems = [job.problem(self.cursor + i) for i in range(job.rollout.prompts)]
         self.cursor += len(problems)
-        params = job.eval_params(self.state) if False else self.state.params
-        return problems, draw_round(job, params, problems, step, self.numbers.updates)
+        return problems, draw_round(job, self.state.params, problems, step, self.numbers.updates)
 
     def _score(self, problems: list[Problem], episodes: list[Episode]) -> Any:
         return self.job.score([problems[e.problem].example for e in episodes], episodes)
@@ -143,9 +140,9 @@ class _OnlineRun(Attempt[OnlineJob]):
             if self.faults <= _SHOWN_FAULTS or self.faults % 100 == 0:
                 self.progress.say(f"step {self.position.step + 1}: {problem} ({self.faults} in all)")
 
-    def _log(self, found: Step, updates: list[dict[str, float]], times: dict[str, float], seconds: float) -> None:
-        job, position = self.job, self.position
-        metrics = step_metrics(job, found, updates, self.numbers)
+    def _log(self, found: Step, outcome: Outcome, version: int, times: dict[str, float], seconds: float) -> None:
+        job, position, updates = self.job, self.position, outcome.updates
+        metrics = step_metrics(found, updates, version)
         self.numbers = self.numbers.after(job, found, metrics)
         tokens = sum(int(u.get("tokens", 0)) for u in updates)
         trained = sum(int(u.get("tokens_trained", 0)) for u in updates)
@@ -154,7 +151,7 @@ class _OnlineRun(Attempt[OnlineJob]):
         self.window.add(metrics, times | {"seconds": seconds})
         self.meter.add(ended=time.perf_counter(), waited=0.0, tokens=tokens, trained=trained)
         if self.files and (position.step - 1) % job.train.sample_every == 0:
-            for record in sample_records(position.step, found):
+            for record in sample_records(position.step, found, outcome.credit, job.rollout.samples):
                 self.files["samples.jsonl"].write(record)
         if position.step % max(job.train.log_every, 1) == 0 or position.step == job.num_steps:
             self._write_window()
@@ -171,9 +168,19 @@ class _OnlineRun(Attempt[OnlineJob]):
             "peak_memory_gib": round(peak_memory_gib(self.devices), 3),
         }
         self.write(record)
+        self._warn(record)
         left = self.meter.seconds_per_update * (job.num_steps - position.step)
         shown = {name: record[name] for name in ("reward", "answer_tokens", "entropy") if name in record}
         self.progress.update({"step": position.step, **shown, "time": record["time"]}, left)
+
+    def _warn(self, record: dict[str, Any]) -> None:
+        """Raise the alarms that a record calls for."""
+        gold = self.job.evals[0].section.name if self.job.evals else None
+        self.watch, alarms = watch(self.watch, record, limits=Limits(**vars(self.job.train.watch)), gold=gold)
+        for alarm in alarms:
+            self.progress.say(f"ALARM at step {alarm.step}, {alarm.alarm}: {alarm.message}")
+            if self.files:
+                self.files["alarms.jsonl"].write(alarm._asdict())
 
     def _evaluation_due(self) -> bool:
         job, step = self.job, self.position.step
@@ -202,6 +209,7 @@ class _OnlineRun(Attempt[OnlineJob]):
                 self.progress.say(f"{head}  {result.line}")
             job.forget()
         self.write(record | {"time": {"seconds": round(time.perf_counter() - start, 3)}})
+        self._warn(record)
         for sample in samples if self.files else ():
             self.files["samples.jsonl"].write(sample)
         numbers = {name: value for name, value in record.items() if name not in ("step", "kind")}

@@ -17,7 +17,11 @@ from jaxpost.rl.rows import RowPlan
 from jaxpost.train.job import Job
 from jaxpost.types import Params
 
-Draw = NamedTuple("Draw", [("step", int), ("version", int), ("seed", int)])
+
+class Draw(NamedTuple):
+    step: int
+    version: int
+    seed: int
 """Identity of a round of samples: the noise's draw and seed, and the updates that the policy has seen."""
 
 
@@ -112,8 +116,8 @@ class OnlineJob(Job):
     """Groups with equal rewards have no advantage, so they can be left out or sampled anew."""
     greedy: bool = False
     """Also draw each problem's greedy answer."""
-    process: Callable[[Sequence[Episode], Sequence[Example], ScoreFn], tuple[np.ndarray, np.ndarray]] | None = None
-    """Rewards by step of the answer: (rewards, last tokens), [N, S] each."""
+    process: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None
+    """process(groups, samples) -> rewards by step of the answer and the steps' last tokens, [N, S] each."""
     always_trained: bool = False
     """The loss has terms that act where the advantage is 0 (KL, entropy, a critic)."""
     running_baseline: float | None = None
@@ -121,8 +125,16 @@ class OnlineJob(Job):
     adapt_kl: Callable[[float, float, int], float] | None = None
     """(coefficient, measured KL, samples) -> the next coefficient."""
     evals: tuple[Evaluation, ...] = ()
+    answer_tokens: int
+    """Most tokens of an answer."""
+    keeps_old: bool = False
+    """The loss reads the log-probabilities from before the step; without them its ratios are 1."""
+    unscore_truncated: bool = False
+    measure: Callable[[np.ndarray], float] = np.sum
+    """Loss weights [N, T] -> what the loss's mean divides by: tokens, or samples."""
+    replicated: Any = None
+    """Sharding of what all processes read."""
     pad_id: int = 0
-    compute: Callable[..., Any] | None = None
     forget: Callable[[], None] = lambda: None
     """Lets go of the sampler's memory that only decoding needs."""
 

@@ -147,4 +147,6 @@ class Progress:
             self._log.flush()
 
 
-_SHOWN = (("grad_norm", "grad"), ("lr", "lr"))
+_SHOWN = (
+    ("reward", "reward"), ("answer_tokens", "tokens"), ("entropy", "entropy"), ("grad_norm", "grad"), ("lr", "lr"),
+)  # fmt: skip

@@ -1,0 +1,146 @@
+"""An `advantage` section -> credit for every token, composed from `jaxpost.rl`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxpost.config_rl import (
+    AdvantageSection,
+    GAEAdvantage,
+    GRPOAdvantage,
+    KLSection,
+    PolicyLossSection,
+    ProcessAdvantage,
+    ReinforceAdvantage,
+    ReinforcePlusPlusAdvantage,
+    ReMaxAdvantage,
+    RLOOAdvantage,
+)
+from jaxpost.losses import kl as kl_terms
+from jaxpost.rewards.contract import Sample
+from jaxpost.rl import advantages, returns
+from jaxpost.train.collect import Group
+from jaxpost.train.learn import Samples
+from jaxpost.train.online_job import Credit, CreditFn, Known, ScoreFn
+
+SCALES = {"group": advantages.group_std, "batch": advantages.batch_std, "none": None}
+ESTIMATORS = {"k1": kl_terms.k1, "k2": kl_terms.k2, "k3": kl_terms.k3}
+
+
+def make_credit(section: AdvantageSection, *, kl: KLSection, loss: PolicyLossSection) -> CreditFn:
+    """The composition that an `advantage` section names; compiled at its first call."""
+    in_reward = kl.coef > 0 and kl.where == "reward"
+    estimator = ESTIMATORS[kl.estimator]
+
+    def credit(known: Known, numbers: Mapping[str, Any]) -> Credit:
+        weights = advantages.trained_tokens(
+            known.mask, known.rewards, known.truncated if loss.truncated == "mask" else None
+        )
+        penalty = estimator(known.logprobs - known.reference) if in_reward else None
+        per_token, targets = _assigned(section, known, weights, penalty, numbers)
+        return Credit(jnp.where(weights != 0, per_token, 0.0), weights, targets)
+
+    compiled = jax.jit(credit)
+
+    def on_host(known: Known, numbers: Mapping[str, float]) -> Credit:
+        traced = {name: np.float32(value) for name, value in numbers.items()}
+        return Credit(*(np.asarray(x) for x in jax.device_get(compiled(known, traced))))
+
+    return on_host
+
+
+def _assigned(
+    section: AdvantageSection, known: Known, weights: Array, penalty: Array | None, numbers: Mapping[str, Any]
+) -> tuple[Array, Array]:
+    """Advantages and the critic's targets, [N, T]."""
+    zeros = jnp.zeros_like(weights)
+    by_sample = _of_samples(section, known, numbers)
+    if by_sample is not None:
+        out = returns.per_token(by_sample, known.mask)
+        if penalty is not None:
+            # The reward's KL part has no group to be compared with: its return to go is taken off each token.
+            out = out - numbers["kl_coef"] * returns.discounted_returns(penalty, known.mask)
+        return out, zeros
+    if isinstance(section, ProcessAdvantage) and known.steps is not None:
+        rewards, ends = known.steps
+        length = known.mask.shape[1]
+        scale = SCALES[section.scale]
+        out = advantages.grpo_process(rewards, ends, known.groups, length=length, scale=scale, eps=section.eps)
+        return out, zeros
+    if isinstance(section, ReinforcePlusPlusAdvantage):
+        scores = advantages.group_centred(known.rewards, known.groups) if section.group_baseline else known.rewards
+        scores = jnp.where(jnp.isnan(known.rewards), jnp.nan, scores)
+        return returns.reinforce_plus_plus(scores, weights, kl=penalty, kl_coef=numbers["kl_coef"]), zeros
+    if isinstance(section, GAEAdvantage):
+        rewards = returns.token_rewards(known.rewards, known.mask, kl=penalty, kl_coef=numbers["kl_coef"])
+        out, targets = returns.gae(rewards, known.values, weights, discount=section.discount, trace=section.trace)
+        return returns.whiten(out, weights) if section.whiten else out, targets
+    raise TypeError(f"{type(section).__name__} is no advantage that can be assigned here")
+
+
+def _of_samples(section: AdvantageSection, known: Known, numbers: Mapping[str, Any]) -> Array | None:
+    """Advantages of whole samples [N], for the methods that have them."""
+    rewards, groups = jnp.asarray(known.rewards), jnp.asarray(known.groups)
+    if isinstance(section, GRPOAdvantage):
+        return advantages.grpo(rewards, groups, scale=SCALES[section.scale], eps=section.eps)
+    if isinstance(section, RLOOAdvantage):
+        return advantages.rloo(rewards, groups)
+    if isinstance(section, ReMaxAdvantage):
+        return advantages.remax(rewards, jnp.asarray(known.greedy))
+    if isinstance(section, ReinforceAdvantage):
+        mean = jnp.nan_to_num(jnp.nanmean(rewards))
+        baseline = {"none": 0.0, "batch_mean": mean, "running_mean": numbers["baseline"]}[section.baseline]
+        return advantages.reinforce(rewards, baseline=baseline)
+    return None
+
+
+def step_rewards(
+    separator: str, decode: Callable[[Sequence[int]], str], score: ScoreFn
+) -> Callable[[Sequence[Group], Samples], tuple[np.ndarray, np.ndarray]]:
+    """Rewards by step: a step ends with the separator or the answer, and is scored as if the answer ended there.
+
+    Returns: process(groups, samples) -> rewards [N, S], NaN where a sample has no such step, and the steps' last tokens.
+    """
+
+    def process(groups: Sequence[Group], samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+        each = len(samples.rewards) // max(int(samples.groups.max()) + 1, 1)
+        rows, examples, parts = [], [], []
+        for g, group in enumerate(groups):
+            for s, episode in enumerate(group.episodes):
+                for end in _step_ends(episode.tokens, separator, decode):
+                    tokens = episode.tokens[: end + 1]
+                    finish = episode.finish if end == len(episode.tokens) - 1 else "stop"
+                    rows.append((g * each + s, end))
+                    examples.append(group.problem.example)
+                    parts.append(Sample(decode(tokens), tokens, finish))
+        scores = next(iter(score(examples, parts).rewards.values()))
+        most = max(Counter(row for row, _ in rows).values())
+        width = 1 << (most - 1).bit_length()  # few shapes, so few compilations
+        rewards = np.full((len(samples.rewards), width), np.nan, np.float32)
+        ends = np.zeros(rewards.shape, np.int32)
+        filled: Counter[int] = Counter()
+        for (row, end), value in zip(rows, scores, strict=True):
+            rewards[row, filled[row]], ends[row, filled[row]] = value, end
+            filled[row] += 1
+        rewards[np.isnan(samples.rewards)] = np.nan
+        return rewards, ends
+
+    return process
+
+
+def _step_ends(tokens: Sequence[int], separator: str, decode: Callable[[Sequence[int]], str]) -> list[int]:
+    """Index of each step's last token; the last step ends with the answer."""
+    ends, text = [], ""
+    for i, token in enumerate(tokens):
+        text += decode([token])
+        if separator in text:
+            ends.append(i)
+            text = ""
+    return ends if ends and ends[-1] == len(tokens) - 1 else [*ends, len(tokens) - 1]

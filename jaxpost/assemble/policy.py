@@ -1,0 +1,176 @@
+"""Sections of a reinforcement-learning preset -> its loss, critic and what must be known of samples before a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from jaxpost.assemble.credit import ESTIMATORS
+from jaxpost.assemble.model import Pretrained
+from jaxpost.assemble.training import Network
+from jaxpost.config_rl import (
+    CISPOLoss,
+    CorrectionSection,
+    GAEAdvantage,
+    GSPOLoss,
+    KLSection,
+    PolicyLossSection,
+    PPOLoss,
+    RLConfig,
+    TruncatedCorrection,
+)
+from jaxpost.losses import aggregate, correction, kl, policy, rescore, value
+from jaxpost.losses.policy import hidden_states, joined, policy_gradient
+from jaxpost.losses.rescore import RescoreFn
+from jaxpost.models.table import axes_tree
+from jaxpost.ops import platform
+from jaxpost.types import LossFn, Model, Params, RolloutBatch
+
+LEVELS = {
+    "token": correction.token_weights,
+    "sequence": correction.sequence_weights,
+    "sequence_mean": correction.mean_sequence_weights,
+}
+SURROGATES = {"ppo": policy.ppo, "gspo": policy.gspo, "reinforce": policy.reinforce}
+
+
+def make_policy_loss(config: RLConfig, model: Model, mesh: Mesh) -> LossFn:
+    """Surrogate, aggregate, KL, correction and critic as configured, of one batch of samples."""
+    section = config.loss
+    chunk_tokens = platform.choices().chunk_tokens if section.chunk_tokens is None else section.chunk_tokens
+    chunk_tokens *= math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "seq"))
+    mean = make_aggregate(section, config.rollout.max_tokens)
+    has_critic = isinstance(config.advantage, GAEAdvantage)
+    loss = partial(
+        policy_gradient,
+        model,
+        surrogate=_surrogate(section),
+        aggregate=mean,
+        kl=_kl(config.kl) if config.kl.coef > 0 and config.kl.where == "loss" else None,
+        correction=None if config.correction is None else _correction(config.correction),
+        value_head=_head if has_critic and config.critic.network == "head" else None,
+        chunk_tokens=chunk_tokens,
+    )
+    if has_critic and config.critic.network == "separate":
+        return joined(loss, partial(value.value_loss, separate_values(model), aggregate=mean))
+    return loss
+
+
+def _surrogate(section: PolicyLossSection) -> policy.SurrogateFn:
+    if isinstance(section, CISPOLoss):
+        return policy.cispo if section.sides == "upper" else policy.cispo_two_sided
+    return SURROGATES[section.kind]
+
+
+def make_aggregate(section: PolicyLossSection, max_tokens: int) -> aggregate.Aggregate:
+    """Which tokens share a mean."""
+    if section.aggregate == "constant_mean":
+        return aggregate.constant_mean(section.divisor or max_tokens)
+    return {"token_mean": aggregate.token_mean, "sequence_mean": aggregate.sequence_mean}[section.aggregate]
+
+
+def measure_of(section: PolicyLossSection) -> Callable[[np.ndarray], float]:
+    """Loss weights [N, T] -> what the aggregate divides by: tokens, or samples."""
+    if section.aggregate == "token_mean":
+        return lambda weights: float(np.sum(weights))
+    return lambda weights: float(np.sum(np.any(weights != 0, axis=1)))
+
+
+def _kl(section: KLSection) -> kl.KL:
+    make = {"plain": kl.plain, "corrected": kl.corrected}[section.gradient]
+    return make(ESTIMATORS[section.estimator])
+
+
+def _correction(section: CorrectionSection) -> correction.Correction:
+    level = LEVELS[section.level]
+    if isinstance(section, TruncatedCorrection):
+        return correction.truncated(level, cap=section.cap)
+    return correction.masked(level, low=section.low, high=section.high)
+
+
+def loss_hyper(config: RLConfig) -> dict[str, float]:
+    """The loss's traced scalars."""
+    section = config.loss
+    hyper: dict[str, float] = {"temperature": config.rollout.temperature}
+    if isinstance(section, (PPOLoss, GSPOLoss)):
+        hyper |= {"clip_low": section.clip_low, "clip_high": section.clip_high}
+        hyper |= {} if section.dual_clip is None else {"dual_clip": section.dual_clip}
+    if isinstance(section, CISPOLoss):
+        hyper |= {"clip_low": section.clip_low, "clip_high": section.clip_high}
+    if config.kl.coef > 0:
+        hyper["kl_coef"] = config.kl.coef
+    if section.entropy_coef:
+        hyper["entropy_coef"] = section.entropy_coef
+    if isinstance(config.advantage, GAEAdvantage):
+        hyper["value_coef"] = config.critic.coef
+        hyper |= {} if config.critic.clip is None else {"value_clip": config.critic.clip}
+    return hyper
+
+
+def _head(params: Params, hidden: Array) -> Array:
+    """Values of hidden states [B, T, D], in float32."""
+    head = params["value"]
+    return hidden.astype(jnp.float32) @ head["kernel"].astype(jnp.float32) + head["bias"].astype(jnp.float32)
+
+
+def separate_values(model: Model) -> value.ValueFn:
+    """The values of a critic that is a network of its own, params["critic"] with params["value"] as its head."""
+
+    def values(params: Params, batch: RolloutBatch) -> Array:
+        return _head(params, hidden_states(model, params["critic"], batch))
+
+    return values
+
+
+def head_values(model: Model, policy_of: Callable[[Params, Params], Params], frozen: Params) -> value.ValueFn:
+    """The values of a head on the policy."""
+    return lambda params, batch: _head(params, hidden_states(model, policy_of(params, frozen), batch))
+
+
+def critic_networks(config: RLConfig, pretrained: Pretrained) -> Mapping[str, Network]:
+    """What a critic adds to what is trained: a head that starts at 0, and a copy of the policy to put it on."""
+    if not isinstance(config.advantage, GAEAdvantage):
+        return {}
+    width = pretrained.config.width
+    shapes = {"kernel": jax.ShapeDtypeStruct((width,), jnp.float32), "bias": jax.ShapeDtypeStruct((), jnp.float32)}
+    zeros = lambda: jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)  # noqa: E731
+    networks = {"value": Network(shapes, {"kernel": (None,), "bias": ()}, zeros)}
+    if config.critic.network == "separate":
+        networks["critic"] = Network(pretrained.abstract, axes_tree(pretrained.model.table), pretrained.load)
+    return networks
+
+
+def make_rescore(
+    config: RLConfig, model: Model, policy_of: Callable[[Params, Params], Params], needs_old: bool
+) -> dict[str, RescoreFn]:
+    """What must be known of samples before a step: only what the loss or the advantage reads."""
+    functions: dict[str, RescoreFn] = {}
+    hyper_of = lambda hyper: {"temperature": hyper["temperature"]}  # noqa: E731
+    if needs_old:
+        functions["logprobs"] = lambda params, frozen, batch, hyper: rescore.logprobs(
+            model, policy_of(params, frozen), batch, hyper_of(hyper)
+        )
+    if config.kl.coef > 0:
+        functions["reference"] = lambda params, frozen, batch, hyper: rescore.logprobs(
+            model, reference_of(frozen), batch, hyper_of(hyper)
+        )
+    if isinstance(config.advantage, GAEAdvantage):
+        if config.critic.network == "separate":
+            of: Any = lambda frozen: separate_values(model)  # noqa: E731
+        else:
+            of = lambda frozen: head_values(model, policy_of, frozen)  # noqa: E731
+        functions["values"] = lambda params, frozen, batch, hyper: rescore.values(of(frozen), params, batch)
+    return functions
+
+
+def reference_of(frozen: Params) -> Params:
+    """The policy that the run started from: kept beside, or the base under an adapter."""
+    return frozen["reference"] if "reference" in frozen else frozen["base"]

@@ -1,0 +1,134 @@
+"""A `prompts` section -> problems by index, without end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxpost.config_rl import ArithmeticPrompts, CountdownPrompts, FilePrompts, Game24Prompts, PromptsSection
+from jaxpost.data.sources import Row, open_source
+from jaxpost.rewards.puzzles import Arithmetic, Countdown, Game24
+from jaxpost.rl.episodes import Problem
+from jaxpost.text.messages import DataError, parse_conversation, to_template
+from jaxpost.text.tokenizer import Tokenizer
+
+PROBED = 1000
+"""Problems of an endless source that are looked at for the length of the longest."""
+SPARE = 8
+"""Tokens that a longer one may have beyond it."""
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Where problems come from."""
+
+    at: Callable[[int], Problem]
+    """Problem by index, without end: files are read in another order in each epoch."""
+    longest: int
+    """Most tokens of a prompt."""
+    fingerprint: str
+    """Changes whenever any problem would."""
+    count: int | None = None
+    """Different problems; None: endless."""
+    dropped: int = 0
+    """Rows that were too long."""
+
+
+def make_problems(section: PromptsSection, tokenizer: Tokenizer, *, key: str = "prompts") -> Problems:
+    """Problems of a source, asked as the section says.
+
+    Raises:
+      ValueError: there are none, or a row cannot be used; names it by file and line.
+      FileNotFoundError: a source that is not there.
+    """
+    if "{prompt}" not in section.template:
+        raise ValueError(f"{key}.template {section.template!r} has no {{prompt}} where the problem would stand")
+    if isinstance(section, FilePrompts):
+        return _from_files(section, tokenizer, key)
+    source = _puzzles(section)
+
+    def at(index: int) -> Problem:
+        example = source.example(index)
+        return _problem(index, example, example["prompt"], section, tokenizer)
+
+    longest = max(len(at(index).tokens) for index in range(PROBED)) + SPARE
+    return Problems(at, longest, _digest([repr(source), section.template, section.system_prompt, section.chat]))
+
+
+def _puzzles(section: PromptsSection) -> Any:
+    if isinstance(section, ArithmeticPrompts):
+        return Arithmetic(
+            seed=section.seed, low=section.low, high=section.high, operations=section.operations, split=section.split,
+            held_out=section.held_out,
+        )  # fmt: skip
+    if isinstance(section, Game24Prompts):
+        return Game24(seed=section.seed, high=section.high)
+    if isinstance(section, CountdownPrompts):
+        return Countdown(
+            seed=section.seed, count=section.count, largest=section.largest, low=section.low, high=section.high
+        )
+    raise TypeError(f"{type(section).__name__} is no source of puzzles")
+
+
+def _from_files(section: FilePrompts, tokenizer: Tokenizer, key: str) -> Problems:
+    if not section.sources:
+        raise ValueError(f"{key}.sources names no file; say --{key}.sources.0.path problems.jsonl")
+    readers = [open_source(source) for source in section.sources]
+    found = [_read(row, section, tokenizer) for reader in readers for row in reader.rows()]
+    problems = [p for p in found if section.max_tokens is None or len(p.tokens) <= section.max_tokens]
+    if not problems:
+        raise ValueError(f"{key}: no problem is left of {len(found)} rows; see {key}.max_tokens")
+
+    def at(index: int) -> Problem:
+        epoch, place = divmod(index, len(problems))
+        order = np.random.default_rng((section.seed, epoch)).permutation(len(problems))
+        row = problems[int(order[place])]
+        return Problem(index, row.tokens, row.text, row.example)
+
+    digest = _digest([[reader.digest() for reader in readers], section.seed, section.template, section.system_prompt,
+                      section.chat, section.max_tokens, tokenizer.fingerprint])  # fmt: skip
+    longest = max(len(p.tokens) for p in problems)
+    return Problems(at, longest, digest, len(problems), len(found) - len(problems))
+
+
+def _read(row: Row, section: FilePrompts, tokenizer: Tokenizer) -> Problem:
+    if row.value is None:
+        raise ValueError(f"{row.where}: {row.error}")
+    prompt = row.value.get("prompt")
+    if not prompt:
+        raise ValueError(
+            f"{row.where}: there is no prompt; it has {', '.join(row.value)}. Map one with columns: {{prompt: question}}"
+        )
+    try:
+        return _problem(0, row.value, prompt, section, tokenizer)
+    except DataError as error:
+        raise ValueError(f"{row.where}: {error}") from None
+
+
+def _problem(
+    number: int, example: Mapping[str, Any], prompt: Any, section: PromptsSection, tokenizer: Tokenizer
+) -> Problem:
+    """A problem as tokens: in the model's chat format, or as it stands."""
+    if isinstance(prompt, str):
+        prompt = section.template.replace("{prompt}", prompt)
+        turns, text = [{"role": "user", "content": prompt}], prompt
+    else:
+        turns = to_template(parse_conversation(prompt))
+        text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    if not section.chat:
+        if not isinstance(prompt, str):
+            raise DataError("a prompt of messages needs the chat format: set chat: true")
+        return Problem(number, tuple(tokenizer.encode(prompt, add_bos=tokenizer.adds_bos)), text, example)
+    if section.system_prompt is not None and turns[0]["role"] != "system":
+        turns = [{"role": "system", "content": section.system_prompt}, *turns]
+    rendered = tokenizer.render(turns, add_generation_prompt=True)
+    return Problem(number, tuple(tokenizer.encode(rendered)), text, example)
+
+
+def _digest(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]

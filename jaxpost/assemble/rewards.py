@@ -1,0 +1,93 @@
+"""A `reward` section -> the reward functions that it names, in worker processes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from jaxpost.config_rewards import (
+    ChoiceSection,
+    FinishedSection,
+    FunctionSection,
+    MathSection,
+    OneBoxSection,
+    OverlongSection,
+    ReachesSection,
+    RepetitionSection,
+    RewardPart,
+    RewardSection,
+    ScriptSection,
+    TargetLengthSection,
+    ThinkFormatSection,
+)
+from jaxpost.rewards import answers, combine, puzzles, style
+from jaxpost.rewards.contract import RewardFn
+from jaxpost.rewards.functions import FromFile, load
+from jaxpost.rewards.runner import Pool
+
+REWARDS: dict[type, type] = {
+    MathSection: answers.MathAnswer,
+    ChoiceSection: answers.MultipleChoice,
+    ReachesSection: puzzles.Reaches,
+    ThinkFormatSection: style.ThinkFormat,
+    OneBoxSection: style.OneBox,
+    FinishedSection: style.Finished,
+    OverlongSection: style.Overlong,
+    TargetLengthSection: style.TargetLength,
+    RepetitionSection: style.Repetition,
+    ScriptSection: style.Script,
+}
+"""What each section names; a section has the reward's own fields, and how its score is combined."""
+
+COMBINED = {"sum": combine.Sum, "product": combine.Product, "min": combine.Min}
+_OURS = ("kind", "weight", "clip_low", "clip_high")
+
+
+def make_pool(section: RewardSection, *, key: str = "reward") -> Pool:
+    """Workers that score with what a section says.
+
+    Raises:
+      ValueError: no parts, parts of one name, limits that do not fit; `key` names the section.
+      FileNotFoundError: a function's file is not there.
+    """
+    try:
+        return Pool(make_reward(section), workers=section.workers, seconds=section.seconds)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+
+
+def make_reward(section: RewardSection) -> RewardFn:
+    """The function that a `reward` section describes; one part without a gate is itself."""
+    if not section.parts:
+        raise ValueError("it has no parts; add one, such as {kind: math}")
+    parts = [_part(part) for part in section.parts]
+    weights = tuple(part.weight for part in section.parts)
+    if section.combine == "sum":
+        alone = len(parts) == 1 and weights == (1.0,)
+        value = parts[0] if alone else combine.Sum(tuple(parts), weights=weights)
+    else:
+        if any(weight != 1.0 for weight in weights):
+            raise ValueError(f"weights belong to combine: sum, not {section.combine}")
+        value = COMBINED[section.combine](tuple(parts))
+    if not section.gates:
+        return value
+    gates = [_part(gate) for gate in section.gates]
+    condition = gates[0] if len(gates) == 1 else combine.Min(tuple(gates), name="gates")
+    value = replace(value, name="value") if isinstance(value, combine.Combined) else value
+    return combine.Gate((condition, value), threshold=section.threshold, otherwise=section.closed)
+
+
+def _part(section: RewardPart) -> RewardFn:
+    if isinstance(section, FunctionSection):
+        path, _, name = section.path.rpartition(":")
+        # Absolute, because the workers may start elsewhere; loaded here once, so that a wrong name is told at once.
+        reward: RewardFn = FromFile(f"{Path(path).expanduser().resolve()}:{name}" if path else section.path)
+        load(reward.spec)
+    else:
+        fields = {name: value for name, value in vars(section).items() if name not in _OURS}
+        reward = REWARDS[type(section)](**fields)
+    if section.clip_low is None and section.clip_high is None:
+        return reward
+    low = float("-inf") if section.clip_low is None else section.clip_low
+    high = float("inf") if section.clip_high is None else section.clip_high
+    return combine.Clip((reward,), low=low, high=high, name=f"clipped_{getattr(reward, 'name', 'reward')}")

@@ -1,0 +1,247 @@
+"""A reinforcement-learning configuration -> a job for the online loop, and the run itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxpost import config_io, sharding
+from jaxpost.assemble import policy
+from jaxpost.assemble.credit import make_credit, step_rewards
+from jaxpost.assemble.model import Pretrained, load_model, on_mesh
+from jaxpost.assemble.prompts import Problems, make_problems
+from jaxpost.assemble.rewards import make_pool
+from jaxpost.assemble.sft import exporter, model_identity, text_sampler
+from jaxpost.assemble.training import Training, make_training
+from jaxpost.config import LoRASection
+from jaxpost.config_rl import (
+    EvalSection,
+    GRPOAdvantage,
+    ProcessAdvantage,
+    ReinforceAdvantage,
+    ReMaxAdvantage,
+    RLConfig,
+    RLOOAdvantage,
+)
+from jaxpost.generate.params import SamplingParams
+from jaxpost.generate.sampler import Sampler
+from jaxpost.rl.episodes import Episode, Problem
+from jaxpost.rl.returns import adapted_kl_coef
+from jaxpost.rl.rows import RowPlan
+from jaxpost.train.job import RunResult
+from jaxpost.train.online import run_online
+from jaxpost.train.online_job import Draw, Evaluation, OnlineJob, Wish
+from jaxpost.types import Params
+
+ROWS = 64
+"""Most answers of an evaluation that decode together, beyond what a rollout has."""
+
+
+def train(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> RunResult:
+    """Runs reinforcement learning as configured, or goes on with it where it stopped.
+
+    Raises:
+      ValueError, FileNotFoundError: a model, problem, reward, mesh or run folder that does not fit.
+    """
+    sharding.initialize_distributed()
+    return run_online(make_job(config, command=command))
+
+
+def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> OnlineJob:
+    """Everything that the loop needs, with names looked up and frozen weights in place."""
+    mesh = sharding.make_mesh(config.mesh)
+    pretrained = load_model(config.model, mesh)
+    tokenizer = pretrained.tokenizer
+    problems = make_problems(config.prompts, tokenizer)
+    evals = {s.name: make_problems(s.prompts, tokenizer, key=f"evals.{i}.prompts") for i, s in enumerate(config.evals)}
+    _check_context(config, pretrained, problems, evals)
+    plans = _plans(config, pretrained, problems.longest)
+    keeps_old = _keeps_old(config)
+    training = make_training(
+        pretrained,
+        loss=policy.make_policy_loss(config, pretrained.model, mesh),
+        adapter=config.adapter,
+        optim=config.optim,
+        num_steps=config.train.steps * config.learner.epochs * config.learner.minibatches,
+        microbatches=plans[0].pieces,
+        skip_empty=True,
+        networks=policy.critic_networks(config, pretrained),
+        frozen=_reference(config, pretrained),
+        hyper=policy.loss_hyper(config),
+        guard=config.train.guard,
+        seed=config.run.seed,
+    )
+    generate, sampler = _generator(config, pretrained, training)
+    score = make_pool(config.reward)
+    steps = config.advantage.separator if isinstance(config.advantage, ProcessAdvantage) else None
+    return OnlineJob(
+        folder=Path(config.run.dir.format(name=config.run.name)),
+        config_text=config_io.dump(config),
+        run=config.run,
+        num_steps=config.train.steps,
+        step=training.step,
+        init_state=training.init_state,
+        abstract_state=training.abstract_state,
+        frozen=training.frozen,
+        hyper=training.hyper,
+        mesh=mesh,
+        place=_placer(mesh),
+        eval_params=training.eval_params,
+        lr_at=training.lr_at,
+        export=exporter(config.adapter, pretrained, training) if config.run.export else None,
+        identity={
+            "model": model_identity(pretrained),
+            "tokenizer": tokenizer.fingerprint,
+            "problems": problems.fingerprint,
+            **{f"eval {name}": found.fingerprint for name, found in evals.items()},
+        },
+        command=tuple(command),
+        train=config.train,
+        rollout=config.rollout,
+        learner=config.learner,
+        problem=problems.at,
+        generate=generate,
+        score=score,
+        process=None if steps is None else step_rewards(steps, tokenizer.decode, score),
+        credit=make_credit(config.advantage, kl=config.kl, loss=config.loss),
+        plan=plans[0],
+        whole=plans[1],
+        answer_tokens=config.rollout.max_tokens,
+        rescore=policy.make_rescore(
+            config, pretrained.model, training.policy, keeps_old and config.learner.old_logprobs == "learner"
+        ),
+        keeps_old=keeps_old,
+        group_relative=isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage)),
+        greedy=isinstance(config.advantage, ReMaxAdvantage),
+        always_trained=bool(config.kl.coef or config.loss.entropy_coef),
+        running_baseline=_running_baseline(config),
+        adapt_kl=_adapter_of_kl(config),
+        unscore_truncated=config.loss.truncated == "unscore",
+        measure=policy.measure_of(config.loss),
+        replicated=sharding.replicated(mesh),
+        evals=tuple(_evaluation(config, section, evals[section.name]) for section in config.evals),
+        pad_id=tokenizer.pad_id,
+        forget=sampler.forget_weights,
+    )
+
+
+def _check_context(config: RLConfig, pretrained: Pretrained, problems: Problems, evals: dict[str, Problems]) -> None:
+    room = pretrained.config.max_positions
+    wanted = [("rollout.max_tokens", problems.longest, config.rollout.max_tokens)]
+    for i, section in enumerate(config.evals):
+        limit = section.max_tokens or config.rollout.max_tokens
+        wanted.append((f"evals.{i}.max_tokens", evals[section.name].longest, limit))
+    for key, prompt, answer in wanted:
+        if prompt + answer > room:
+            raise ValueError(
+                f"prompts of up to {prompt} tokens and answers of {answer} ({key}) exceed the model's context of {room}"
+            )
+
+
+def _plans(config: RLConfig, pretrained: Pretrained, longest: int) -> tuple[RowPlan, RowPlan]:
+    """Rows of one update, and of all samples of a step."""
+    learner, rollout, mesh = config.learner, config.rollout, pretrained.mesh
+    uses_splash = config.model.attention == "splash" or (
+        config.model.attention == "auto" and jax.default_backend() == "tpu"
+    )
+    share = not uses_splash if learner.share_prompts is None else learner.share_prompts
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    make = partial(
+        RowPlan.make,
+        samples=rollout.samples,
+        prompt=longest,
+        answer=rollout.max_tokens,
+        row_tokens=learner.row_tokens,
+        piece_rows=learner.microbatch_rows * shards,
+        share=share,
+    )
+    return make(groups=-(-rollout.prompts // learner.minibatches)), make(groups=rollout.prompts)
+
+
+def _keeps_old(config: RLConfig) -> bool:
+    """Whether ratios can differ from 1: several updates from one step's samples, or samples of an older policy."""
+    several = config.learner.epochs * config.learner.minibatches > 1
+    in_reward = config.kl.coef > 0 and config.kl.where == "reward"
+    return several or bool(config.rollout.overlap) or config.correction is not None or in_reward
+
+
+def _reference(config: RLConfig, pretrained: Pretrained) -> dict[str, Params]:
+    """A copy of the first policy, where a KL term reads it and no adapter leaves it as the base."""
+    if config.kl.coef <= 0 or isinstance(config.adapter, LoRASection):
+        return {}
+    return {"reference": pretrained.load()}
+
+
+def _running_baseline(config: RLConfig) -> float | None:
+    section = config.advantage
+    running = isinstance(section, ReinforceAdvantage) and section.baseline == "running_mean"
+    return section.decay if isinstance(section, ReinforceAdvantage) and running else None
+
+
+def _adapter_of_kl(config: RLConfig) -> Any:
+    section = config.kl
+    if section.target is None or section.coef <= 0:
+        return None
+    target, horizon = section.target, section.horizon
+    return lambda coef, measured, samples: adapted_kl_coef(
+        coef, measured, target=target, horizon=horizon, samples=samples
+    )
+
+
+def _placer(mesh: Any) -> Any:
+    def place(batch: Any) -> Any:
+        rows = sharding.local_rows(mesh, batch.tokens.shape[0])
+        return sharding.to_global(jax.tree.map(lambda x: np.ascontiguousarray(x[rows]), batch), mesh=mesh)
+
+    return place
+
+
+def _generator(config: RLConfig, pretrained: Pretrained, training: Training) -> tuple[Any, Sampler]:
+    """Answers by the engine, and the sampler behind them."""
+    rollout = config.rollout
+    if rollout.tensor is not None:
+        pretrained = on_mesh(pretrained, sharding.remesh(pretrained.mesh, {"tensor": rollout.tensor, "data": -1}))
+    sampler = text_sampler(
+        pretrained, rows=rollout.rows, cache_tokens=rollout.cache_tokens, prefill_tokens=rollout.prefill_tokens
+    )
+
+    def generate(params: Params, frozen: Params, problems: Sequence[Problem], wish: Wish, draw: Draw) -> list[Episode]:
+        found = sampler(
+            training.policy(params, frozen),
+            [p.tokens for p in problems],
+            SamplingParams(
+                n=wish.samples,
+                temperature=wish.temperature,
+                max_tokens=wish.max_tokens,
+                min_tokens=min(rollout.min_tokens, wish.max_tokens),
+                stop=rollout.stop,
+            ),
+            seed=draw.seed,
+            draw=draw.step,
+            example_ids=[p.number for p in problems],
+            policy_version=draw.version,
+        )
+        return [
+            Episode(
+                i // wish.samples, c.sample, c.tokens, (1,) * len(c.tokens), c.logprobs, c.finish, c.text, draw.version
+            )
+            for i, c in enumerate(found)
+        ]
+
+    return generate, sampler
+
+
+def _evaluation(config: RLConfig, section: EvalSection, problems: Problems) -> Evaluation:
+    items = section.items if problems.count is None else min(section.items, problems.count)
+    return Evaluation(
+        section=section,
+        problems=tuple(problems.at(i) for i in range(items)),
+        score=make_pool(section.reward or config.reward, key=f"evals {section.name} reward"),
+        wish=Wish(section.samples, section.temperature, section.max_tokens or config.rollout.max_tokens),
+    )

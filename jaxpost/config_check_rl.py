@@ -1,0 +1,182 @@
+"""What a reinforcement-learning configuration's values must satisfy together. Imports no jax."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from jaxpost.config_check import above, adapter, at_least, check, fraction, mesh, optim, run
+from jaxpost.config_io import Config, ConfigError
+from jaxpost.config_rl import (
+    ArithmeticPrompts,
+    CISPOLoss,
+    FilePrompts,
+    GAEAdvantage,
+    GRPOAdvantage,
+    GSPOLoss,
+    MaskedCorrection,
+    PPOLoss,
+    ProcessAdvantage,
+    PromptsSection,
+    ReinforceAdvantage,
+    ReinforcePlusPlusAdvantage,
+    RLConfig,
+    RLOOAdvantage,
+    TruncatedCorrection,
+)
+
+
+def check_config(config: Config) -> Config:
+    """The configuration itself, of whichever method, if a run could follow it.
+
+    Raises:
+      ConfigError: see `config_check.check` and `check_rl`.
+    """
+    return check_rl(config) if isinstance(config, RLConfig) else check(config)
+
+
+def check_rl(config: RLConfig) -> RLConfig:
+    """The configuration itself, if a run could follow it.
+
+    Raises:
+      ConfigError: all that cannot be, a line each, with the key and what to do.
+    """
+    problems = [*_prompts("prompts", config.prompts), *_rollout(config), *_advantage(config), *_loss(config)]
+    problems += [*_kl(config), *_correction(config), *_critic(config), *_learner(config), *_evals(config)]
+    problems += [*_train(config), *adapter(config.adapter), *optim(config.optim)]
+    problems += [*mesh(config.mesh), *run(config.run)]
+    if not config.reward.parts:
+        problems.append("reward.parts is empty; add one, such as --reward.parts '[{kind: math}]'")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def _prompts(key: str, prompts: PromptsSection) -> Iterator[str]:
+    if isinstance(prompts, FilePrompts):
+        if not prompts.sources:
+            yield f"{key}.sources names no file; say --{key}.sources.0.path problems.jsonl"
+        yield from at_least(f"{key}.max_tokens", prompts.max_tokens, 1)
+    if isinstance(prompts, ArithmeticPrompts):
+        yield from fraction(f"{key}.held_out", prompts.held_out)
+    if "{prompt}" not in prompts.template:
+        yield f"{key}.template is {prompts.template!r}; it must hold {{prompt}}, where the problem stands"
+    if prompts.system_prompt is not None and not prompts.chat:
+        yield f"{key}.system_prompt needs the chat format; set {key}.chat true or leave it out"
+    yield from at_least(f"{key}.seed", prompts.seed, 0)
+
+
+def _rollout(config: RLConfig) -> Iterator[str]:
+    rollout = config.rollout
+    for name in ("prompts", "samples", "max_tokens", "rows", "cache_tokens", "prefill_tokens", "tensor"):
+        yield from at_least(f"rollout.{name}", getattr(rollout, name), 1)
+    yield from at_least("rollout.min_tokens", rollout.min_tokens, 0)
+    yield from at_least("rollout.max_refills", rollout.max_refills, 0)
+    yield from above("rollout.temperature", rollout.temperature, 0)
+    if rollout.min_tokens > rollout.max_tokens:
+        yield f"rollout.min_tokens {rollout.min_tokens} exceeds rollout.max_tokens {rollout.max_tokens}"
+    compares = isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage, ProcessAdvantage))
+    if compares and rollout.samples < 2:
+        yield f"rollout.samples is {rollout.samples}; {config.advantage.kind} compares the samples of a group: at least 2"
+    if rollout.max_refills and not isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage)):
+        yield (
+            f"rollout.max_refills asks for informative groups, which advantage {config.advantage.kind} does not need; "
+            "set it to 0, or take advantage.kind grpo or rloo"
+        )
+    if rollout.max_refills and rollout.uninformative == "count":
+        yield "rollout.max_refills replaces uninformative groups, so rollout.uninformative must be drop"
+    if rollout.overlap and config.correction is None and config.learner.old_logprobs == "learner":
+        yield (
+            "rollout.overlap draws samples one step early: give a correction (--correction.kind truncated), or start "
+            "ratios from the sampler (--learner.old_logprobs sampler)"
+        )
+
+
+def _advantage(config: RLConfig) -> Iterator[str]:
+    section = config.advantage
+    if isinstance(section, (GRPOAdvantage, ProcessAdvantage)):
+        yield from at_least("advantage.eps", section.eps, 0)
+    if isinstance(section, ProcessAdvantage) and not section.separator:
+        yield "advantage.separator is empty; give the text that ends a step"
+    if isinstance(section, ReinforceAdvantage):
+        yield from fraction("advantage.decay", section.decay)
+    if isinstance(section, GAEAdvantage):
+        for name in ("discount", "trace"):
+            if not 0 <= getattr(section, name) <= 1:
+                yield f"advantage.{name} is {getattr(section, name):g}; it must be from 0 to 1"
+    if isinstance(section, ReinforcePlusPlusAdvantage) and section.group_baseline and config.kl.where == "reward":
+        if config.kl.coef > 0:
+            yield "advantage.group_baseline has the KL in the loss; set kl.where to loss"
+
+
+def _loss(config: RLConfig) -> Iterator[str]:
+    loss = config.loss
+    yield from at_least("loss.entropy_coef", loss.entropy_coef, 0)
+    yield from at_least("loss.divisor", loss.divisor, 1)
+    yield from at_least("loss.chunk_tokens", loss.chunk_tokens, 1)
+    if loss.divisor is not None and loss.aggregate != "constant_mean":
+        yield f"loss.divisor belongs to aggregate: constant_mean, not {loss.aggregate}"
+    if isinstance(loss, (PPOLoss, GSPOLoss)):
+        yield from above("loss.clip_low", loss.clip_low, 0)
+        yield from above("loss.clip_high", loss.clip_high, 0)
+        yield from above("loss.dual_clip", loss.dual_clip, 1)
+    if isinstance(loss, CISPOLoss):
+        yield from above("loss.clip_high", loss.clip_high, 0)
+
+
+def _kl(config: RLConfig) -> Iterator[str]:
+    yield from at_least("kl.coef", config.kl.coef, 0)
+    yield from above("kl.target", config.kl.target, 0)
+    yield from at_least("kl.horizon", config.kl.horizon, 1)
+    in_loss = config.kl.coef > 0 and config.kl.where == "loss"
+    if in_loss and config.kl.estimator == "k1" and config.kl.gradient == "plain":
+        yield "kl.estimator k1 has no penalty in its plain gradient (its mean is 0); set kl.gradient corrected, or k2 or k3"
+    if config.kl.target is not None and not config.kl.coef:
+        yield "kl.target adapts kl.coef, which is 0; start it above 0"
+
+
+def _correction(config: RLConfig) -> Iterator[str]:
+    section = config.correction
+    if isinstance(section, TruncatedCorrection):
+        yield from above("correction.cap", section.cap, 0)
+    if isinstance(section, MaskedCorrection) and not 0 <= section.low < section.high:
+        yield f"correction.low {section.low:g} and correction.high {section.high:g}: give 0 <= low < high"
+
+
+def _critic(config: RLConfig) -> Iterator[str]:
+    yield from at_least("critic.coef", config.critic.coef, 0)
+    yield from above("critic.clip", config.critic.clip, 0)
+
+
+def _learner(config: RLConfig) -> Iterator[str]:
+    learner = config.learner
+    for name in ("epochs", "minibatches", "microbatch_rows", "row_tokens"):
+        yield from at_least(f"learner.{name}", getattr(learner, name), 1)
+    if learner.minibatches > config.rollout.prompts:
+        yield f"learner.minibatches {learner.minibatches} exceeds rollout.prompts {config.rollout.prompts}"
+
+
+def _evals(config: RLConfig) -> Iterator[str]:
+    names = [section.name for section in config.evals]
+    for i, section in enumerate(config.evals):
+        key = f"evals.{i}"
+        yield from _prompts(f"{key}.prompts", section.prompts)
+        if not section.name or "/" in section.name or names.count(section.name) > 1:
+            yield f"{key}.name is {section.name!r}; each evaluation needs a name of its own, without slashes"
+        for name in ("items", "samples", "max_tokens"):
+            yield from at_least(f"{key}.{name}", getattr(section, name), 1)
+        yield from at_least(f"{key}.temperature", section.temperature, 0)
+        if any(k < 1 or k > section.samples for k in section.pass_at):
+            yield f"{key}.pass_at {section.pass_at} must lie within 1 .. samples = {section.samples}"
+        if section.samples > 1 and section.temperature == 0:
+            yield f"{key} draws {section.samples} samples at temperature 0, which are all alike; raise one or lower the other"
+
+
+def _train(config: RLConfig) -> Iterator[str]:
+    for name in ("steps", "keep_checkpoints", "log_every", "sample_every"):
+        yield from at_least(f"train.{name}", getattr(config.train, name), 1)
+    for name in ("save_every", "eval_every"):
+        yield from at_least(f"train.{name}", getattr(config.train, name), 0)
+    yield from at_least("train.guard.max_skips", config.train.guard.max_skips, 1)
+    yield from above("train.guard.spike_factor", config.train.guard.spike_factor, 1)
+    if config.train.eval_every and not config.evals:
+        yield "train.eval_every asks for evaluations, but evals is empty"

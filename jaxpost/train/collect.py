@@ -1,0 +1,111 @@
+"""One step's samples with their rewards, in groups: which of them count, and when to sample again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxpost.rewards.runner import Scored
+from jaxpost.rl.episodes import Episode, Problem
+from jaxpost.train.online_job import Draw, OnlineJob, Wish
+from jaxpost.types import Params
+
+Round = tuple[list[Problem], list[Episode]]
+GREEDY = -1
+"""Sample number of a problem's greedy answer, which is a baseline and not trained on."""
+
+
+class Group(NamedTuple):
+    """A problem's samples and their rewards."""
+
+    problem: Problem
+    episodes: tuple[Episode, ...]
+    columns: dict[str, np.ndarray]
+    """[G] each."""
+    reward: np.ndarray
+    """[G]; NaN is unscored."""
+    greedy: float
+    """Reward of the greedy answer; NaN if none was drawn."""
+
+    @property
+    def informative(self) -> bool:
+        """Its scored rewards differ."""
+        scored = self.reward[~np.isnan(self.reward)]
+        return bool(scored.size) and bool(scored.max() > scored.min())
+
+
+@dataclass
+class Step:
+    """What a step learns from, and what it saw."""
+
+    groups: list[Group]
+    """As many as the step asks for, or fewer where refills ran out."""
+    seen: list[Group]
+    """All that were sampled."""
+    refills: int = 0
+    faults: list[str] = field(default_factory=list)
+    """Sentences about rewards that failed."""
+
+
+def draw_round(job: OnlineJob, params: Params, problems: Sequence[Problem], step: int, version: int) -> list[Episode]:
+    """G samples of every problem, and its greedy answer where the advantage asks for it."""
+    rollout = job.rollout
+    draw = Draw(step, version, job.run.seed)
+    wish = Wish(rollout.samples, rollout.temperature, rollout.max_tokens)
+    episodes = job.generate(params, job.frozen, problems, wish, draw)
+    if job.greedy:
+        best = job.generate(params, job.frozen, problems, Wish(1, 0.0, rollout.max_tokens), draw)
+        episodes = [*episodes, *(e._replace(sample=GREEDY) for e in best)]
+    return episodes
+
+
+def grouped(job: OnlineJob, round_: Round, scored: Scored) -> list[Group]:
+    """A round's samples by problem; truncated ones lose their reward where the loss says so."""
+    problems, episodes = round_
+    columns = scored.rewards
+    reward = next(iter(columns.values())).copy()
+    for i, episode in enumerate(episodes):
+        if episode.reward is not None:
+            reward[i] = episode.reward
+        if job.unscore_truncated and episode.truncated:
+            reward[i] = np.nan
+    groups = []
+    for number, problem in enumerate(problems):
+        at = [i for i, e in enumerate(episodes) if e.problem == number and e.sample != GREEDY]
+        greedy = [reward[i] for i, e in enumerate(episodes) if e.problem == number and e.sample == GREEDY]
+        groups.append(
+            Group(
+                problem,
+                tuple(episodes[i] for i in at),
+                {name: column[at] for name, column in columns.items()},
+                reward[at],
+                float(greedy[0]) if greedy else np.nan,
+            )
+        )
+    return groups
+
+
+def collect(job: OnlineJob, first: Round, scored: Scored, refill: Callable[[int], tuple[Round, Scored]]) -> Step:
+    """The groups of a step: the first round's, or with dynamic sampling the first informative ones of several rounds.
+
+    DAPO's dynamic sampling (2503.14476): groups whose rewards are all equal are replaced by groups of further problems,
+    at most `rollout.max_refills` times; what is still missing then is left out.
+
+    Args:
+      refill: (number of the round, from 1) -> a further round with its rewards.
+    """
+    step = Step([], grouped(job, first, scored), faults=[str(problem) for problem in scored.problems])
+    wanted = job.rollout.prompts
+    if job.rollout.max_refills:
+        while sum(g.informative for g in step.seen) < wanted and step.refills < job.rollout.max_refills:
+            step.refills += 1
+            more, columns = refill(step.refills)
+            step.seen += grouped(job, more, columns)
+            step.faults += [str(problem) for problem in columns.problems]
+        step.groups = [g for g in step.seen if g.informative][:wanted]
+    else:
+        step.groups = list(step.seen)
+    return step
