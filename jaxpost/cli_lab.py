@@ -37,7 +37,9 @@ Settings (--section.key VALUE, as of `jaxpost train`) apply to every method.
 def add(commands: Any) -> None:
     """Adds `lab train` and `lab compare` to the commands of a parser."""
     lab = commands.add_parser(
-        "lab", help="compare methods on a small model", description="Compare methods on a small model made from scratch."
+        "lab",
+        help="compare methods on a small model",
+        description="Compare methods on a small model made from scratch.",
     )
     parts = lab.add_subparsers(metavar="COMMAND", required=True)
     train = _command(parts, "train", "make the model", TRAIN, TRAIN_EPILOG)
@@ -78,3 +80,6 @@ def run_compare(options: argparse.Namespace, flags: list[str]) -> int:
     budget = lab.Budget(samples=options.samples, lr=options.lr)
     print(lab.compare(options.methods, seeds=options.seeds, budget=budget, folder=options.out, flags=flags))
     return 0
+
+
+COMMANDS = {"lab train": run_train, "lab compare": run_compare}

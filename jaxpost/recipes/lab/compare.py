@@ -164,7 +164,14 @@ def table(rows: Sequence[Row], *, title: str) -> str:
         against = "" if row.against_first is None else _points(row.against_first)
         counts = [f"{mean.mean:,.0f}" for mean in (row.samples, row.tokens, row.steps, row.seconds)]
         shares = [f"{row.tasks[task]:.0%}" for task in tasks]
-        values = [row.method, str(len(row.seeds)), f"{row.before.mean:.1%}", _share(row.after), _points(row.gain), against]
+        values = [
+            row.method,
+            str(len(row.seeds)),
+            f"{row.before.mean:.1%}",
+            _share(row.after),
+            _points(row.gain),
+            against,
+        ]
         lines.append("| " + " | ".join(values + counts + shares) + " |")
     return "\n".join(lines)
 

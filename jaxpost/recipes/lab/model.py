@@ -24,10 +24,10 @@ from jaxpost.config import (
     SourceSection,
     TrainSection,
 )
+from jaxpost.eval.statistics import wilson
 from jaxpost.generate.params import SamplingParams
 from jaxpost.recipes.lab.folder import architecture, write_new_model
 from jaxpost.recipes.lab.problems import TASKS, LabProblems, distinct
-from jaxpost.eval.statistics import wilson
 from jaxpost.rewards.answers import MathAnswer
 from jaxpost.weights.resolve import cache_folder
 
@@ -61,7 +61,9 @@ class Recipe:
     @property
     def fingerprint(self) -> str:
         """Changes with the recipe and with what its generator makes."""
-        sample = [LabProblems(split=split, tasks=self.tasks).example(i) for split in ("train", "test") for i in range(8)]
+        sample = [
+            LabProblems(split=split, tasks=self.tasks).example(i) for split in ("train", "test") for i in range(8)
+        ]
         text = json.dumps([dataclasses.asdict(self), sample], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -22,11 +22,14 @@ def test_student_against_scipy(freedom):
 def test_mean_over_seeds_by_hand():
     # mean 3, s^2 = (4 + 1 + 0 + 1 + 4) / 4 = 2.5, t(4) = 2.776445 (any table): half = 2.776445 * sqrt(2.5 / 5)
     found = over_seeds([1, 2, 3, 4, 5])
-    assert found.mean == 3 and found.count == 5
+    assert found.mean == 3
+    assert found.count == 5
     assert found.half == pytest.approx(2.776445 * math.sqrt(0.5), rel=1e-6)
     assert (found.low + found.high) / 2 == pytest.approx(3)
     one = over_seeds([0.25])
-    assert one.mean == 0.25 and math.isnan(one.low) and math.isnan(one.high)
+    assert one.mean == 0.25
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
     with pytest.raises(ValueError, match="no values"):
         over_seeds([])
 
@@ -34,7 +37,8 @@ def test_mean_over_seeds_by_hand():
 def test_paired_differences_by_hand():
     # Differences 0.1 and 0.3 over the seeds 1 and 2 that both have: mean 0.2, s = 0.1 sqrt 2, t(1) = 12.7062.
     found = paired({0: 9.0, 1: 0.4, 2: 0.2}, {1: 0.5, 2: 0.5, 3: 9.0})
-    assert found.mean == pytest.approx(0.2) and found.count == 2
+    assert found.mean == pytest.approx(0.2)
+    assert found.count == 2
     assert found.half == pytest.approx(12.7062 * 0.1, rel=1e-5)
     assert paired({0: 1.0}, {1: 1.0}) is None
 
@@ -59,8 +63,10 @@ def test_rows_by_hand():
     assert first.after.half == pytest.approx(1.27062, rel=1e-5)
     assert first.against_first is None
     # Seed by seed the difference is 0.1 each time, so that its interval is a point although the seeds differ by 0.2.
-    assert second.against_first.mean == pytest.approx(0.1) and second.against_first.half == pytest.approx(0, abs=1e-9)
-    assert second.gain.mean == pytest.approx(0.3) and second.tokens.mean == 1000.5
+    assert second.against_first.mean == pytest.approx(0.1)
+    assert second.against_first.half == pytest.approx(0, abs=1e-9)
+    assert second.gain.mean == pytest.approx(0.3)
+    assert second.tokens.mean == 1000.5
     assert second.tasks == {"sum": pytest.approx(0.7)}
 
 
@@ -71,7 +77,8 @@ def test_the_table_is_markdown_with_every_method(tmp_path):
     assert lines[0] == "Two methods"
     head, rule, *body = lines[2:]
     assert head.startswith("| method | seeds | before | after | gain | against grpo |")
-    assert len(body) == 2 and {line.count("|") for line in (head, rule, *body)} == {head.count("|")}
+    assert len(body) == 2
+    assert {line.count("|") for line in (head, rule, *body)} == {head.count("|")}
     assert "| rloo | 2 | 40.0% | 70.0% ± 127.1 | +30.0 ± 127.1 | +10.0 ± 0.0 | 100 |" in body[1]
     lab.write_table(tmp_path, lab.summarise(cells(seeds=(0,)), "greedy"), text, {"model": "m"})
     kept = json.loads((tmp_path / "table.json").read_text())
@@ -96,7 +103,9 @@ def test_finished_cells_are_not_run_again(tmp_path):
     found = lab.run_cells(["grpo", "rloo"], [0, 1], run, tmp_path, identity=identity, say=said.append)
     assert ran == [("grpo", 0), ("rloo", 0), ("grpo", 1), ("killed", 1), ("rloo", 1)]
     assert found == cells()
-    assert said[0] == "grpo, seed 0: cell 1 of 4" and "left" in said[1] and said[-1] == "rloo, seed 1: cell 1 of 1"
+    assert said[0] == "grpo, seed 0: cell 1 of 4"
+    assert "left" in said[1]
+    assert said[-1] == "rloo, seed 1: cell 1 of 1"
 
 
 def test_cells_of_another_comparison_are_refused(tmp_path):

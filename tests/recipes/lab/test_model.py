@@ -1,4 +1,4 @@
-"""The lab's tokenizer in transformers' hands, and a far smaller model through the whole way: made, trained, measured."""
+"""The lab's tokenizer in transformers' hands, and a far smaller model all the way: made, trained, measured."""
 
 import json
 
@@ -65,7 +65,9 @@ def test_the_recipe_is_of_the_promised_size_and_has_an_identity():
 
 
 def test_shares_are_counted_by_task():
-    answers = [model.Answer(task, "", "", right, 1) for task, right in (("sum", True), ("sum", False), ("product", True))]
+    answers = [
+        model.Answer(task, "", "", right, 1) for task, right in (("sum", True), ("sum", False), ("product", True))
+    ]
     found = model.shares(answers)
     assert found == {"sum": model.Share(1, 2), "product": model.Share(1, 1), "all": model.Share(2, 3)}
     # Wilson's interval of 1 of 2, from its formula with z = 1.96: (0.5 + 0.96 -+ 1.96 * 0.7814) / 2.92.
@@ -84,14 +86,15 @@ def test_a_small_lab_from_nothing(tmp_path, monkeypatch):
     lab = model.make_lab(recipe, say=said.append)
     records = [json.loads(line) for line in (lab.folder / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [r["loss"] for r in records if r["kind"] == "train"]
-    assert len(losses) >= 2 and losses[-1] < 0.8 * losses[0]
+    assert len(losses) >= 2
+    assert losses[-1] < 0.8 * losses[0]
     assert losses[0] < np.log(104), "the first mean is of several updates, all below a uniform guess"
     assert said == [f"making the lab in {lab.folder} (once)"]
-    assert model.make_lab(recipe, say=said.append) == lab and len(said) == 1
+    assert model.make_lab(recipe, say=said.append) == lab
+    assert len(said) == 1
     assert load_model(ModelSection(path=str(lab.model))).tokenizer.chat.name == "chatml"
     assert len(model.read_rows(lab.prompts)) == 30
     report = lab.measured
-    assert report["greedy"]["all"]["items"] == 24 == sum(
-        report["greedy"][task]["items"] for task in recipe.tasks
-    )
-    assert str(lab.model) in model.describe(lab) and "difference" in model.describe(lab)
+    assert report["greedy"]["all"]["items"] == 24 == sum(report["greedy"][task]["items"] for task in recipe.tasks)
+    assert str(lab.model) in model.describe(lab)
+    assert "difference" in model.describe(lab)

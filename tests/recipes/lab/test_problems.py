@@ -66,5 +66,5 @@ def test_distinct_problems_and_their_end():
 
 @pytest.mark.parametrize("wrong", [{"tasks": ("root",)}, {"tasks": ()}, {"share": 0.0}, {"direct": 1.5}])
 def test_wrong_settings_are_named(wrong):
-    with pytest.raises(ValueError, match="tasks are some of|needs 0 < share"):
+    with pytest.raises(ValueError, match=r"tasks are some of|needs 0 < share"):
         LabProblems(**wrong)
