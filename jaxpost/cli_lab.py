@@ -26,7 +26,7 @@ Interrupted, the same command goes on with what is missing; more seeds add to th
 
 COMPARE_EPILOG = """\
 examples:
-  jaxpost lab compare grpo dr_grpo rloo --seeds 5 --samples 8192
+  jaxpost lab compare grpo dr_grpo rloo --seeds 5 --samples 4096
   jaxpost lab compare grpo configs/grpo/gspo.yaml --seeds 8 --out runs/gspo
   jaxpost lab compare grpo ppo --lr 3e-4 --learner.minibatches 4
 
@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
     compare = _command(parts, "compare", "methods, seeds, a table", COMPARE, COMPARE_EPILOG, flags=True)
     compare.add_argument("methods", nargs="+", metavar="METHOD", help="a name or a preset; the first is compared with")
     compare.add_argument("--seeds", type=int, default=5, metavar="N", help="0 .. N-1 (default: 5)")
-    compare.add_argument("--samples", type=int, default=8192, metavar="N", help="each run draws (default: 8192)")
+    compare.add_argument("--samples", type=int, default=2048, metavar="N", help="each run draws (default: 2048)")
     compare.add_argument("--lr", type=float, default=1e-4, metavar="X", help="learning rate (default: 1e-4)")
     compare.add_argument("--out", type=Path, default=Path("runs/lab"), metavar="DIR", help="default: runs/lab")
 

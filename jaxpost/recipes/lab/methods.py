@@ -17,6 +17,8 @@ from jaxpost.recipes.lab.model import LONGEST, Lab
 FOLDER = Path(__file__).parent / "methods"
 STYLE = ("overlong", "repetition", "target_length", "finished")
 """Parts of a preset's reward that belong to the method and not to its task."""
+COMPARED = "greedy"
+"""The evaluation of every run, which the table shows."""
 RIGHT = RewardSection(parts=(MathSection(name="right", sources=("number",)),), workers=1)
 
 
@@ -24,7 +26,7 @@ RIGHT = RewardSection(parts=(MathSection(name="right", sources=("number",)),), w
 class Budget:
     """What every method is given."""
 
-    samples: int = 8_192
+    samples: int = 2_048
     """Drawn in all, those that are thrown away too."""
     prompts: int = 16
     """Per step."""
@@ -67,7 +69,7 @@ def title_of(name: str) -> str:
 
 
 def lab_config(
-    method: RLConfig, lab: Lab, budget: Budget, *, seed: int, folder: Path, flags: Sequence[str] = ()
+    method: RLConfig, lab: Lab, budget: Budget, *, name: str, seed: int, folder: Path, flags: Sequence[str] = ()
 ) -> RLConfig:
     """The method's advantage, loss, KL, correction, critic, passes, refills and style rewards; the lab's model,
     problems, reward for right answers, batch, optimiser and length.
@@ -95,16 +97,17 @@ def lab_config(
         ),
         reward=dataclasses.replace(RIGHT, parts=RIGHT.parts + style),
         learner=dataclasses.replace(
-            method.learner, minibatches=budget.minibatches, row_tokens=None, microbatch_rows=budget.prompts
+            method.learner,
+            minibatches=budget.minibatches,
+            row_tokens=None,
+            microbatch_rows=budget.prompts,
+            old_logprobs="sampler",
         ),
         optim=AdamWSection(lr=budget.lr, b2=0.95, schedule=ScheduleSection(kind="constant", warmup=0)),
-        evals=tuple(
-            EvalSection(name=name, prompts=unseen, items=lab.recipe.held_out, temperature=t, reward=RIGHT)
-            for name, t in (("greedy", 0.0), ("sampled", 1.0))
-        ),
+        evals=(EvalSection(name=COMPARED, prompts=unseen, items=lab.recipe.held_out, reward=RIGHT),),
         train=OnlineSection(
             steps=-(-budget.samples // each), samples=budget.samples, save_every=20, keep_checkpoints=1
         ),
-        run=RunSection(dir=str(folder), name=folder.parent.name, seed=seed, export=False),
+        run=RunSection(dir=str(folder), name=name, seed=seed, export=False),
     )
     return apply_flags(config, flags)

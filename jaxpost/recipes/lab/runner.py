@@ -11,15 +11,12 @@ from typing import Any
 from jaxpost import config_io
 from jaxpost.assemble.answer import keep_programs
 from jaxpost.assemble.rl import train
-from jaxpost.config_check import check
+from jaxpost.config_check_rl import check_rl
 from jaxpost.config_io import ConfigError
 from jaxpost.config_rl import RLConfig
 from jaxpost.recipes.lab.compare import Cell, run_cells, summarise, table, write_table
-from jaxpost.recipes.lab.methods import Budget, lab_config, load_method, title_of
+from jaxpost.recipes.lab.methods import COMPARED, Budget, lab_config, load_method, title_of
 from jaxpost.recipes.lab.model import Lab, Recipe, make_lab, read_rows
-
-COMPARED = "greedy"
-"""The evaluation that the table shows."""
 
 
 def compare(
@@ -56,11 +53,9 @@ def compare(
     keep_programs()
 
     def configured(method: str, seed: int, place: Path) -> RLConfig:
-        return lab_config(presets[method], lab, budget, seed=seed, folder=place / "run", flags=flags)
+        return lab_config(presets[method], lab, budget, name=method, seed=seed, folder=place / "run", flags=flags)
 
-    settings = {method: config_io.dump(configured(method, 0, Path())) for method in presets}
-    for method in presets:
-        check(configured(method, 0, Path()))
+    settings = {method: config_io.dump(check_rl(configured(method, 0, Path()))) for method in presets}
     identity = {"lab": lab.recipe.fingerprint, "methods": settings}
 
     def run(method: str, seed: int, place: Path) -> Cell:
