@@ -14,7 +14,7 @@ from jaxpost.config_rewards import MathSection, RewardSection
 from jaxpost.config_rl import EvalSection, FilePrompts, OnlineSection, RLConfig
 from jaxpost.recipes.lab.model import LONGEST, Lab
 
-FOLDER = Path(__file__).parent / "methods"
+FOLDER = Path(__file__).parent / "presets"
 STYLE = ("overlong", "repetition", "target_length", "finished")
 """Parts of a preset's reward that belong to the method and not to its task."""
 COMPARED = "greedy"
@@ -100,7 +100,7 @@ def lab_config(
             method.learner,
             minibatches=budget.minibatches,
             row_tokens=None,
-            microbatch_rows=budget.prompts,
+            microbatch_rows=2,  # rows that short answers leave empty are then not computed
             old_logprobs="sampler",
         ),
         optim=AdamWSection(lr=budget.lr, b2=0.95, schedule=ScheduleSection(kind="constant", warmup=0)),

@@ -14,7 +14,7 @@ from jaxpost.assemble.rl import train
 from jaxpost.config_check_rl import check_rl
 from jaxpost.config_io import ConfigError
 from jaxpost.config_rl import RLConfig
-from jaxpost.recipes.lab.compare import Cell, run_cells, summarise, table, write_table
+from jaxpost.recipes.lab.comparison import Cell, run_cells, summarise, table, write_table
 from jaxpost.recipes.lab.methods import COMPARED, Budget, lab_config, load_method, title_of
 from jaxpost.recipes.lab.model import Lab, Recipe, make_lab, read_rows
 

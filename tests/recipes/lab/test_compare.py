@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from jaxpost.recipes.lab import compare as lab
+from jaxpost.recipes.lab import comparison as lab
 from jaxpost.recipes.lab.statistics import over_seeds, paired, t_inside, t_quantile
 
 
