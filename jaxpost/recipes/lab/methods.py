@@ -103,7 +103,7 @@ def lab_config(
             microbatch_rows=2,  # rows that short answers leave empty are then not computed
             old_logprobs="sampler",
         ),
-        optim=AdamWSection(lr=budget.lr, b2=0.95, schedule=ScheduleSection(kind="constant", warmup=0)),
+        optim=AdamWSection(lr=budget.lr, b2=0.95, schedule=ScheduleSection(kind="constant", warmup=0.0)),
         evals=(EvalSection(name=COMPARED, prompts=unseen, items=lab.recipe.held_out, reward=RIGHT),),
         train=OnlineSection(
             steps=-(-budget.samples // each), samples=budget.samples, save_every=20, keep_checkpoints=1
