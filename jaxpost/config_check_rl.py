@@ -175,7 +175,7 @@ def _evals(config: RLConfig) -> Iterator[str]:
 
 
 def _train(config: RLConfig) -> Iterator[str]:
-    for name in ("steps", "keep_checkpoints", "log_every", "sample_every"):
+    for name in ("steps", "samples", "keep_checkpoints", "log_every", "sample_every"):
         yield from at_least(f"train.{name}", getattr(config.train, name), 1)
     for name in ("save_every", "eval_every"):
         yield from at_least(f"train.{name}", getattr(config.train, name), 0)

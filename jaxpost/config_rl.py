@@ -346,6 +346,9 @@ class OnlineSection:
     """The online loop. A step draws samples, scores them, and learns from them."""
 
     steps: int = 100
+    samples: int | None = None
+    """The run also ends after the step by which so many samples were drawn, those thrown away by dynamic sampling
+    included, so that methods can be compared at equal samples; None: by `steps` alone."""
     eval_every: int = 0
     """Steps between evaluations; 0: only before the first and after the last step."""
     save_every: int = 20

@@ -22,6 +22,8 @@ COMMANDS = (
     ["data", "inspect"],
     ["config", "show"],
     ["config", "diff"],
+    ["lab", "train"],
+    ["lab", "compare"],
     ["report"],
     ["env"],
 )
