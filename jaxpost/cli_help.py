@@ -3,9 +3,9 @@
 MAIN = """\
 jaxpost turns a pretrained language model and data into a better model.
 
-  1. see what a preset would train on     jaxpost data inspect configs/sft/demo.yaml
-  2. train, changing what you like        jaxpost train configs/sft/demo.yaml --train.steps 50
-  3. talk to the result                   jaxpost generate runs/demo/export "What is a good book?"
+  1. see what a preset would train on     jaxpost data inspect configs/grpo/demo.yaml
+  2. train, changing what you like        jaxpost train configs/grpo/demo.yaml --train.steps 20
+  3. ask the result                       jaxpost generate runs/demo/export "What is 17 + 25? Answer with a number."
 """
 
 MAIN_EPILOG = """\
@@ -22,7 +22,8 @@ model. The same command run again goes on from the last checkpoint.
 
 TRAIN_EPILOG = """\
 examples:
-  jaxpost train configs/sft/demo.yaml
+  jaxpost train configs/grpo/demo.yaml
+  jaxpost train configs/grpo/demo.yaml --advantage.kind rloo --prompts.operations "+" --run.name sums
   jaxpost train configs/sft/gsm8k.yaml --data.train.0.path train.jsonl.gz --optim.lr 1e-6
   jaxpost train configs/sft/gsm8k.yaml --adapter '{kind: lora, rank: 8}' --run.name gsm8k-lora8
   jaxpost train configs/sft/gsm8k.yaml --optim.kind lion --optim.lr 3e-6 --train.steps 200
@@ -87,7 +88,7 @@ coloured, a histogram of lengths, and counts of truncated and dropped rows.
 
 INSPECT_EPILOG = """\
 examples:
-  jaxpost data inspect configs/sft/demo.yaml
+  jaxpost data inspect configs/sft/chitchat.yaml
   jaxpost data inspect configs/sft/gsm8k.yaml --rows 10 --data.train.0.path mine.jsonl
 """
 
@@ -106,8 +107,8 @@ SHOW = "Print every setting of a preset, defaults included, as YAML that is itse
 
 SHOW_EPILOG = """\
 examples:
-  jaxpost config show configs/sft/demo.yaml
-  jaxpost config show configs/sft/demo.yaml --optim.kind lion > mine.yaml
+  jaxpost config show configs/sft/chitchat.yaml
+  jaxpost config show configs/sft/chitchat.yaml --optim.kind lion > mine.yaml
 """
 
 DIFF = "Print the settings in which two presets differ, defaults included; flags apply to the second."
@@ -115,7 +116,7 @@ DIFF = "Print the settings in which two presets differ, defaults included; flags
 DIFF_EPILOG = """\
 examples:
   jaxpost config diff configs/sft/gsm8k.yaml configs/sft/gsm8k_lora.yaml
-  jaxpost config diff configs/sft/demo.yaml runs/demo/config.yaml
+  jaxpost config diff configs/sft/chitchat.yaml runs/demo/config.yaml
 """
 
 ENV = "Print what jaxpost runs on: versions, devices, memory, caches. Worth a line in every report of a problem."

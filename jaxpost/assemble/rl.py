@@ -34,6 +34,7 @@ from jaxpost.generate.sampler import Sampler
 from jaxpost.rl.episodes import Episode, Problem
 from jaxpost.rl.returns import adapted_kl_coef
 from jaxpost.rl.rows import RowPlan
+from jaxpost.train.agree import scored_once
 from jaxpost.train.job import RunResult
 from jaxpost.train.online import run_online
 from jaxpost.train.online_job import Draw, Evaluation, OnlineJob, Wish
@@ -78,7 +79,7 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
         seed=config.run.seed,
     )
     generate, sampler = _generator(config, pretrained, training)
-    score = make_pool(config.reward)
+    score = scored_once(make_pool(config.reward))
     steps = config.advantage.separator if isinstance(config.advantage, ProcessAdvantage) else None
     return OnlineJob(
         folder=Path(config.run.dir.format(name=config.run.name)),
@@ -242,6 +243,6 @@ def _evaluation(config: RLConfig, section: EvalSection, problems: Problems) -> E
     return Evaluation(
         section=section,
         problems=tuple(problems.at(i) for i in range(items)),
-        score=make_pool(section.reward or config.reward, key=f"evals {section.name} reward"),
+        score=scored_once(make_pool(section.reward or config.reward, key=f"evals {section.name} reward")),
         wish=Wish(section.samples, section.temperature, section.max_tokens or config.rollout.max_tokens),
     )

@@ -60,6 +60,8 @@ def opened(job: Job) -> Iterator[Opened]:
 class Attempt(Generic[J]):
     """State, position, files and checkpoints of a run; a loop adds what a step is."""
 
+    unit: str = "update"
+    """What a step of the loop is called."""
     files_kept: tuple[str, ...] = ("metrics.jsonl", "samples.jsonl")
     """Files that grow with the run and that a resumed run cuts back."""
 
@@ -159,14 +161,14 @@ class Attempt(Generic[J]):
             self._export()
             for line in before_and_after(self.folder.path) if self.folder.writes else ():
                 self.progress.say(line)
-            text = f"Finished {job.num_steps} updates; everything is in {self.folder.path}"
+            text = f"Finished {job.num_steps} {self.unit}s; everything is in {self.folder.path}"
         elif position.step:
             text = (
-                f"Stopped by {stopped} after update {position.step} of {job.num_steps}; everything is saved. "
+                f"Stopped by {stopped} after {self.unit} {position.step} of {job.num_steps}; everything is saved. "
                 "Run the same command again to go on from here."
             )
         else:
-            text = f"Stopped by {stopped} before the first update. Run the same command again to start."
+            text = f"Stopped by {stopped} before the first {self.unit}. Run the same command again to start."
         self.progress.say(text)
         self.describe(text)
         return RunResult(self.folder.path, position.step, self.state, position.results, stopped)
@@ -187,7 +189,7 @@ class Attempt(Generic[J]):
 
     def describe(self, status: str | None = None) -> None:
         """Write README.md and curves for how far the run has come."""
-        status = status or f"At update {self.position.step} of {self.job.num_steps}."
+        status = status or f"At {self.unit} {self.position.step} of {self.job.num_steps}."
         describe_run(self.job, self.folder, status, self.position.results)
 
     def close(self) -> None:

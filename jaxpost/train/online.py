@@ -51,6 +51,7 @@ def run_online(job: OnlineJob) -> RunResult:
 class _OnlineRun(Attempt[OnlineJob]):
     """One attempt at an online job."""
 
+    unit = "step"
     files_kept = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl")
 
     def __init__(self, job: OnlineJob, held: Opened) -> None:
@@ -97,7 +98,8 @@ class _OnlineRun(Attempt[OnlineJob]):
         self.waiting = None
         scored = None
         if job.rollout.overlap and step + 1 < job.num_steps:
-            scored = self.scoring.submit(self._score, *now)
+            # Among several processes a thread's collectives could meet the sampler's in another order.
+            scored = self.scoring.submit(self._score, *now) if self.alone else None
             with self._timed(times, "rollout"):
                 self.waiting = self._draw(step + 1)
         with self._timed(times, "reward"):

@@ -22,6 +22,8 @@ class Draw(NamedTuple):
     step: int
     version: int
     seed: int
+
+
 """Identity of a round of samples: the noise's draw and seed, and the updates that the policy has seen."""
 
 

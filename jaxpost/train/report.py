@@ -15,6 +15,10 @@ from jaxpost.train.folder import RunFolder, readme
 from jaxpost.train.job import Job
 
 
+_ANSWERS = 4
+"""Held-out problems whose answers are shown, where there are many."""
+
+
 def describe_run(job: Job, folder: RunFolder, status: str, results: Mapping[str, float]) -> None:
     """Write README.md and curves.svg for how far the run has come."""
     if not folder.writes:
@@ -39,12 +43,31 @@ def before_and_after(folder: Path) -> list[str]:
         for name in (n for n in last if n == "loss" or n.endswith("/loss")):
             if name in first and not name.startswith("best/"):
                 lines.append(f"held-out {name}: {first[name]:.4f} before, {last[name]:.4f} after")
-    steps = sorted({s["step"] for s in samples})
+        for name in (n.removesuffix("/accuracy") for n in last if n.endswith("/accuracy")):
+            lines += _accuracy(name, first, last)
+    shown = [s for s in samples if s.get("kind", "eval") == "eval"]
+    names = list(dict.fromkeys(s.get("eval") for s in shown))[:1]
+    steps = sorted({s["step"] for s in shown if s.get("eval") in names})
     if len(steps) > 1:
-        first_answers, last_answers = ([s for s in samples if s["step"] == step] for step in (steps[0], steps[-1]))
-        for before, after in zip(first_answers, last_answers, strict=False):
+        kept = [s for s in shown if s.get("eval") in names and not s.get("sample")]
+        first_answers, last_answers = ([s for s in kept if s["step"] == step] for step in (steps[0], steps[-1]))
+        pairs = list(zip(first_answers, last_answers, strict=False))
+        for before, after in pairs[: _ANSWERS if names[0] else None]:
             lines += [f"> {one_line(before['prompt'])}", *_answers((("before", before), ("after", after)))]
     return lines
+
+
+def _accuracy(name: str, first: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
+    """One evaluation's accuracy before and after, with intervals, and what several samples reach."""
+    if f"{name}/accuracy" not in first:
+        return []
+    told = lambda r: (  # noqa: E731
+        f"{100 * r[f'{name}/accuracy']:.1f}% [{100 * r[f'{name}/low']:.1f}, {100 * r[f'{name}/high']:.1f}]"
+    )
+    line = f"{name}: {told(first)} right before, {told(last)} after, of {int(last[f'{name}/items'])}"
+    keys = [k for k in last if k.startswith(f"{name}/") and "@" in k and not k.endswith("pass@1") and k in first]
+    more = [f"{k.partition('/')[2]} {100 * first[k]:.1f}% -> {100 * last[k]:.1f}%" for k in keys]
+    return ["; ".join([line, *more])]
 
 
 def _answers(pairs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:

@@ -130,12 +130,13 @@ def slice_devices(topology: str = "v5e:4x4"):
 
 CASES = {
     "sft_fsdp16": {"mesh_sizes": {"fsdp": 16}},
-    "sft_fsdp8_tensor2": {"mesh_sizes": {"fsdp": 8, "tensor": 2}},
+    "grpo_fsdp8_tensor2": {"mesh_sizes": {"fsdp": 8, "tensor": 2}, "online": True},
     "lora_fsdp16": {"mesh_sizes": {"fsdp": 16}, "lora": True},
 }
+SCORING = {"rescore_fsdp16": {"mesh_sizes": {"fsdp": 16}}}
 DECODING = {
     "decode_tensor8": {"mesh_sizes": {"tensor": 8}},
-    "decode_data2_tensor4": {"mesh_sizes": {"data": 2, "tensor": 4}},
+    "decode_data4_tensor4": {"mesh_sizes": {"data": 4, "tensor": 4}, "topology": "v5e:4x4"},
 }
 LAYERS, ROWS, LENGTH, CHUNK = 32, 16, 2048, 4096
 ANSWERS, CONTEXT, PAGE = 64, 4096, 64
@@ -160,8 +161,10 @@ def llama_8b():
     )
 
 
-def lower_step(mesh_sizes: dict[str, int], *, lora: bool = False):
+def lower_step(mesh_sizes: dict[str, int], *, lora: bool = False, online: bool = False):
     """The jitted training step of 16 x 2048 tokens, lowered for a v5e-16: AdamW, bfloat16 computation.
+
+    Online it is GRPO's: clipped ratios, a KL from the reference's log-probabilities, an importance correction.
 
     Full fine-tuning keeps parameters and moments in float32; LoRA has a bfloat16 base and float32 factors.
     """
@@ -172,18 +175,26 @@ def lower_step(mesh_sizes: dict[str, int], *, lora: bool = False):
     from jaxpost.adapters import lora as adapters
     from jaxpost.adapters.bind import bind_policy
     from jaxpost.config import AdamWSection, LoRASection
+    from jaxpost.losses.aggregate import sequence_mean
+    from jaxpost.losses.correction import truncated
+    from jaxpost.losses.kl import k3, plain
+    from jaxpost.losses.policy import policy_gradient
     from jaxpost.losses.supervised import cross_entropy
     from jaxpost.models.table import abstract_params, axes_tree
     from jaxpost.models.transformer import build_model
     from jaxpost.train.optim import make_optimizer
     from jaxpost.train.step import init_state, make_train_step
-    from jaxpost.types import TokenBatch
 
     mesh = sharding.make_mesh(mesh_sizes, slice_devices())
     model = build_model(llama_8b(), sharding.make_constrain(mesh), compute_dtype=jnp.bfloat16, mesh=mesh)
     base = abstract_params(model.table, jnp.bfloat16 if lora else jnp.float32)
     base_places = sharding.param_shardings(axes_tree(model.table), mesh, base)
-    loss_fn = partial(cross_entropy, model, chunk_tokens=CHUNK)
+    loss_fn, hyper = partial(cross_entropy, model, chunk_tokens=CHUNK), {}
+    if online:
+        methods = {"kl": plain(k3), "correction": truncated(cap=2.0), "aggregate": sequence_mean}
+        loss_fn = partial(policy_gradient, model, **methods, chunk_tokens=CHUNK)
+        names = ("clip_low", "clip_high", "kl_coef", "temperature")
+        hyper = dict.fromkeys(names, jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh)))
     frozen, trained, places = {}, base, base_places
     if lora:
         new = partial(adapters.init, table=model.table, section=LoRASection())
@@ -196,16 +207,60 @@ def lower_step(mesh_sizes: dict[str, int], *, lora: bool = False):
     state = jax.eval_shape(partial(init_state, optimizer=optimizer), {"policy": trained})
     state_places = sharding.state_shardings(state, {"policy": places}, mesh)
     step = make_train_step(sharding.pinned(loss_fn, {"policy": places}), optimizer)
-    ints, rows = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32), jax.ShapeDtypeStruct((ROWS,), jnp.int32)
-    batch = TokenBatch(ints, ints, ints, jax.ShapeDtypeStruct(ints.shape, jnp.float32), rows)
-    batch = _placed(batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch))
+    batch = rows_of_samples(mesh) if online else rows_of_tokens(mesh)
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=sharding.replicated(mesh))
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_places, None))
-    return jitted.lower(_placed(state, state_places), frozen, batch, key, {})
+    return jitted.lower(_placed(state, state_places), frozen, batch, key, hyper)
 
 
-def lower_decode(mesh_sizes: dict[str, int]):
-    """A chunk of decoding, bfloat16 throughout, lowered for a v5e-8: every row with pages for the whole context."""
+def rows_of_tokens(mesh):
+    """A supervised batch."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxpost.sharding import batch_sharding
+    from jaxpost.types import TokenBatch
+
+    ints, rows = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32), jax.ShapeDtypeStruct((ROWS,), jnp.int32)
+    batch = TokenBatch(ints, ints, ints, jax.ShapeDtypeStruct(ints.shape, jnp.float32), rows)
+    return _placed(batch, jax.tree.map(lambda _: batch_sharding(mesh), batch))
+
+
+def rows_of_samples(mesh):
+    """A batch of the policy's samples, with the log-probabilities of learner, sampler and reference."""
+    from jaxpost.types import RolloutBatch
+
+    batch = rows_of_tokens(mesh)
+    known = dict.fromkeys(("old_logprobs", "sampler_logprobs", "ref_logprobs"), batch.weights)
+    return RolloutBatch(*batch, advantages=batch.weights, **known)
+
+
+def lower_rescore(mesh_sizes: dict[str, int]):
+    """Log-probabilities of the policy (float32) and the reference (bfloat16) for 16 x 2048 tokens in two pieces."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxpost import sharding
+    from jaxpost.losses.rescore import logprobs, rescore
+    from jaxpost.models.table import abstract_params, axes_tree
+    from jaxpost.models.transformer import build_model
+
+    mesh = sharding.make_mesh(mesh_sizes, slice_devices())
+    model = build_model(llama_8b(), sharding.make_constrain(mesh), compute_dtype=jnp.bfloat16, mesh=mesh)
+    policy, reference = (abstract_params(model.table, dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    axes = axes_tree(model.table)
+    policy, reference = (_placed(x, sharding.param_shardings(axes, mesh, x)) for x in (policy, reference))
+    functions = {
+        "logprobs": lambda params, frozen, batch, hyper: logprobs(model, params, batch, hyper, chunk_tokens=CHUNK),
+        "reference": lambda params, frozen, batch, hyper: logprobs(model, frozen, batch, hyper, chunk_tokens=CHUNK),
+    }
+    run = lambda params, frozen, batch: rescore(functions, params, frozen, batch, {}, pieces=1)  # noqa: E731
+    jitted = jax.jit(run, out_shardings=sharding.replicated(mesh))
+    return jitted.lower(policy, reference, rows_of_samples(mesh))
+
+
+def lower_decode(mesh_sizes: dict[str, int], topology: str = "v5e:2x4"):
+    """A chunk of decoding, bfloat16 throughout, lowered for a slice: every row with pages for the whole context."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -218,7 +273,7 @@ def lower_decode(mesh_sizes: dict[str, int]):
     from jaxpost.models.table import abstract_params, axes_tree
     from jaxpost.models.transformer import build_model
 
-    mesh = sharding.make_mesh(mesh_sizes, slice_devices("v5e:2x4"))
+    mesh = sharding.make_mesh(mesh_sizes, slice_devices(topology))
     model = build_model(llama_8b(), sharding.make_constrain(mesh), compute_dtype=jnp.bfloat16, mesh=mesh)
     params = abstract_params(model.table, jnp.bfloat16)
     params = _placed(params, sharding.param_shardings(axes_tree(model.table), mesh, params))
@@ -249,7 +304,10 @@ def main(case: str) -> None:
 
     start = time.monotonic()
     with platform.target("tpu"):
-        lowered = lower_decode(**DECODING[case]) if case in DECODING else lower_step(**CASES[case])
+        if case in SCORING:
+            lowered = lower_rescore(**SCORING[case])
+        else:
+            lowered = lower_decode(**DECODING[case]) if case in DECODING else lower_step(**CASES[case])
         compiled = lowered.compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
     if folder := os.environ.get("JAXPOST_AOT_TEXT"):

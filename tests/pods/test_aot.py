@@ -21,6 +21,7 @@ from _aot import (
     DECODING,
     LAYERS,
     PAGE,
+    SCORING,
     Collective,
     collectives,
     llama_8b,
@@ -31,6 +32,7 @@ PROGRAM = Path(__file__).with_name("_aot.py")
 HBM = 15.75
 """GiB that a program can use of a v5e chip's 16."""
 
+pytestmark = pytest.mark.pods
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="needs the TPU compiler: pip install 'jaxpost[tpu]' (Linux x86-64; no TPU needed)",
@@ -101,15 +103,15 @@ def test_llama_8b_fits_a_v5e_16(case, capsys):
 
 @needs_compiler
 @pytest.mark.parametrize("case", DECODING)
-def test_decoding_llama_8b_fits_a_v5e_8_and_reads_little_more_than_weights_and_pages(case, capsys):
+def test_decoding_llama_8b_fits_a_slice_and_reads_little_more_than_weights_and_pages(case, capsys):
     facts, found = ask(case)
     config, sizes = llama_8b(), DECODING[case]["mesh_sizes"]
-    width, copies = config.width, sizes.get("data", 1)
+    width, copies, chips = config.width, sizes.get("data", 1), math.prod(sizes.values())
     layer = width * (2 * 4096 + 2 * 1024 + 3 * config.mlp_width)
     # Of the embedding a step reads one row a token; all other weights once.
-    weights = 2 * (config.vocab_size * width + LAYERS * layer) * copies / 8 / 2**30
-    table = 2 * config.vocab_size * width * copies / 8 / 2**30
-    pages = 2 * 2 * LAYERS * config.kv_heads * config.head_dim * (ANSWERS * CONTEXT + copies * PAGE) / 8 / 2**30
+    weights = 2 * (config.vocab_size * width + LAYERS * layer) * copies / chips / 2**30
+    table = 2 * config.vocab_size * width * copies / chips / 2**30
+    pages = 2 * 2 * LAYERS * config.kv_heads * config.head_dim * (ANSWERS * CONTEXT + copies * PAGE) / chips / 2**30
     with capsys.disabled():
         print(f"\n{case}: {facts['hbm']:.2f} GiB a chip ({weights + table:.2f} weights, {pages:.2f} pages)", end="")
         print(f", {facts['seconds']:.0f} s; a step reads {facts['read_in_loops']:.2f} GiB beside the pages, ", end="")
@@ -126,8 +128,25 @@ def test_decoding_llama_8b_fits_a_v5e_8_and_reads_little_more_than_weights_and_p
     hidden = 2 * ANSWERS // copies * width
     per_layer = [c for c in found if c.times >= LAYERS]
     assert [(c.kind, c.bytes, c.times) for c in per_layer] == 2 * [("all-reduce", hidden, LAYERS)]
-    logits = 4 * ANSWERS * config.vocab_size // 8
+    logits = 4 * ANSWERS * config.vocab_size // chips
     assert max(c.bytes for c in found) <= max(logits, 4 * ANSWERS * CONTEXT)
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", SCORING)
+def test_what_networks_say_of_llama_8bs_samples_fits_a_v5e_16(case, capsys):
+    """Policy and reference in one program, next to the moments that wait on the chips meanwhile."""
+    facts, found = ask(case)
+    config = llama_8b()
+    layer = config.width * (2 * 4096 + 2 * 1024 + 3 * config.mlp_width + 2)
+    scalars = 2 * config.vocab_size * config.width + LAYERS * layer
+    networks, moments = scalars * (4 + 2) / 16 / 2**30, scalars * 8 / 16 / 2**30
+    with capsys.disabled():
+        print(f"\n{case}: {facts['hbm']:.2f} GiB a chip beside {moments:.2f} of moments, {facts['seconds']:.0f} s")
+    assert networks < facts["arguments"] < networks + 0.1
+    assert facts["hbm"] + moments < 13 < HBM
+    assert {name.split("_")[2] for name in facts["kernels"]} == {"fwd"}
+    assert gathers_of_a_stack(found, LAYERS, config.width * config.mlp_width) == []
 
 
 WHOLE_STACK = """

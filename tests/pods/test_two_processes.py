@@ -141,3 +141,44 @@ def test_a_run_of_two_processes_goes_on_with_one(tiny_model, tmp_path):
     assert a.keys() == b.keys()
     for name in a:
         assert difference(a[name], b[name]) < 1e-5, name
+
+
+RL_PRESET = """\
+method: rl
+model: {{path: {model}}}
+prompts: {{kind: arithmetic, low: 1, high: 9}}
+rollout: {{prompts: 4, samples: 4, max_tokens: 6, rows: 16, uninformative: count}}
+reward: {{parts: [{{kind: function, path: "{reward}:digits"}}]}}
+loss: {{kind: ppo, aggregate: token_mean}}
+kl: {{coef: 0.01}}
+learner: {{minibatches: 2}}
+optim: {{kind: adamw, lr: 1e-2, schedule: {{kind: constant, warmup: 0}}}}
+train: {{steps: 2, save_every: 0}}
+run: {{dir: "{folder}/{{name}}", export: true}}
+"""
+
+REWARD = """\
+def digits(examples, completions):
+    return [sum(token % 7 for token in c.tokens) / 40 for c in completions]
+"""
+
+
+def test_two_processes_learn_from_the_same_samples_as_one(tiny_model, tmp_path):
+    """Two steps of GRPO with a reference and two minibatches: the same samples, and parameters within 1e-5."""
+    reward, preset = tmp_path / "reward.py", tmp_path / "preset.yaml"
+    reward.write_text(REWARD, encoding="utf-8")
+    preset.write_text(RL_PRESET.format(model=tiny_model, reward=reward, folder=tmp_path), encoding="utf-8")
+    for name, processes in (("one", 1), ("two", 2)):
+        run(["-m", "jaxpost.cli", "train", preset, "--run.name", name], processes)
+    texts = [
+        [
+            (row["example"], row["sample"], row["text"])
+            for row in map(json.loads, (tmp_path / name / "samples.jsonl").read_text(encoding="utf-8").splitlines())
+        ]
+        for name in ("one", "two")
+    ]
+    assert len(texts[0]) == 2 * 16
+    assert texts[0] == texts[1]
+    a, b = (load_file(tmp_path / name / "export" / "model.safetensors") for name in ("one", "two"))
+    for name in a:
+        assert difference(a[name], b[name]) < 1e-5, name

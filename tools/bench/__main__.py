@@ -18,10 +18,11 @@ import sys
 from pathlib import Path
 
 import generation
+import online
 import training
 from common import Task
 
-TASKS: dict[str, Task] = training.TASKS | generation.TASKS
+TASKS: dict[str, Task] = training.TASKS | generation.TASKS | online.TASKS
 THREADS = "2"
 
 
@@ -96,7 +97,11 @@ def main() -> None:
     heads += ["peak GiB (in this order)", "first token, ms", "of bandwidth", "compile"]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name in names:
-        print(row(TASKS[name], compare(name, folder, arguments.rounds)), flush=True)
+        best = compare(name, folder, arguments.rounds)
+        print(row(TASKS[name], best), flush=True)
+        if "split" in best["jaxpost"]:
+            parts = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in best["jaxpost"]["split"].items())
+            print(f"\n{TASKS[name].title}: {parts}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def run_jaxpost(task: str, folder: str) -> dict[str, Any]:
 
     training = assemble.make_training(
         pretrained,
-        loss=CrossEntropySection(),
+        loss=assemble.make_loss(CrossEntropySection(), pretrained.model, pretrained.mesh),
         adapter=LoRASection(rank=16) if task == "lora" else FullSection(),
         optim=AdamWSection(),
         num_steps=100,

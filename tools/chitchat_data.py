@@ -1,10 +1,10 @@
-"""Writes the demo's training and held-out conversations from the `chitchat-dataset` package (MIT).
+"""Writes the chitchat preset's training and held-out conversations from the `chitchat-dataset` package (MIT).
 
 The package holds 7,168 conversations between volunteers about everyday questions (BYU PCC lab), each rated
 by its speakers. Kept are those with at least two turns a side and a mean rating of 4 or more, up to three turns
 a side; the first speaker becomes the user, the second the assistant. Every twentieth conversation is held out.
 
-    python tools/demo_data.py OUT_FOLDER
+    python tools/chitchat_data.py OUT_FOLDER
 """
 
 import importlib.util
