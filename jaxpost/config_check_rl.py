@@ -103,6 +103,8 @@ def _advantage(config: RLConfig) -> Iterator[str]:
         for name in ("discount", "trace"):
             if not 0 <= getattr(section, name) <= 1:
                 yield f"advantage.{name} is {getattr(section, name):g}; it must be from 0 to 1"
+    if isinstance(section, ReinforcePlusPlusAdvantage) and section.group_baseline and config.rollout.samples < 2:
+        yield f"advantage.group_baseline compares the samples of a group: rollout.samples {config.rollout.samples} is too few"
     if isinstance(section, ReinforcePlusPlusAdvantage) and section.group_baseline and config.kl.where == "reward":
         if config.kl.coef > 0:
             yield "advantage.group_baseline has the KL in the loss; set kl.where to loss"
@@ -136,6 +138,11 @@ def _kl(config: RLConfig) -> Iterator[str]:
 
 def _correction(config: RLConfig) -> Iterator[str]:
     section = config.correction
+    if section is not None and config.learner.old_logprobs == "sampler":
+        yield (
+            "correction weighs the learner's log-probabilities against the sampler's, but with learner.old_logprobs "
+            "sampler they are the same; set it to learner or leave the correction out"
+        )
     if isinstance(section, TruncatedCorrection):
         yield from above("correction.cap", section.cap, 0)
     if isinstance(section, MaskedCorrection) and not 0 <= section.low < section.high:

@@ -173,7 +173,9 @@ def test_any_groups_fit_their_plan_and_gather_undoes_spread(
 
 
 def test_what_does_not_fit_is_said() -> None:
-    with pytest.raises(ValueError, match=r"learner\.row_tokens is 10, but a prompt of 8 tokens and an answer of 4 need 12"):
+    with pytest.raises(
+        ValueError, match=r"learner\.row_tokens is 10, but a prompt of 8 tokens and an answer of 4 need 12"
+    ):
         RowPlan.make(groups=1, samples=2, prompt=8, answer=4, row_tokens=10)
     plan = RowPlan.make(groups=1, samples=1, prompt=4, answer=4)
     with pytest.raises(ValueError, match="a prompt of 9 tokens with an answer of 4 does not fit a row of 8"):

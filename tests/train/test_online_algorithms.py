@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-from toy_online import LETTERS, PROMPT, VOCAB, first_table, log_policy, probability, records, scored_by, toy_config, toy_job
-from toy_online import table_of, train as train_table
+from toy_online import (
+    LETTERS,
+    PROMPT,
+    VOCAB,
+    first_table,
+    log_policy,
+    probability,
+    quick_compiler,
+    scored_by,
+    table_of,
+    toy_config,
+    toy_job,
+)
+from toy_online import train as train_table
 
 from jaxpost.config_rl import (
     CISPOLoss,
@@ -35,13 +45,7 @@ from jaxpost.config_rl import (
 )
 from jaxpost.train.online import run_online
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiler() -> Iterator[None]:
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+quick = pytest.fixture(autouse=True, scope="module")(quick_compiler)
 
 
 BANDIT, PROCESS = (4,), (1, 4)
@@ -124,3 +128,55 @@ def test_finds_the_optimum(name: str, tmp_path: Path) -> None:
     table = train_table(toy_config(tmp_path, **sections), score, prompts=(BANDIT, PROCESS))
     assert np.exp(log_policy(table, BANDIT))[LETTERS.index("b")] > 0.9
     assert probability(table, "ba", PROCESS) > 0.9
+
+
+# With a price on leaving the reference the optimum is known exactly
+
+PAY = np.array([0.0, 0.2, 1.0, 0.5, -0.3])
+"""Reward of each one-token answer."""
+BETA = 0.5
+
+
+def gibbs(reference: np.ndarray) -> np.ndarray:
+    """argmax E[r] - beta KL(pi, reference): reference exp(r / beta), normalised."""
+    weight = reference * np.exp(PAY / BETA)
+    return weight / weight.sum()
+
+
+def reversed_gibbs(reference: np.ndarray) -> np.ndarray:
+    """argmax E[r] - beta KL(reference, pi): beta reference / (lambda - r), lambda such that it sums to 1 (bisection)."""
+    low, high = PAY.max() + 1e-9, PAY.max() + 10
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.sum(BETA * reference / (middle - PAY)) > 1 else (low, middle)
+    return BETA * reference / (middle - PAY)
+
+
+PRICES: dict[str, tuple[dict[str, Any], Any]] = {
+    "KL in the reward, k1": ({"kl": KLSection(coef=BETA, where="reward", estimator="k1")}, gibbs),
+    "k1 corrected": ({"kl": KLSection(coef=BETA, estimator="k1", gradient="corrected")}, gibbs),
+    "k3 corrected, twice": ({"kl": KLSection(coef=BETA, gradient="corrected"), "learner": TWO}, gibbs),
+    "k2": ({"kl": KLSection(coef=BETA, estimator="k2")}, gibbs),
+    "k3": ({"kl": KLSection(coef=BETA)}, reversed_gibbs),
+    "entropy": ({"loss": ReinforceLoss(entropy_coef=BETA)}, lambda reference: gibbs(np.full(VOCAB, 1 / VOCAB))),
+}
+
+
+@pytest.mark.parametrize("name", PRICES)
+def test_a_price_on_leaving_the_reference_has_the_known_optimum(name: str, tmp_path: Path) -> None:
+    sections, optimum = PRICES[name]
+    base = {
+        "rollout": RolloutSection(prompts=2, samples=256, max_tokens=1),
+        "loss": ReinforceLoss(),
+        "advantage": ReinforceAdvantage(baseline="batch_mean"),
+        "learner": LearnerSection(microbatch_rows=2),
+        "train": OnlineSection(steps=60, save_every=0, sample_every=100),
+    }
+    score = scored_by(lambda example, completion: float(PAY[completion.tokens[0]]))
+    job, sampler = toy_job(toy_config(tmp_path, **{**base, **sections}), score)
+    sampler.stratified = True
+    table = table_of(run_online(job).state)
+    reference = np.exp(log_policy(first_table(), PROMPT))
+    want = optimum(reference)
+    assert np.abs(want - reference).max() > 0.1
+    np.testing.assert_allclose(np.exp(log_policy(table, PROMPT)), want, atol=0.025)

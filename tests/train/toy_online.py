@@ -8,8 +8,6 @@ logits = table[position, token], so a table [P, V, V] is all that is learnt.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +29,7 @@ from jaxpost.assemble.prompts import Problems
 from jaxpost.config import AdamWSection, ModelSection, RunSection, ScheduleSection
 from jaxpost.config_check_rl import check_rl
 from jaxpost.config_rewards import FinishedSection, RewardSection
-from jaxpost.config_rl import LearnerSection, OnlineSection, RLConfig, RolloutSection
+from jaxpost.config_rl import LearnerSection, OnlineSection, RLConfig, RolloutSection, TruncatedCorrection
 from jaxpost.generate.batching import Completion
 from jaxpost.generate.sampler import Sampler
 from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig, StackConfig
@@ -57,7 +55,9 @@ def table_model() -> Model:
     def unembed(params: Any, hidden: jax.Array) -> jax.Array:
         return hidden @ params["table"]["kernel"]
 
-    spec = ParamSpec(("table", "kernel"), (PLACES * VOCAB, VOCAB), ("embed", None), lambda key, *shape: jnp.zeros(*shape))
+    spec = ParamSpec(
+        ("table", "kernel"), (PLACES * VOCAB, VOCAB), ("embed", None), lambda key, *shape: jnp.zeros(*shape)
+    )
     config = ModelConfig(
         family="llama", vocab_size=VOCAB, width=PLACES * VOCAB, mlp_width=1, heads=1, kv_heads=1, head_dim=2,
         stacks=(StackConfig(repeats=1, period=(BlockConfig(rope=RopeConfig()),)),), max_positions=PLACES,
@@ -168,7 +168,9 @@ def toy_config(folder: Path, **changes: Any) -> RLConfig:
         rollout=RolloutSection(prompts=4, samples=8, max_tokens=2),
         reward=RewardSection(parts=(FinishedSection(),)),
         learner=LearnerSection(microbatch_rows=4),
-        optim=AdamWSection(lr=0.2, weight_decay=0.0, clip_norm=None, schedule=ScheduleSection(kind="constant", warmup=0.0)),
+        optim=AdamWSection(
+            lr=0.2, weight_decay=0.0, clip_norm=None, schedule=ScheduleSection(kind="constant", warmup=0.0)
+        ),
         train=OnlineSection(steps=30, save_every=0),
         run=RunSection(dir=str(folder / "{name}"), name="toy", export=False),
     )
@@ -216,3 +218,40 @@ def records(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     """A file's lines, without the clock's part."""
     found = [json.loads(line) for line in (folder / name).read_text().splitlines()]
     return [{key: value for key, value in record.items() if key != "time"} for record in found]
+
+
+def quick_compiler() -> Iterator[None]:
+    """A fixture's body: programs this small run long before they are optimised."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def halves(example: Any, completion: Any) -> float:
+    """1 for the answer ba, half of it for a beginning with b."""
+    return 0.5 * (completion.text[:1] == "b") + 0.5 * (completion.text == "ba")
+
+
+def long_config(folder: Path) -> RLConfig:
+    """A run that is worth killing."""
+    return toy_config(
+        folder,
+        rollout=RolloutSection(prompts=4, samples=8, max_tokens=2, overlap=1),
+        correction=TruncatedCorrection(),
+        train=OnlineSection(steps=60, save_every=3, log_every=2),
+    )
+
+
+def main(folder: str, seconds: str) -> int:
+    """`long_config`, slowly."""
+    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_disable_most_optimizations", True)
+    job, sampler = toy_job(long_config(Path(folder)), scored_by(halves))
+    sampler.before = lambda call: time.sleep(float(seconds))
+    return run_online(job).exit_code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(*sys.argv[1:]))
