@@ -86,7 +86,7 @@ def _rollout(config: RLConfig) -> Iterator[str]:
         yield "rollout.max_refills replaces uninformative groups, so rollout.uninformative must be drop"
     if rollout.overlap and config.correction is None and config.learner.old_logprobs == "learner":
         yield (
-            "rollout.overlap draws samples one step early: give a correction (--correction.kind truncated), or start "
+            "rollout.overlap draws samples one step early: give a correction (--correction '{kind: truncated}'), or start "
             "ratios from the sampler (--learner.old_logprobs sampler)"
         )
 

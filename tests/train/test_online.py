@@ -31,6 +31,7 @@ from toy_online import (
 )
 
 from jaxpost.assemble import rl
+from jaxpost.config import MeshSection
 from jaxpost.config_rewards import FunctionSection, RewardSection
 from jaxpost.config_rl import (
     CriticSection,
@@ -164,7 +165,7 @@ def test_cut_at_a_random_moment_it_ends_bit_for_bit_the_same(name: str, tmp_path
     whole = run_online(whole_job)
     calls, seed = sampler.calls, random.randrange(10**6)
     rng = random.Random(seed)
-    for how in (kill, terminate, kill):
+    for how in (kill, terminate):
         at, scores = rng.randrange(1, calls), rng.random() < 0.5
         seen = 0
 
@@ -258,7 +259,7 @@ def test_one_device_and_eight_draw_and_learn_the_same(tmp_path: Path) -> None:
         "learner": LearnerSection(minibatches=2),
     }
     for devices in (1, 8):
-        config = toy_config(tmp_path / str(devices), **sections)
+        config = toy_config(tmp_path / str(devices), mesh=MeshSection(data=devices, fsdp=1), **sections)
         result = run_online(toy_job(config, SCORE, devices=devices)[0])
         found[devices] = table_of(result.state), records(result.folder, "samples.jsonl")
     one, eight = found[1], found[8]
