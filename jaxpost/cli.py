@@ -91,7 +91,9 @@ def run_train(options: argparse.Namespace, flags: list[str]) -> int:
         if options.help:
             options.print_help()
             return OK
-        raise ConfigError("train needs a preset, before any flag: jaxpost train configs/sft/chitchat.yaml --train.steps 50")
+        raise ConfigError(
+            "train needs a preset, before any flag: jaxpost train configs/sft/chitchat.yaml --train.steps 50"
+        )
     config = apply_flags(load(options.preset), flags)
     if options.help:
         print(flags_help(config, f"jaxpost train {options.preset}", cli_help.TRAIN + "\n" + cli_help.TRAIN_EPILOG))

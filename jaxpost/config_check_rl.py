@@ -88,7 +88,7 @@ def _rollout(config: RLConfig) -> Iterator[str]:
         yield "rollout.refill_by belongs to dynamic sampling; set rollout.max_refills above 0, or leave it out"
     if rollout.overlap and config.correction is None and config.learner.old_logprobs == "learner":
         yield (
-            "rollout.overlap draws samples one step early: give a correction (--correction.kind truncated), or start "
+            "rollout.overlap draws samples one step early: give a correction (--correction '{kind: truncated}'), or start "
             "ratios from the sampler (--learner.old_logprobs sampler)"
         )
 
@@ -105,9 +105,12 @@ def _advantage(config: RLConfig) -> Iterator[str]:
         for name in ("discount", "trace"):
             if not 0 <= getattr(section, name) <= 1:
                 yield f"advantage.{name} is {getattr(section, name):g}; it must be from 0 to 1"
-    in_reward = config.kl.coef > 0 and config.kl.where != "loss"
-    if isinstance(section, ReinforcePlusPlusAdvantage) and section.group_baseline and in_reward:
-        yield "advantage.group_baseline has the KL in the loss; set kl.where to loss"
+    if isinstance(section, ReinforcePlusPlusAdvantage) and section.group_baseline:
+        if config.rollout.samples < 2:
+            few = f"rollout.samples {config.rollout.samples} is too few"
+            yield f"advantage.group_baseline compares the samples of a group: {few}"
+        if config.kl.coef > 0 and config.kl.where != "loss":
+            yield "advantage.group_baseline has the KL in the loss; set kl.where to loss"
 
 
 def _loss(config: RLConfig) -> Iterator[str]:
@@ -138,6 +141,11 @@ def _kl(config: RLConfig) -> Iterator[str]:
 
 def _correction(config: RLConfig) -> Iterator[str]:
     section = config.correction
+    if section is not None and config.learner.old_logprobs == "sampler":
+        yield (
+            "correction weighs the learner's log-probabilities against the sampler's, but with learner.old_logprobs "
+            "sampler they are the same; set it to learner or leave the correction out"
+        )
     if isinstance(section, TruncatedCorrection):
         yield from above("correction.cap", section.cap, 0)
     if isinstance(section, MaskedCorrection) and not 0 <= section.low < section.high:

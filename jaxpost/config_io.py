@@ -294,9 +294,10 @@ class _Reader:
         if not isinstance(node, yaml.ScalarNode):
             self.fail(node, key, f"needs {_describe(hint)}, not a list or a section")
         if get_origin(kind) is Literal:
-            if node.value not in get_args(kind):
-                self.fail(node, key, f"{node.value!r} is none of {', '.join(map(str, get_args(kind)))}")
-            return node.value
+            choices = {str(choice): choice for choice in get_args(kind)}
+            if node.value not in choices:
+                self.fail(node, key, f"{node.value!r} is none of {', '.join(choices)}")
+            return choices[node.value]
         value = _scalar(node, kind)
         if value is None:
             quote = "; put it in quotes" if kind is str else ""

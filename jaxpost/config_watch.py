@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class WatchSection:
-    """Limits whose crossing raises an alarm, which is told, logged and reported; the run goes on. `.inf` (or 0, for a
-    lower limit) turns one off."""
+    """Limits whose crossing raises an alarm, which is told, logged and reported; the run goes on. One that is never
+    reached (1e9, or 0 for a lower limit) turns its alarm off."""
 
     window: float = 10.0
     """Training records in the exponential mean of every metric."""

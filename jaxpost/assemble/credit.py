@@ -40,9 +40,10 @@ def make_credit(section: AdvantageSection, *, kl: KLSection, loss: PolicyLossSec
     estimator = ESTIMATORS[kl.estimator]
 
     def credit(known: Known, numbers: Mapping[str, Any]) -> Credit:
-        weights = advantages.trained_tokens(
-            known.mask, known.rewards, known.truncated if loss.truncated == "mask" else None
-        )
+        rewards = known.rewards
+        if isinstance(section, ReMaxAdvantage):
+            rewards = rewards + 0 * known.greedy  # without its baseline a sample is unscored
+        weights = advantages.trained_tokens(known.mask, rewards, known.truncated if loss.truncated == "mask" else None)
         penalty = estimator(known.logprobs - known.reference) if in_reward or in_sample else None
         if in_sample:
             total = jnp.sum(jnp.where(weights != 0, penalty, 0.0), axis=1)
@@ -66,17 +67,13 @@ def _assigned(
     zeros = jnp.zeros_like(weights)
     by_sample = _of_samples(section, known, numbers)
     if by_sample is not None:
-        out = returns.per_token(by_sample, known.mask)
-        if penalty is not None:
-            # The reward's KL part has no group to be compared with: its return to go is taken off each token.
-            out = out - numbers["kl_coef"] * returns.discounted_returns(penalty, known.mask)
-        return out, zeros
+        return _priced(returns.per_token(by_sample, known.mask), known, penalty, numbers), zeros
     if isinstance(section, ProcessAdvantage) and known.steps is not None:
         rewards, ends = known.steps
         length = known.mask.shape[1]
         scale = SCALES[section.scale]
         out = advantages.grpo_process(rewards, ends, known.groups, length=length, scale=scale, eps=section.eps)
-        return out, zeros
+        return _priced(out, known, penalty, numbers), zeros
     if isinstance(section, ReinforcePlusPlusAdvantage):
         scores = advantages.group_centred(known.rewards, known.groups) if section.group_baseline else known.rewards
         scores = jnp.where(jnp.isnan(known.rewards), jnp.nan, scores)
@@ -86,6 +83,13 @@ def _assigned(
         out, targets = returns.gae(rewards, known.values, weights, discount=section.discount, trace=section.trace)
         return returns.whiten(out, weights) if section.whiten else out, targets
     raise TypeError(f"{type(section).__name__} is no advantage that can be assigned here")
+
+
+def _priced(credit: Array, known: Known, penalty: Array | None, numbers: Mapping[str, Any]) -> Array:
+    """Credit with the KL in the reward, which has no group to be compared with: its return to go is taken off."""
+    if penalty is None:
+        return credit
+    return credit - numbers["kl_coef"] * returns.discounted_returns(penalty, known.mask)
 
 
 def _of_samples(section: AdvantageSection, known: Known, numbers: Mapping[str, Any]) -> Array | None:
@@ -106,14 +110,15 @@ def _of_samples(section: AdvantageSection, known: Known, numbers: Mapping[str, A
 
 def step_rewards(
     separator: str, decode: Callable[[Sequence[int]], str], score: ScoreFn
-) -> Callable[[Sequence[Group], Samples], tuple[np.ndarray, np.ndarray]]:
+) -> Callable[[Sequence[Group], Samples], tuple[np.ndarray, np.ndarray, list[str]]]:
     """Rewards by step: a step ends with the separator or the answer, and is scored as if the answer ended there.
 
     Returns:
-      process(groups, samples) -> rewards [N, S], NaN where a sample has no such step, and the steps' last tokens.
+      process(groups, samples) -> rewards [N, S], NaN where a sample has no such step or it has no score; the steps' last
+      tokens; a sentence for each fault.
     """
 
-    def process(groups: Sequence[Group], samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+    def process(groups: Sequence[Group], samples: Samples) -> tuple[np.ndarray, np.ndarray, list[str]]:
         each = len(samples.rewards) // max(int(samples.groups.max()) + 1, 1)
         rows, examples, parts = [], [], []
         for g, group in enumerate(groups):
@@ -124,7 +129,8 @@ def step_rewards(
                     rows.append((g * each + s, end))
                     examples.append(group.problem.example)
                     parts.append(Sample(decode(tokens), tokens, finish))
-        scores = next(iter(score(examples, parts).rewards.values()))
+        scored = score(examples, parts)
+        scores = next(iter(scored.rewards.values()))
         most = max(Counter(row for row, _ in rows).values())
         width = 1 << (most - 1).bit_length()  # few shapes, so few compilations
         rewards = np.full((len(samples.rewards), width), np.nan, np.float32)
@@ -134,7 +140,7 @@ def step_rewards(
             rewards[row, filled[row]], ends[row, filled[row]] = value, end
             filled[row] += 1
         rewards[np.isnan(samples.rewards)] = np.nan
-        return rewards, ends
+        return rewards, ends, [str(problem) for problem in scored.problems]
 
     return process
 

@@ -45,8 +45,6 @@ SURROGATES = {"ppo": policy.ppo, "gspo": policy.gspo, "reinforce": policy.reinfo
 def make_policy_loss(config: RLConfig, model: Model, mesh: Mesh) -> LossFn:
     """Surrogate, aggregate, KL, correction and critic as configured, of one batch of samples."""
     section = config.loss
-    chunk_tokens = platform.choices().chunk_tokens if section.chunk_tokens is None else section.chunk_tokens
-    chunk_tokens *= math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "seq"))
     mean = make_aggregate(section, config.rollout.max_tokens)
     has_critic = isinstance(config.advantage, GAEAdvantage)
     loss = partial(
@@ -57,11 +55,17 @@ def make_policy_loss(config: RLConfig, model: Model, mesh: Mesh) -> LossFn:
         kl=_kl(config.kl) if config.kl.coef > 0 and config.kl.where == "loss" else None,
         correction=None if config.correction is None else _correction(config.correction),
         value_head=_head if has_critic and config.critic.network == "head" else None,
-        chunk_tokens=chunk_tokens,
+        chunk_tokens=_chunk_tokens(section, mesh),
     )
     if has_critic and config.critic.network == "separate":
         return joined(loss, partial(value.value_loss, separate_values(model), aggregate=mean))
     return loss
+
+
+def _chunk_tokens(section: PolicyLossSection, mesh: Mesh) -> int:
+    """Over all devices that hold rows."""
+    each = platform.choices().chunk_tokens if section.chunk_tokens is None else section.chunk_tokens
+    return each * math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "seq"))
 
 
 def _surrogate(section: PolicyLossSection) -> policy.SurrogateFn:
@@ -149,18 +153,19 @@ def critic_networks(config: RLConfig, pretrained: Pretrained) -> Mapping[str, Ne
 
 
 def make_rescore(
-    config: RLConfig, model: Model, policy_of: Callable[[Params, Params], Params], needs_old: bool
+    config: RLConfig, model: Model, mesh: Mesh, policy_of: Callable[[Params, Params], Params], needs_old: bool
 ) -> dict[str, RescoreFn]:
     """What must be known of samples before a step: only what the loss or the advantage reads."""
     functions: dict[str, RescoreFn] = {}
     hyper_of = lambda hyper: {"temperature": hyper["temperature"]}  # noqa: E731
+    logprobs = partial(rescore.logprobs, model, chunk_tokens=_chunk_tokens(config.loss, mesh))
     if needs_old:
-        functions["logprobs"] = lambda params, frozen, batch, hyper: rescore.logprobs(
-            model, policy_of(params, frozen), batch, hyper_of(hyper)
+        functions["logprobs"] = lambda params, frozen, batch, hyper: logprobs(
+            policy_of(params, frozen), batch, hyper_of(hyper)
         )
     if config.kl.coef > 0:
-        functions["reference"] = lambda params, frozen, batch, hyper: rescore.logprobs(
-            model, reference_of(frozen), batch, hyper_of(hyper)
+        functions["reference"] = lambda params, frozen, batch, hyper: logprobs(
+            reference_of(frozen), batch, hyper_of(hyper)
         )
     if isinstance(config.advantage, GAEAdvantage):
         if config.critic.network == "separate":

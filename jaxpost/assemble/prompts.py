@@ -147,6 +147,8 @@ def _problem(
     if isinstance(prompt, str):
         prompt = section.template.replace("{prompt}", prompt)
         turns, text = [{"role": "user", "content": prompt}], prompt
+    elif section.template != "{prompt}":
+        raise DataError("a template is for prompts of text, and this one is of messages: leave the template out")
     else:
         turns = to_template(parse_conversation(prompt))
         text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)

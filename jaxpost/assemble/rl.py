@@ -117,7 +117,7 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
         whole=plans[1],
         answer_tokens=config.rollout.max_tokens,
         rescore=policy.make_rescore(
-            config, pretrained.model, training.policy, keeps_old and config.learner.old_logprobs == "learner"
+            config, pretrained.model, mesh, training.policy, keeps_old and config.learner.old_logprobs == "learner"
         ),
         keeps_old=keeps_old,
         group_relative=isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage)),

@@ -118,7 +118,7 @@ class Answer(NamedTuple):
 
     prompt: Sequence[int]
     tokens: Sequence[int]
-    weights: Sequence[float]
+    weights: Sequence[float] | np.ndarray
     """Loss weight of each token."""
 
 
@@ -183,15 +183,15 @@ class _Rows:
         if row is None:
             raise ValueError(f"{self.plan.rows} rows of {self.plan.tokens} tokens do not hold these groups")
         if not self.plan.share:
-            return [self._segment(row, [*a.prompt, *a.tokens], 0, a.weights, 0) for a in part]
+            return [self._segment(row, [*a.prompt, *a.tokens], 0, np.asarray(a.weights), 0) for a in part]
         head, prefix = part[0].prompt[:-1], 0
         if len(head):
-            self._segment(row, head, 0, (), 0)
+            self._segment(row, head, 0, np.zeros(0), 0)
             prefix = self.last[row]
         first = len(head)
-        return [self._segment(row, [*a.prompt[-1:], *a.tokens], first, a.weights, prefix) for a in part]
+        return [self._segment(row, [*a.prompt[-1:], *a.tokens], first, np.asarray(a.weights), prefix) for a in part]
 
-    def _segment(self, row: int, tokens: Sequence[int], first: int, weights: Sequence[float], prefix: int) -> Place:
+    def _segment(self, row: int, tokens: Sequence[int], first: int, weights: np.ndarray, prefix: int) -> Place:
         start, end = self.used[row], self.used[row] + len(tokens)
         self.last[row] += 1
         self.tokens[row, start:end] = tokens

@@ -108,7 +108,8 @@ class Learner:
         job, times = self.job, {"reference": 0.0, "learner": 0.0}
         live = [g for g, group in enumerate(found.groups) if self._teaches(group)]
         if not live:
-            return Outcome(state, numbers, [], None, times, wish)
+            # Without an update no process hears of another's wish: it waits for the next one.
+            return Outcome(state, numbers, [], None, times, halt=False)
         samples = Samples.of(
             found.groups, count=job.rollout.prompts, samples=job.rollout.samples, tokens=job.answer_tokens
         )
@@ -173,12 +174,14 @@ class Learner:
     def _assign(self, found: Step, samples: Samples, said: Mapping[str, np.ndarray], numbers: Numbers) -> Credit:
         job = self.job
         zeros = np.zeros_like(samples.mask)
-        steps = None
+        steps: Any = None
         if job.process is not None:
-            steps = job.process(found.groups, samples)
+            *steps, faults = job.process(found.groups, samples)
+            found.faults += faults
         known = Known(
             samples.rewards, samples.groups, samples.mask, samples.truncated, samples.greedy,
-            said.get("logprobs", samples.logprobs), said.get("reference", zeros), said.get("values", zeros), steps,
+            said.get("logprobs", samples.logprobs), said.get("reference", zeros), said.get("values", zeros),
+            None if steps is None else tuple(steps),
         )  # fmt: skip
         credit = job.credit(known, {"kl_coef": numbers.kl_coef, "baseline": numbers.baseline})
         return Credit(*(np.asarray(x) for x in credit))

@@ -112,10 +112,10 @@ class _OnlineRun(Attempt[OnlineJob]):
         with self._timed(times, "reward"):
             columns = self._score(*now) if scored is None else scored.result()
         found = collect(job, now, columns, lambda number: self._refill(step, number, times))
-        self._tell(found)
         job.forget()
         self.progress.busy("learning ..." if self.step.compiled else "compiling the training step ...")
         outcome = self.learner.learn(self.state, found, self.numbers, step, self.signals.received is not None)
+        self._tell(found)
         self.state, before, self.numbers = outcome.state, self.numbers, outcome.numbers
         times |= outcome.times
         self.position.step += 1

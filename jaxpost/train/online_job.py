@@ -118,8 +118,8 @@ class OnlineJob(Job):
     """Groups with equal rewards have no advantage, so they can be left out or sampled anew."""
     greedy: bool = False
     """Also draw each problem's greedy answer."""
-    process: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None
-    """process(groups, samples) -> rewards by step of the answer and the steps' last tokens, [N, S] each."""
+    process: Callable[..., tuple[np.ndarray, np.ndarray, list[str]]] | None = None
+    """process(groups, samples) -> rewards by step of the answer, the steps' last tokens, [N, S] each, and faults."""
     always_trained: bool = False
     """The loss has terms that act where the advantage is 0 (KL, entropy, a critic)."""
     running_baseline: float | None = None

@@ -64,8 +64,9 @@ def step_metrics(found: Step, updates: Sequence[Mapping[str, float]], version: i
     out: dict[str, float] = {}
     if scored.size:
         out |= {"reward": float(scored.mean()), "reward_std": float(scored.std())}
-    for name in found.seen[0].columns:
-        column = np.concatenate([group.columns[name] for group in found.seen])
+    # A reward that fails throughout a round does not name its columns there.
+    for name in dict.fromkeys(name for group in found.seen for name in group.columns):
+        column = np.concatenate([group.columns[name] for group in found.seen if name in group.columns])
         if not np.all(np.isnan(column)):
             out[f"reward/{name}"] = float(np.nanmean(column))
     own = [sum(e.mask) for e in episodes]

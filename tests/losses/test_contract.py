@@ -26,6 +26,7 @@ from jaxpost.metrics.terms import means
 from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig, StackConfig
 from jaxpost.models.table import axes_tree
 from jaxpost.models.transformer import build_model
+from jaxpost.rl.rows import Answer, RowPlan, pack
 from jaxpost.train.step import init_state, make_eval_step, make_train_step, weights_only
 from jaxpost.types import Inputs, RolloutBatch, TokenBatch
 
@@ -47,7 +48,8 @@ def rollout(loss: Callable[..., Any]) -> Callable[..., Any]:
     def on_tokens(model: Any, params: Any, frozen: Any, batch: TokenBatch, key: Any, hyper: Any) -> Any:
         angle = (batch.tokens * 3 + batch.positions * 7).astype(jnp.float32)
         advantages, old, other = jnp.sin(angle), -4 + 2 * jnp.sin(2 * angle), jnp.cos(3 * angle)
-        rest = RolloutBatch(*batch, advantages, old, old + 0.5 * other, old + other, other, jnp.cos(angle))
+        known = (advantages, old, old + 0.5 * other, old + other, other, jnp.cos(angle))
+        rest = RolloutBatch(*batch[:5], *known, getattr(batch, "prefix_ids", None))
         return loss(model, params, frozen, rest, key, hyper)
 
     return on_tokens
@@ -57,7 +59,7 @@ def actor_and_critic(model: Any, *args: Any) -> Any:
     """PPO with a value read off the policy's hidden states."""
 
     def values_of(params: Any, batch: RolloutBatch) -> jax.Array:
-        return jnp.mean(model.forward(params["policy"], Inputs(*batch[:3])).hidden[..., :3], axis=-1)
+        return jnp.mean(model.forward(params["policy"], Inputs(*batch[:3], batch.prefix_ids)).hidden[..., :3], axis=-1)
 
     return joined(partial(policy_gradient, model, surrogate=ppo), partial(value_loss, values_of))(*args)
 
@@ -77,6 +79,7 @@ CASES = [
     Case("ppo", rollout(actor_and_critic), CLIP | {"dual_clip": 3.0, "value_clip": 0.2, "value_coef": 0.5}),
 ]
 every_loss = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+policy_losses = pytest.mark.parametrize("case", CASES[3:], ids=lambda c: c.name)
 
 
 # Models and batches
@@ -134,6 +137,36 @@ def to_rows(rows: list[list[tuple[np.ndarray, np.ndarray]]], *, length: int = LE
 
 def padded() -> TokenBatch:
     return to_rows([[e] for e in examples()])
+
+
+class Shared(NamedTuple):
+    """A `TokenBatch` whose samples stand behind one copy of their prompt."""
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    segment_ids: np.ndarray
+    weights: np.ndarray
+    row_ids: np.ndarray
+    prefix_ids: np.ndarray
+
+
+def answered() -> tuple[TokenBatch, Shared]:
+    """Two ragged samples of each of four prompts, the first one token long: padded rows, and shared prompts."""
+    rng = np.random.default_rng(2)
+    groups = []
+    for size in (1, 3, 5, 2):
+        prompt = rng.integers(0, VOCAB, size).tolist()
+        lengths = rng.integers(1, 7, 2)
+        weights = [rng.choice([0.0, 0.5, 1.0], n, p=[0.3, 0.2, 0.5]) for n in lengths]
+        groups.append(
+            [Answer(prompt, rng.integers(0, VOCAB, n).tolist(), w) for n, w in zip(lengths, weights, strict=True)]
+        )
+    each = [
+        (np.array([*a.prompt, *a.tokens]), np.append(np.zeros(len(a.prompt)), a.weights)) for g in groups for a in g
+    ]
+    packed = pack(groups, RowPlan(2 * LENGTH, ROWS, 1, share=True)).batch
+    shared = Shared(*packed[:5], packed.prefix_ids)
+    return to_rows([[e] for e in each]), jax.tree.map(jnp.asarray, shared)
 
 
 # The gradient of a step
@@ -221,6 +254,14 @@ def test_packing(case: Case) -> None:
     e = examples()
     packed = to_rows([[e[i], e[i + 1]] for i in range(0, ROWS, 2)])
     assert_close(gradient(case, packed), reference(case))
+
+
+@policy_losses
+def test_shared_prompts(case: Case) -> None:
+    """One copy of a prompt for all its samples, and two groups in a row."""
+    alone, shared = answered()
+    assert int(jnp.sum(jnp.any(shared.segment_ids > 0, axis=1))) < 4
+    assert_close(gradient(case, shared), gradient(case, alone))
 
 
 @every_loss
