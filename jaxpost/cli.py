@@ -103,6 +103,10 @@ def run_train(options: argparse.Namespace, flags: list[str]) -> int:
     from jaxpost import assemble
 
     result = assemble.train(config, command=["jaxpost", "train", options.preset, *flags])
+    if assemble.writes():
+        from jaxpost.report import write_report
+
+        print(f"The run as a page, with its curves and samples: {write_report(result.folder)}")
     return result.exit_code
 
 

@@ -174,6 +174,7 @@ def run(section: RunSection) -> Iterator[str]:
     if fields - {"name"}:
         yield f"run.dir is {section.dir!r}; {{name}} is the only thing in braces that it may hold"
     if "://" in section.dir:
-        yield f"run.dir is {section.dir!r}; a run folder appends, locks and renames: mount the bucket and give that folder"
+        what = "a run folder appends, locks and renames: mount the bucket and give that folder"
+        yield f"run.dir is {section.dir!r}; {what}"
     if section.seed < 0 or section.seed >= 2**32:
         yield f"run.seed is {section.seed}; it must be at least 0 and below 2**32"

@@ -88,8 +88,8 @@ def _rollout(config: RLConfig) -> Iterator[str]:
         yield "rollout.refill_by belongs to dynamic sampling; set rollout.max_refills above 0, or leave it out"
     if rollout.overlap and config.correction is None and config.learner.old_logprobs == "learner":
         yield (
-            "rollout.overlap draws samples one step early: give a correction (--correction '{kind: truncated}'), or start "
-            "ratios from the sampler (--learner.old_logprobs sampler)"
+            "rollout.overlap draws samples one step early: give a correction (--correction '{kind: truncated}'), or "
+            "start ratios from the sampler (--learner.old_logprobs sampler)"
         )
 
 

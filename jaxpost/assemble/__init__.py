@@ -6,7 +6,7 @@ from jaxpost.assemble.commands import convert, environment, inspect
 from jaxpost.assemble.model import Pretrained, load_model
 from jaxpost.assemble.served import ask_server
 from jaxpost.assemble.sft import make_job
-from jaxpost.assemble.train import train
+from jaxpost.assemble.train import train, writes
 from jaxpost.assemble.training import Training, make_loss, make_training
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "make_training",
     "read_prompts",
     "train",
+    "writes",
 ]

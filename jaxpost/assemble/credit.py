@@ -45,7 +45,7 @@ def make_credit(section: AdvantageSection, *, kl: KLSection, loss: PolicyLossSec
             rewards = rewards + 0 * known.greedy  # without its baseline a sample is unscored
         weights = advantages.trained_tokens(known.mask, rewards, known.truncated if loss.truncated == "mask" else None)
         penalty = estimator(known.logprobs - known.reference) if in_reward or in_sample else None
-        if in_sample:
+        if in_sample and penalty is not None:
             total = jnp.sum(jnp.where(weights != 0, penalty, 0.0), axis=1)
             known, penalty = known._replace(rewards=known.rewards - numbers["kl_coef"] * total), None
         per_token, targets = _assigned(section, known, weights, penalty, numbers)
@@ -114,8 +114,8 @@ def step_rewards(
     """Rewards by step: a step ends with the separator or the answer, and is scored as if the answer ended there.
 
     Returns:
-      process(groups, samples) -> rewards [N, S], NaN where a sample has no such step or it has no score; the steps' last
-      tokens; a sentence for each fault.
+      process(groups, samples) -> rewards [N, S], NaN where a sample has no such step or it has no score; the steps'
+      last tokens; a sentence for each fault.
     """
 
     def process(groups: Sequence[Group], samples: Samples) -> tuple[np.ndarray, np.ndarray, list[str]]:

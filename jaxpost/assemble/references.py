@@ -166,5 +166,5 @@ def _length(leaf: TargetLength, example: Example) -> Sample:
     return Sample("", (0,) * int(field(example, leaf.key, leaf.name)))
 
 
-def _plain(leaf: FromFile, example: Example) -> Sample:
+def _plain(leaf: RewardFn, example: Example) -> Sample:
     return Sample(str(example.get("answer", "")))

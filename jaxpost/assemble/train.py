@@ -5,13 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import jax
+
 from jaxpost.assemble import rl, sft
 from jaxpost.config_io import Config
 from jaxpost.config_rl import RLConfig
 from jaxpost.train.job import RunResult
 
 
+def writes() -> bool:
+    """Whether this process writes the run's folder: one of a group does."""
+    return jax.process_index() == 0
+
+
 def train(config: Config, *, command: Sequence[str] = tuple(sys.argv)) -> RunResult:
     """Trains as configured, or goes on where the run stopped; see `sft.train` and `rl.train`."""
-    run = rl.train if isinstance(config, RLConfig) else sft.train
-    return run(config, command=command)
+    if isinstance(config, RLConfig):
+        return rl.train(config, command=command)
+    return sft.train(config, command=command)

@@ -172,8 +172,8 @@ def _in_blocks(
 
     def one(part: tuple[Array, Array, Array, Array | None]) -> Array:
         rows, positions, segments, prefixes = part
-        queries = {"q_positions": positions, "q_segments": segments, "q_prefixes": prefixes}
-        return _attend(rules, rows, k, v, block._replace(**queries))
+        here = Block(positions, block.kv_positions, segments, block.kv_segments, prefixes)
+        return _attend(rules, rows, k, v, here)
 
     # Padding queries have segment 0 and see nothing.
     prefixes = None if block.q_prefixes is None else split(block.q_prefixes, 1)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,9 +73,8 @@ class RowPlan:
         least = prompt + answer
         wanted = row_tokens if row_tokens is not None else (prompt - 1 + samples * (1 + answer) if share else least)
         if wanted < least:
-            raise ValueError(
-                f"learner.row_tokens is {wanted}, but a prompt of {prompt} tokens and an answer of {answer} need {least}"
-            )
+            need = f"a prompt of {prompt} tokens and an answer of {answer} need {least}"
+            raise ValueError(f"learner.row_tokens is {wanted}, but {need}")
         tokens = -(-wanted // multiple) * multiple
         each = (tokens - (prompt - 1)) // (1 + answer) if share else 1
         rows = groups * -(-samples // min(each, samples))
@@ -101,7 +100,7 @@ class Packed:
 
     def owned(self, row: int, start: int, end: int) -> np.ndarray:
         """Which places of a row belong to the sample that starts at `start`."""
-        segments = self.batch.segment_ids[row]
+        segments = np.asarray(self.batch.segment_ids[row])
         return segments[start:end] == segments[start]
 
     def gather(self, values: np.ndarray, length: int) -> np.ndarray:
@@ -203,12 +202,13 @@ class _Rows:
         return Place(row, end - len(weights))
 
     def batch(self) -> RolloutBatch:
-        return RolloutBatch(
-            tokens=self.tokens,
-            positions=self.positions,
-            segment_ids=self.segments,
-            weights=self.weights,
-            row_ids=np.arange(self.plan.rows, dtype=np.int32),
-            advantages=np.zeros_like(self.weights),
-            prefix_ids=self.prefixes if self.plan.share else None,
-        )
+        arrays: dict[str, Any] = {
+            "tokens": self.tokens,
+            "positions": self.positions,
+            "segment_ids": self.segments,
+            "weights": self.weights,
+            "row_ids": np.arange(self.plan.rows, dtype=np.int32),
+            "advantages": np.zeros_like(self.weights),
+            "prefix_ids": self.prefixes if self.plan.share else None,
+        }
+        return RolloutBatch(**arrays)

@@ -174,14 +174,15 @@ class Learner:
     def _assign(self, found: Step, samples: Samples, said: Mapping[str, np.ndarray], numbers: Numbers) -> Credit:
         job = self.job
         zeros = np.zeros_like(samples.mask)
-        steps: Any = None
+        steps: tuple[Any, Any] | None = None
         if job.process is not None:
-            *steps, faults = job.process(found.groups, samples)
+            rewards, ends, faults = job.process(found.groups, samples)
+            steps = rewards, ends
             found.faults += faults
         known = Known(
             samples.rewards, samples.groups, samples.mask, samples.truncated, samples.greedy,
             said.get("logprobs", samples.logprobs), said.get("reference", zeros), said.get("values", zeros),
-            None if steps is None else tuple(steps),
+            steps,
         )  # fmt: skip
         credit = job.credit(known, {"kl_coef": numbers.kl_coef, "baseline": numbers.baseline})
         return Credit(*(np.asarray(x) for x in credit))
@@ -236,5 +237,5 @@ class Learner:
             "old_values": said.get("values"),
             "returns": credit.returns if "values" in said else None,
         }
-        spread = {name: packed.spread(x[rows]) for name, x in fields.items() if x is not None}
+        spread: dict[str, Any] = {name: packed.spread(x[rows]) for name, x in fields.items() if x is not None}
         return packed.batch._replace(**spread)

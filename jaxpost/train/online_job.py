@@ -48,37 +48,41 @@ ScoreFn = Callable[[Sequence[Example], Sequence[Completion]], Scored]
 """Columns of rewards, the first of which is the score, and the faults met on the way."""
 
 
+HostArray = Any
+"""NumPy's on the host, traced inside a credit function."""
+
+
 class Known(NamedTuple):
     """What an advantage is computed from: N samples of at most T tokens."""
 
-    rewards: np.ndarray
+    rewards: HostArray
     """[N]; NaN is unscored, and so are rows that are there for the shape alone."""
-    groups: np.ndarray
+    groups: HostArray
     """[N]"""
-    mask: np.ndarray
+    mask: HostArray
     """[N, T], 1 on the policy's own tokens."""
-    truncated: np.ndarray
+    truncated: HostArray
     """[N]"""
-    greedy: np.ndarray
+    greedy: HostArray
     """[N] reward of the problem's greedy answer; NaN if none was drawn."""
-    logprobs: np.ndarray
+    logprobs: HostArray
     """[N, T] of the policy before the step: the learner's if it was asked, else the sampler's."""
-    reference: np.ndarray
+    reference: HostArray
     """[N, T]; zeros without a reference."""
-    values: np.ndarray
+    values: HostArray
     """[N, T]; zeros without a critic."""
-    steps: tuple[np.ndarray, np.ndarray] | None
+    steps: tuple[HostArray, HostArray] | None
     """[N, S] rewards and last tokens of an answer's steps, where rewards come by step."""
 
 
 class Credit(NamedTuple):
     """What the learner is told of every token."""
 
-    advantages: np.ndarray
+    advantages: HostArray
     """[N, T]"""
-    weights: np.ndarray
+    weights: HostArray
     """[N, T] loss weights: the mask, without what is not trained."""
-    returns: np.ndarray
+    returns: HostArray
     """[N, T]; zeros without a critic."""
 
 

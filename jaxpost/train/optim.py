@@ -175,8 +175,9 @@ def scale_parts(
     """
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        updates, state = optimizer.update(updates, state, params, **extra)
-        scaled = {name: optax.tree.scale(factors.get(name, 1.0), tree) for name, tree in updates.items()}
+        changed, state = optimizer.update(updates, state, params, **extra)
+        parts: Any = changed
+        scaled = {name: optax.tree.scale(factors.get(name, 1.0), tree) for name, tree in parts.items()}
         return scaled, state
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)

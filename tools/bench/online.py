@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import tempfile
 import time
@@ -91,7 +92,7 @@ def run_torch(task: str, folder: str) -> dict[str, Any]:
         trainer.training_step = step
         trainer.train()
         spans.append(time.perf_counter())
-    return {"seconds": [b - a for a, b in zip(spans, spans[1:], strict=False)][1:]}
+    return {"seconds": [b - a for a, b in itertools.pairwise(spans)][1:]}
 
 
 def run_jaxpost(task: str, folder: str) -> dict[str, Any]:
