@@ -17,7 +17,7 @@ from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.sampler import make_sampler
 from jaxpost.sandbox.run import available
 from jaxpost.text.tokenizer import load_tokenizer
-from tests.generate.toy_lm import EOS, PAGE, learner_logits, log_softmax, toy
+from tests.generate.toy_lm import EOS, learner_logits, log_softmax, toy
 
 WISH = SamplingParams(max_tokens=200)
 
