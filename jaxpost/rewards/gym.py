@@ -20,7 +20,7 @@ from jaxpost.rewards.puzzles import Problems, stated
 Kind = Literal["number", "text"]
 _NUMBERS = (
     "aiw", "basic_arithmetic", "binary_alternation", "chain_sum", "count_bits", "count_primes", "dice", "gcd",
-    "gsm_symbolic", "largest_island", "lcm", "leg_counting", "letter_counting", "number_sequence", "products",
+    "largest_island", "lcm", "leg_counting", "letter_counting", "number_sequence", "products",
     "rotten_oranges", "self_reference", "simple_equations",
 )  # fmt: skip
 _TEXTS = (
