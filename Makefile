@@ -30,7 +30,7 @@ PYTEST := $(BIN)/python -m pytest
 # Workers of pytest-xdist; each one has 8 fake devices and its own copy of the tiny models.
 WORKERS ?= auto
 
-.PHONY: help demo chitchat test pods parity lint format types imports doctest bench notebook papers lock clean
+.PHONY: help demo lab chitchat test pods parity lint format types imports doctest bench notebook papers lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ demo: $(VENV)/.ready-demo ## GRPO on SmolLM2-135M-Instruct here (CPU is enough, 
 chitchat: $(VENV)/.ready-demo ## fine-tune SmolLM2-135M-Instruct on conversations, here
 	@test -e .cache/chitchat/train.jsonl || $(BIN)/python tools/chitchat_data.py .cache/chitchat
 	$(BIN)/jaxpost train configs/sft/chitchat.yaml
+
+lab: $(VENV)/.ready-demo ## train the small arithmetic model on which methods are compared (docs/lab.md)
+	$(BIN)/jaxpost lab train
 
 test: $(VENV)/.ready-dev ## all tests but parity and pods
 	$(PYTEST) tests --ignore=tests/parity -m "not pods" -n $(WORKERS) --maxprocesses 4 --dist worksteal

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from jaxpost import cli_help
+from jaxpost import cli_help, cli_lab
 from jaxpost.cli_arguments import parse, parser, split_flags
 from jaxpost.config_check_rl import check_config
 from jaxpost.config_flags import apply_flags, flags_help
@@ -266,6 +266,7 @@ COMMANDS = {
     "diff": run_diff,
     "report": run_report,
     "env": run_env,
+    **cli_lab.COMMANDS,
 }
 
 

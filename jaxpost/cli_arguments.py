@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxpost import __version__, cli_help
+from jaxpost import __version__, cli_help, cli_lab
 from jaxpost.config_io import METHODS, hints
 
 
@@ -84,6 +84,8 @@ def parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", "a run as one page to look at", cli_help.REPORT)
     report.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="a run's folder; several are compared")
     report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in RUN, of several: here")
+
+    cli_lab.add(commands)
 
     env = _command(commands, "env", "versions and devices", cli_help.ENV)
     env.add_argument("--json", action="store_true", help="as JSON")

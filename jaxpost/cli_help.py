@@ -83,12 +83,14 @@ examples:
 
 INSPECT = """\
 Show what a preset would train on, before it trains: rows as the model will read them with the trained tokens
-coloured, a histogram of lengths, and counts of truncated and dropped rows.
+coloured, a histogram of lengths, and counts of truncated and dropped rows. Of reinforcement learning: problems as
+the model sees them, and what each reward says of the reference answers.
 """
 
 INSPECT_EPILOG = """\
 examples:
   jaxpost data inspect configs/sft/chitchat.yaml
+  jaxpost data inspect configs/grpo/demo.yaml
   jaxpost data inspect configs/sft/gsm8k.yaml --rows 10 --data.train.0.path mine.jsonl
 """
 

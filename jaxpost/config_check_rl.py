@@ -76,7 +76,7 @@ def _rollout(config: RLConfig) -> Iterator[str]:
         yield f"rollout.min_tokens {rollout.min_tokens} exceeds rollout.max_tokens {rollout.max_tokens}"
     compares = isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage, ProcessAdvantage))
     if compares and rollout.samples < 2:
-        yield f"rollout.samples is {rollout.samples}; {config.advantage.kind} compares the samples of a group: at least 2"
+        yield f"rollout.samples is {rollout.samples}; {config.advantage.kind} compares a group's samples: at least 2"
     if rollout.max_refills and not isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage)):
         yield (
             f"rollout.max_refills asks for informative groups, which advantage {config.advantage.kind} does not need; "
@@ -84,6 +84,8 @@ def _rollout(config: RLConfig) -> Iterator[str]:
         )
     if rollout.max_refills and rollout.uninformative == "count":
         yield "rollout.max_refills replaces uninformative groups, so rollout.uninformative must be drop"
+    if rollout.refill_by is not None and not rollout.max_refills:
+        yield "rollout.refill_by belongs to dynamic sampling; set rollout.max_refills above 0, or leave it out"
     if rollout.overlap and config.correction is None and config.learner.old_logprobs == "learner":
         yield (
             "rollout.overlap draws samples one step early: give a correction (--correction '{kind: truncated}'), or start "
@@ -103,11 +105,13 @@ def _advantage(config: RLConfig) -> Iterator[str]:
         for name in ("discount", "trace"):
             if not 0 <= getattr(section, name) <= 1:
                 yield f"advantage.{name} is {getattr(section, name):g}; it must be from 0 to 1"
-    if isinstance(section, ReinforcePlusPlusAdvantage) and section.group_baseline and config.rollout.samples < 2:
-        yield f"advantage.group_baseline compares the samples of a group: rollout.samples {config.rollout.samples} is too few"
-    if isinstance(section, ReinforcePlusPlusAdvantage) and section.group_baseline and config.kl.where == "reward":
-        if config.kl.coef > 0:
-            yield "advantage.group_baseline has the KL in the loss; set kl.where to loss"
+    grouped = isinstance(section, ReinforcePlusPlusAdvantage) and section.group_baseline
+    if grouped and config.rollout.samples < 2:
+        yield f"advantage.group_baseline compares a group's samples: rollout.samples {config.rollout.samples} is too few"
+    if grouped and config.kl.coef > 0 and config.kl.where != "loss":
+        yield "advantage.group_baseline has the KL in the loss; set kl.where to loss"
+    if isinstance(section, ProcessAdvantage) and config.kl.coef > 0 and config.kl.where == "sample":
+        yield "advantage.kind grpo_process has rewards by step; set kl.where to reward or loss"
 
 
 def _loss(config: RLConfig) -> Iterator[str]:
@@ -131,7 +135,7 @@ def _kl(config: RLConfig) -> Iterator[str]:
     yield from at_least("kl.horizon", config.kl.horizon, 1)
     in_loss = config.kl.coef > 0 and config.kl.where == "loss"
     if in_loss and config.kl.estimator == "k1" and config.kl.gradient == "plain":
-        yield "kl.estimator k1 has no penalty in its plain gradient (its mean is 0); set kl.gradient corrected, or k2 or k3"
+        yield "kl.estimator k1 has no penalty in its plain gradient (mean 0); set kl.gradient corrected, or take k2, k3"
     if config.kl.target is not None and not config.kl.coef:
         yield "kl.target adapts kl.coef, which is 0; start it above 0"
 
@@ -152,6 +156,7 @@ def _correction(config: RLConfig) -> Iterator[str]:
 def _critic(config: RLConfig) -> Iterator[str]:
     yield from at_least("critic.coef", config.critic.coef, 0)
     yield from above("critic.clip", config.critic.clip, 0)
+    yield from above("critic.lr", config.critic.lr, 0)
 
 
 def _learner(config: RLConfig) -> Iterator[str]:
@@ -175,11 +180,11 @@ def _evals(config: RLConfig) -> Iterator[str]:
         if any(k < 1 or k > section.samples for k in section.pass_at):
             yield f"{key}.pass_at {section.pass_at} must lie within 1 .. samples = {section.samples}"
         if section.samples > 1 and section.temperature == 0:
-            yield f"{key} draws {section.samples} samples at temperature 0, which are all alike; raise one or lower the other"
+            yield f"{key} draws {section.samples} samples at temperature 0, all alike; raise one or lower the other"
 
 
 def _train(config: RLConfig) -> Iterator[str]:
-    for name in ("steps", "keep_checkpoints", "log_every", "sample_every"):
+    for name in ("steps", "samples", "keep_checkpoints", "log_every", "sample_every"):
         yield from at_least(f"train.{name}", getattr(config.train, name), 1)
     for name in ("save_every", "eval_every"):
         yield from at_least(f"train.{name}", getattr(config.train, name), 0)

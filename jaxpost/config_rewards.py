@@ -23,7 +23,7 @@ class MathSection(_Part):
     name: str = "math"
     key: str = "answer"
     """The field of an example that holds the reference."""
-    sources: tuple[Literal["boxed", "hash", "phrase", "number"], ...] = ("boxed", "hash", "phrase", "number")
+    sources: tuple[Literal["tag", "boxed", "hash", "phrase", "number"], ...] = ("boxed", "hash", "phrase", "number")
     """Where the answer may stand, tried in this order."""
     tolerance: float = 0.0
     """Relative, for rounded references."""

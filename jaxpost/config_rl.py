@@ -20,6 +20,7 @@ from jaxpost.config import (
     SourceSection,
 )
 from jaxpost.config_rewards import RewardSection
+from jaxpost.config_watch import WatchSection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class _Prompts:
     template: str = "{prompt}"
     """What the user turn says; {prompt} is the problem."""
     system_prompt: str | None = None
+    """None: as the chat template does it. "": no system turn, not even the template's own."""
     chat: bool = True
     """Ask in the model's chat format; otherwise the text stands as it is."""
     seed: int = 0
@@ -97,6 +99,9 @@ class RolloutSection:
     """Prompt tokens that are read in one pass."""
     max_refills: int = 0
     """Dynamic sampling (2503.14476): how often a step may sample more prompts until all its groups are informative."""
+    refill_by: str | None = None
+    """Reward column whose spread within a group decides whether dynamic sampling keeps it (DAPO: the accuracy, not the
+    sum with the length penalty); None: the reward."""
     uninformative: Literal["drop", "count"] = "drop"
     """Groups whose rewards are all equal, in methods that compare within groups: out of the loss's mean, as DAPO has
     it, or part of it with an advantage of 0, as GRPO's formula has it (KL and entropy terms then act on them too)."""
@@ -246,7 +251,9 @@ class KLSection:
 
     coef: float = 0.0
     """0: no reference policy is kept or computed."""
-    where: Literal["loss", "reward"] = "loss"
+    where: Literal["loss", "reward", "sample"] = "loss"
+    """A term of the loss; in the rewards of the tokens; or summed over a sample into its reward, before samples are
+    compared (RLOO, 2402.14740)."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
     gradient: Literal["plain", "corrected"] = "plain"
     """In the loss: differentiate the estimate as it stands, or so that the gradient is the KL's."""
@@ -288,6 +295,8 @@ class CriticSection:
     """Weight of its squared error in the loss."""
     clip: float | None = 0.2
     """How far a value may move from the old one within a step's updates; None: freely."""
+    lr: float | None = None
+    """Learning rate of the critic (the head, and its own network); None: optim.lr."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,48 +342,13 @@ class EvalSection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WatchSection:
-    """Limits whose crossing raises an alarm, which is told, logged and reported; the run goes on. One that is never
-    reached (1e9, or 0 for a lower limit) turns its alarm off."""
-
-    window: float = 10.0
-    """Training records in the exponential mean of every metric."""
-    first: int = 5
-    """Records whose plain mean is a metric's first value; no alarm before them."""
-    margin: float = 0.1
-    """Part of a limit by which a metric must come back before its alarm can be raised again."""
-    reward_rise: float = 0.5
-    """Reward hacking: rise of the reward, in standard deviations of the first rewards, that held-out accuracy has
-    to follow."""
-    kl: float = 1.0
-    """Mean KL of a token from the reference, in nats."""
-    old_kl: float = 0.1
-    """Mean KL of a token from the policy before the step, in nats."""
-    length_up: float = 3.0
-    """Mean length of the answers, in first lengths."""
-    length_down: float = 0.2
-    """The same, downwards."""
-    repetition: float = 0.3
-    """Share of repeated 4-grams in an answer."""
-    entropy: float = 0.1
-    """Entropy of the policy, in first entropies."""
-    zero_variance: float = 0.8
-    """Share of the groups whose rewards are all equal."""
-    unscored: float = 0.2
-    """Share of the samples without a reward."""
-    sampler_gap: float = 0.1
-    """Mean |log p| between sampler and learner, in nats."""
-    effective_sample_size: float = 0.5
-    """Share of the samples that importance weights leave."""
-    truncation_rise: float = 0.3
-    """Rise of the share of truncated answers above its first value."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class OnlineSection:
     """The online loop. A step draws samples, scores them, and learns from them."""
 
     steps: int = 100
+    samples: int | None = None
+    """The run also ends after the step by which so many samples were drawn, those thrown away by dynamic sampling
+    included, so that methods can be compared at equal samples; None: by `steps` alone."""
     eval_every: int = 0
     """Steps between evaluations; 0: only before the first and after the last step."""
     save_every: int = 20

@@ -52,7 +52,16 @@ def test_every_section_survives_the_round_trip() -> None:
 
 
 def test_flags_reach_unions_and_numbers_that_are_choices() -> None:
-    args = ("--rollout.overlap", "1", "--correction", "{kind: truncated}", "--advantage.kind", "rloo", "--kl.coef", "0.5")
+    args = (
+        "--rollout.overlap",
+        "1",
+        "--correction",
+        "{kind: truncated}",
+        "--advantage.kind",
+        "rloo",
+        "--kl.coef",
+        "0.5",
+    )
     config = apply_flags(read(), args)
     assert config.rollout.overlap == 1
     assert config.correction == config_rl.TruncatedCorrection()

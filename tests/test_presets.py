@@ -1,4 +1,7 @@
-"""Every preset is read, checked, described in configs/PAPERS.md, and run for three steps on a tiny model."""
+"""Every preset is read, checked, described in configs/PAPERS.md, and run for some steps on a tiny model.
+
+Of reinforcement learning's presets, one is run for each way in which they are composed.
+"""
 
 import importlib.util
 import json
@@ -6,15 +9,33 @@ from pathlib import Path
 
 import pytest
 
-from jaxpost.config_check import check
+from jaxpost.config_check_rl import check_config as check
 from jaxpost.config_flags import apply_flags
 from jaxpost.config_io import load
+from jaxpost.config_rl import FilePrompts, RLConfig
 
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted((ROOT / "configs").glob("*/*.yaml"))
 SPEC = importlib.util.spec_from_file_location("papers", ROOT / "tools" / "papers.py")
 papers = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(papers)
+
+
+CONFIGS = {preset: load(preset) for preset in PRESETS}
+SUPERVISED = [preset for preset, config in CONFIGS.items() if not isinstance(config, RLConfig)]
+
+
+def composition(config: RLConfig) -> tuple:
+    """What decides which code a preset of reinforcement learning runs through."""
+    loss, critic = config.loss, config.critic.network if config.advantage.kind == "gae" else None
+    kl = (config.kl.where, config.kl.estimator) if config.kl.coef else None
+    scale, sides = getattr(config.advantage, "scale", None), getattr(loss, "sides", None)
+    several = config.learner.epochs * config.learner.minibatches > 1
+    return (config.advantage.kind, scale, loss.kind, sides, loss.aggregate, kl, critic, several,
+            bool(config.rollout.max_refills))  # fmt: skip
+
+
+ONLINE = {composition(config): preset for preset, config in CONFIGS.items() if isinstance(config, RLConfig)}
 
 
 def ids(path: Path) -> str:
@@ -52,7 +73,7 @@ def test_preset_is_sound_and_says_where_it_comes_from(preset):
     assert config.run.name == preset.stem, "its runs are found by the preset's name"
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=ids)
+@pytest.mark.parametrize("preset", SUPERVISED, ids=ids)
 def test_preset_runs_three_steps_on_a_tiny_model(preset, tiny_model, tmp_path, monkeypatch):
     from jaxpost import assemble
 
@@ -67,6 +88,77 @@ def test_preset_runs_three_steps_on_a_tiny_model(preset, tiny_model, tmp_path, m
     assert all(0 <= loss < 20 for loss in losses)
     exported = tmp_path / "run" / "export"
     assert (exported / ("adapter_config.json" if config.adapter.kind == "lora" else "config.json")).is_file()
+
+
+def tiny_online(config: RLConfig, model: Path, folder: Path) -> list[str]:
+    """Flags that make a preset small: a random model, local files with the preset's columns, short answers.
+
+    The reward is the share of Latin letters, of which a random model's answers have more or less.
+    """
+    rollout, learner = config.rollout, config.learner
+    flags = [
+        *("--model.path", str(model), "--model.revision", "null", "--model.tokenizer", "null"),
+        *("--model.chat_template", "null", "--model.compute_dtype", "float32", "--model.param_dtype", "float32"),
+        *("--prompts.template", "{prompt}", "--prompts.system_prompt", "null", "--mesh", "{data: -1, fsdp: 1}"),
+        *("--rollout.prompts", "4", "--rollout.samples", str(min(rollout.samples, 4)), "--rollout.max_tokens", "8"),
+        *("--rollout.rows", "16", "--reward", "{parts: [{kind: script, name: math}], workers: 1}", "--evals", "[]"),
+        *("--learner.epochs", str(min(learner.epochs, 2)), "--learner.minibatches", str(min(learner.minibatches, 2))),
+        *("--optim.schedule.warmup", "0", "--train.steps", "2", "--train.save_every", "0", "--train.eval_every", "0"),
+        *("--run.dir", str(folder / "run"), "--run.loggers", "[]", "--run.export", "false"),
+    ]
+    if isinstance(config.prompts, FilePrompts):
+        for i, source in enumerate(config.prompts.sources):
+            data = folder / f"problems{i}.jsonl"
+            rows = [{theirs: _value(ours, theirs, n) for ours, theirs in source.columns.items()} for n in range(8)]
+            data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            key = f"--prompts.sources.{i}"
+            flags += [f"{key}.path", str(data), f"{key}.limit", "null", f"{key}.skip", "0"]
+        flags += ["--prompts.max_tokens", "null"]
+    return flags
+
+
+def _value(ours: str, theirs: str, n: int):
+    text = f"What is {n} + {n}?"
+    if ours != "prompt":
+        return f"It is \\boxed{{{2 * n}}}."
+    return [{"role": "user", "content": text}] if theirs == "messages" else text
+
+
+@pytest.mark.parametrize("preset", ONLINE.values(), ids=ids)
+def test_preset_learns_online_for_two_steps_on_a_tiny_model(preset, tiny_model, tmp_path, monkeypatch):
+    from jaxpost import assemble
+
+    monkeypatch.setenv("JAXPOST_CACHE", str(tmp_path / "cache"))
+    config = check(apply_flags(CONFIGS[preset], tiny_online(CONFIGS[preset], tiny_model, tmp_path)))
+    result = assemble.train(config)
+    assert (result.step, result.stopped) == (2, None)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if record["kind"] == "train"]
+    assert len(steps) == 2
+    assert all(record["grad_norm"] > 0 for record in steps)
+    assert ("kl" in steps[0]) == bool(config.kl.coef)
+    assert ("value_error" in steps[0]) == (config.advantage.kind == "gae")
+
+
+@pytest.mark.parametrize("preset", [p for p, c in CONFIGS.items() if isinstance(c, RLConfig)], ids=ids)
+def test_a_presets_rewards_can_be_made_and_refills_go_by_one_of_them(preset):
+    from jaxpost.assemble.rewards import make_reward
+    from jaxpost.rewards.combine import leaves
+    from jaxpost.rewards.contract import name_of
+
+    config = CONFIGS[preset]
+    for section in (e.reward for e in config.evals if e.reward):
+        make_reward(section)
+    names = [name_of(leaf) for leaf in leaves(make_reward(config.reward))]
+    assert config.rollout.refill_by in (None, *names)
+    for part in config.reward.parts:
+        if part.kind == "overlong":
+            assert part.max_tokens == config.rollout.max_tokens, "it punishes what comes before the limit"
+
+
+def test_runs_of_two_presets_do_not_share_a_folder():
+    names = [config.run.name for config in CONFIGS.values()]
+    assert len(set(names)) == len(names)
 
 
 def test_the_page_of_papers_is_made_from_the_headers():

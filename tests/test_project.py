@@ -98,7 +98,9 @@ def test_dependencies_are_those_that_are_imported():
     owners = importlib.metadata.packages_distributions()
     used = {name for path in SOURCES for name in imported(path)} - set(sys.stdlib_module_names) - {"jaxpost"}
     extras = [
-        line for name in ("tensorboard", "wandb", "trackio", "demo") for line in PROJECT["optional-dependencies"][name]
+        line
+        for name in ("math", "tensorboard", "wandb", "trackio", "demo")
+        for line in PROJECT["optional-dependencies"][name]
     ]
     declared, optional = requirements(PROJECT["dependencies"]), requirements(extras)
     by_import = {name: {canonicalize_name(owner) for owner in owners.get(name, [name])} for name in used}

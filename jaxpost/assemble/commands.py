@@ -11,8 +11,10 @@ import jax
 from jaxpost import sharding
 from jaxpost.adapters import peft
 from jaxpost.adapters.bind import bind, merge
+from jaxpost.assemble.inspect_rl import inspect_rl
 from jaxpost.assemble.model import DTYPES, Pretrained, load_model, sampling_mesh
 from jaxpost.config import ModelSection, SFTConfig
+from jaxpost.config_rl import RLConfig
 from jaxpost.data import inspect as data_inspect
 from jaxpost.train.folder import environment as run_environment
 from jaxpost.types import Params
@@ -62,9 +64,12 @@ def convert(source: str, out: Path, *, dtype: str = "float32") -> str:
     return f"wrote {out} ({size / 1e6:.0f} MB, {dtype})"
 
 
-def inspect(config: SFTConfig, *, rows: int = 3, color: bool = False) -> str:
-    """What a configuration would train on: rendered rows, lengths, counts (`data.inspect`)."""
-    tokenizer = load_model(config.model).tokenizer
+def inspect(config: SFTConfig | RLConfig, *, rows: int = 3, color: bool = False) -> str:
+    """What a configuration would train on: rows as the model reads them, lengths, counts, rewards of the references."""
+    pretrained = load_model(config.model)
+    tokenizer = pretrained.tokenizer
+    if isinstance(config, RLConfig):
+        return inspect_rl(config, tokenizer, room=pretrained.config.max_positions, rows=rows, color=color)
     return data_inspect.inspect(
         config.data,
         tokenizer,

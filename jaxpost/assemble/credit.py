@@ -36,7 +36,7 @@ ESTIMATORS = {"k1": kl_terms.k1, "k2": kl_terms.k2, "k3": kl_terms.k3}
 
 def make_credit(section: AdvantageSection, *, kl: KLSection, loss: PolicyLossSection) -> CreditFn:
     """The composition that an `advantage` section names; compiled at its first call."""
-    in_reward = kl.coef > 0 and kl.where == "reward"
+    in_reward, in_sample = (kl.coef > 0 and kl.where == where for where in ("reward", "sample"))
     estimator = ESTIMATORS[kl.estimator]
 
     def credit(known: Known, numbers: Mapping[str, Any]) -> Credit:
@@ -44,7 +44,10 @@ def make_credit(section: AdvantageSection, *, kl: KLSection, loss: PolicyLossSec
         if isinstance(section, ReMaxAdvantage):
             rewards = rewards + 0 * known.greedy  # without its baseline a sample is unscored
         weights = advantages.trained_tokens(known.mask, rewards, known.truncated if loss.truncated == "mask" else None)
-        penalty = estimator(known.logprobs - known.reference) if in_reward else None
+        penalty = estimator(known.logprobs - known.reference) if in_reward or in_sample else None
+        if in_sample:
+            total = jnp.sum(jnp.where(weights != 0, penalty, 0.0), axis=1)
+            known, penalty = known._replace(rewards=known.rewards - numbers["kl_coef"] * total), None
         per_token, targets = _assigned(section, known, weights, penalty, numbers)
         return Credit(jnp.where(weights != 0, per_token, 0.0), weights, targets)
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,13 @@ SPARE = 8
 """Tokens that a longer one may have beyond it."""
 
 
+class Placed(NamedTuple):
+    """A problem and where it stands: file and line, or its number."""
+
+    where: str
+    problem: Problem
+
+
 @dataclass(frozen=True)
 class Problems:
     """Where problems come from."""
@@ -37,6 +44,13 @@ class Problems:
     """Different problems; None: endless."""
     dropped: int = 0
     """Rows that were too long."""
+    rows: tuple[Placed, ...] = ()
+    """A file's problems in its order, or the first of an endless source."""
+
+    @property
+    def longest_row(self) -> Placed:
+        """The longest prompt of those that were looked at."""
+        return max(self.rows, key=lambda row: len(row.problem.tokens))
 
 
 def make_problems(section: PromptsSection, tokenizer: Tokenizer, *, key: str = "prompts") -> Problems:
@@ -56,8 +70,10 @@ def make_problems(section: PromptsSection, tokenizer: Tokenizer, *, key: str = "
         example = source.example(index)
         return _problem(index, example, example["prompt"], section, tokenizer)
 
-    longest = max(len(at(index).tokens) for index in range(PROBED)) + SPARE
-    return Problems(at, longest, _digest([repr(source), section.template, section.system_prompt, section.chat]))
+    rows = tuple(Placed(f"{section.kind} problem {index}", at(index)) for index in range(PROBED))
+    longest = max(len(row.problem.tokens) for row in rows) + SPARE
+    digest = _digest([repr(source), section.template, section.system_prompt, section.chat])
+    return Problems(at, longest, digest, rows=rows)
 
 
 def _puzzles(section: PromptsSection) -> Any:
@@ -79,10 +95,24 @@ def _from_files(section: FilePrompts, tokenizer: Tokenizer, key: str) -> Problem
     if not section.sources:
         raise ValueError(f"{key}.sources names no file; say --{key}.sources.0.path problems.jsonl")
     readers = [open_source(source) for source in section.sources]
-    found = [_read(row, section, tokenizer) for reader in readers for row in reader.rows()]
-    problems = [p for p in found if section.max_tokens is None or len(p.tokens) <= section.max_tokens]
-    if not problems:
-        raise ValueError(f"{key}: no problem is left of {len(found)} rows; see {key}.max_tokens")
+    found: list[Placed] = []
+    for number, reader in enumerate(readers):
+        before = len(found)
+        found += [Placed(row.where, _read(row, section, tokenizer)) for row in reader.rows()]
+        if len(found) == before:
+            part = section.sources[number]
+            of = f" from row {part.skip} on" if part.skip else ""
+            raise ValueError(
+                f"{key}.sources.{number}: {reader.name} has no rows{of}; give another file, or take it out"
+            )
+    kept = tuple(row for row in found if section.max_tokens is None or len(row.problem.tokens) <= section.max_tokens)
+    if not kept:
+        least = min(len(row.problem.tokens) for row in found)
+        raise ValueError(
+            f"{key}: none of {len(found)} prompts has at most {key}.max_tokens {section.max_tokens} tokens; the "
+            f"shortest has {least}"
+        )
+    problems = [row.problem for row in kept]
 
     def at(index: int) -> Problem:
         epoch, place = divmod(index, len(problems))
@@ -93,7 +123,7 @@ def _from_files(section: FilePrompts, tokenizer: Tokenizer, key: str) -> Problem
     digest = _digest([[reader.digest() for reader in readers], section.seed, section.template, section.system_prompt,
                       section.chat, section.max_tokens, tokenizer.fingerprint])  # fmt: skip
     longest = max(len(p.tokens) for p in problems)
-    return Problems(at, longest, digest, len(problems), len(found) - len(problems))
+    return Problems(at, longest, digest, len(problems), len(found) - len(problems), kept)
 
 
 def _read(row: Row, section: FilePrompts, tokenizer: Tokenizer) -> Problem:
@@ -102,7 +132,7 @@ def _read(row: Row, section: FilePrompts, tokenizer: Tokenizer) -> Problem:
     prompt = row.value.get("prompt")
     if not prompt:
         raise ValueError(
-            f"{row.where}: there is no prompt; it has {', '.join(row.value)}. Map one with columns: {{prompt: question}}"
+            f"{row.where}: there is no prompt among {', '.join(row.value)}; map one with columns: {{prompt: question}}"
         )
     try:
         return _problem(0, row.value, prompt, section, tokenizer)
@@ -126,9 +156,9 @@ def _problem(
         if not isinstance(prompt, str):
             raise DataError("a prompt of messages needs the chat format: set chat: true")
         return Problem(number, tuple(tokenizer.encode(prompt, add_bos=tokenizer.adds_bos)), text, example)
-    if section.system_prompt is not None and turns[0]["role"] != "system":
+    if section.system_prompt and turns[0]["role"] != "system":
         turns = [{"role": "system", "content": section.system_prompt}, *turns]
-    rendered = tokenizer.render(turns, add_generation_prompt=True)
+    rendered = tokenizer.render(turns, add_generation_prompt=True, default_system=section.system_prompt is None)
     return Problem(number, tuple(tokenizer.encode(rendered)), text, example)
 
 

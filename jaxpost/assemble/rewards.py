@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,10 +51,21 @@ def make_pool(section: RewardSection, *, key: str = "reward") -> Pool:
       ValueError: no parts, parts of one name, limits that do not fit; `key` names the section.
       FileNotFoundError: a function's file is not there.
     """
+    reward = make_reward_at(section, key=key)
     try:
-        return Pool(make_reward(section), workers=section.workers, seconds=section.seconds)
+        return Pool(reward, workers=section.workers, seconds=section.seconds)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
+
+
+def make_reward_at(section: RewardSection, *, key: str) -> RewardFn:
+    """`make_reward`, whose faults name the section's key."""
+    try:
+        return make_reward(section)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{key}: {error}") from None
 
 
 def make_reward(section: RewardSection) -> RewardFn:
@@ -82,7 +94,7 @@ def _part(section: RewardPart) -> RewardFn:
         path, _, name = section.path.rpartition(":")
         # Absolute, because the workers may start elsewhere; loaded here once, so that a wrong name is told at once.
         reward: RewardFn = FromFile(f"{Path(path).expanduser().resolve()}:{name}" if path else section.path)
-        load(reward.spec)
+        _try(reward.spec)
     else:
         fields = {name: value for name, value in vars(section).items() if name not in _OURS}
         reward = REWARDS[type(section)](**fields)
@@ -91,3 +103,17 @@ def _part(section: RewardPart) -> RewardFn:
     low = float("-inf") if section.clip_low is None else section.clip_low
     high = float("inf") if section.clip_high is None else section.clip_high
     return combine.Clip((reward,), low=low, high=high, name=f"clipped_{getattr(reward, 'name', 'reward')}")
+
+
+def _try(spec: str) -> None:
+    """Runs a function's file once, so that what is wrong with it is said before anything starts."""
+    try:
+        load(spec)
+    except (ValueError, FileNotFoundError):
+        raise
+    except Exception as error:  # whatever a user's file may raise
+        file = spec.rpartition(":")[0]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = file if line is None else f"{file}:{line}"
+        raise ValueError(f"{where} could not be run: {type(error).__name__}: {error}") from error

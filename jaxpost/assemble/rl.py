@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxpost import config_io, sharding
 from jaxpost.assemble import policy
+from jaxpost.assemble.check_rl import check_problems
 from jaxpost.assemble.credit import make_credit, step_rewards
 from jaxpost.assemble.model import Pretrained, load_model, on_mesh
 from jaxpost.assemble.prompts import Problems, make_problems
@@ -61,7 +62,7 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
     tokenizer = pretrained.tokenizer
     problems = make_problems(config.prompts, tokenizer)
     evals = {s.name: make_problems(s.prompts, tokenizer, key=f"evals.{i}.prompts") for i, s in enumerate(config.evals)}
-    _check_context(config, pretrained, problems, evals)
+    check_problems(config, pretrained.config.max_positions, problems, evals)
     plans = _plans(config, pretrained, problems.longest)
     keeps_old = _keeps_old(config)
     training = make_training(
@@ -73,13 +74,15 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
         microbatches=plans[0].pieces,
         skip_empty=True,
         networks=policy.critic_networks(config, pretrained),
+        network_lr=config.critic.lr,
         frozen=_reference(config, pretrained),
         hyper=policy.loss_hyper(config),
         guard=config.train.guard,
         seed=config.run.seed,
     )
     generate, sampler = _generator(config, pretrained, training)
-    score = scored_once(make_pool(config.reward))
+    pools = _pools(config)
+    score = scored_once(pools[0])
     steps = config.advantage.separator if isinstance(config.advantage, ProcessAdvantage) else None
     return OnlineJob(
         folder=Path(config.run.dir.format(name=config.run.name)),
@@ -126,23 +129,14 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
         unscore_truncated=config.loss.truncated == "unscore",
         measure=policy.measure_of(config.loss),
         replicated=sharding.replicated(mesh),
-        evals=tuple(_evaluation(config, section, evals[section.name]) for section in config.evals),
+        evals=tuple(
+            _evaluation(config, section, evals[section.name], pool)
+            for section, pool in zip(config.evals, pools[1:], strict=True)
+        ),
         pad_id=tokenizer.pad_id,
         forget=sampler.forget_weights,
+        close=partial(_close, pools),
     )
-
-
-def _check_context(config: RLConfig, pretrained: Pretrained, problems: Problems, evals: dict[str, Problems]) -> None:
-    room = pretrained.config.max_positions
-    wanted = [("rollout.max_tokens", problems.longest, config.rollout.max_tokens)]
-    for i, section in enumerate(config.evals):
-        limit = section.max_tokens or config.rollout.max_tokens
-        wanted.append((f"evals.{i}.max_tokens", evals[section.name].longest, limit))
-    for key, prompt, answer in wanted:
-        if prompt + answer > room:
-            raise ValueError(
-                f"prompts of up to {prompt} tokens and answers of {answer} ({key}) exceed the model's context of {room}"
-            )
 
 
 def _plans(config: RLConfig, pretrained: Pretrained, longest: int) -> tuple[RowPlan, RowPlan]:
@@ -168,7 +162,7 @@ def _plans(config: RLConfig, pretrained: Pretrained, longest: int) -> tuple[RowP
 def _keeps_old(config: RLConfig) -> bool:
     """Whether ratios can differ from 1: several updates from one step's samples, or samples of an older policy."""
     several = config.learner.epochs * config.learner.minibatches > 1
-    in_reward = config.kl.coef > 0 and config.kl.where == "reward"
+    in_reward = config.kl.coef > 0 and config.kl.where != "loss"
     return several or bool(config.rollout.overlap) or config.correction is not None or in_reward
 
 
@@ -238,11 +232,22 @@ def _generator(config: RLConfig, pretrained: Pretrained, training: Training) -> 
     return generate, sampler
 
 
-def _evaluation(config: RLConfig, section: EvalSection, problems: Problems) -> Evaluation:
+def _pools(config: RLConfig) -> list[Any]:
+    """Workers of the run's reward, and of each evaluation's."""
+    found = [make_pool(config.reward)]
+    return found + [make_pool(s.reward or config.reward, key=f"evals {s.name} reward") for s in config.evals]
+
+
+def _close(pools: list[Any]) -> None:
+    for pool in pools:
+        pool.close()
+
+
+def _evaluation(config: RLConfig, section: EvalSection, problems: Problems, score: Any) -> Evaluation:
     items = section.items if problems.count is None else min(section.items, problems.count)
     return Evaluation(
         section=section,
         problems=tuple(problems.at(i) for i in range(items)),
-        score=scored_once(make_pool(section.reward or config.reward, key=f"evals {section.name} reward")),
+        score=scored_once(score),
         wish=Wish(section.samples, section.temperature, section.max_tokens or config.rollout.max_tokens),
     )

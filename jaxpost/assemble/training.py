@@ -22,7 +22,7 @@ from jaxpost.losses import supervised
 from jaxpost.metrics.terms import Sums
 from jaxpost.models.table import axes_tree
 from jaxpost.ops import platform
-from jaxpost.train.optim import make_optimizer
+from jaxpost.train.optim import make_optimizer, scale_parts
 from jaxpost.train.step import ema_update, init_state, make_eval_step, make_train_step
 from jaxpost.types import Hyper, LossFn, Model, Params, TrainState, TrainStep
 
@@ -88,6 +88,7 @@ def make_training(
     microbatches: int = 1,
     skip_empty: bool = False,
     networks: Mapping[str, Network] = MappingProxyType({}),
+    network_lr: float | None = None,
     frozen: Mapping[str, Params] = MappingProxyType({}),
     hyper: Mapping[str, float] = MappingProxyType({}),
     guard: GuardSection = GuardSection(),  # noqa: B008 - frozen
@@ -99,6 +100,7 @@ def make_training(
       loss: of {"policy": the tree that the model reads, and the `networks` by name}.
       microbatches, skip_empty: as `train.step.make_train_step`.
       networks: what else is trained.
+      network_lr: their learning rate; None: the policy's.
       frozen, hyper: what else the loss reads.
 
     Raises:
@@ -107,6 +109,8 @@ def make_training(
     parts = _parts(pretrained, adapter, seed)
     loss_fn = bind_policy(loss) if parts.frozen else loss
     optimizer, lr_at = make_optimizer(optim, num_steps)
+    if network_lr is not None and networks:
+        optimizer = scale_parts(optimizer, dict.fromkeys(networks, network_lr / optim.lr))
     make_state = partial(init_state, optimizer=optimizer, ema=optim.ema_decay is not None)
     trained = {"policy": Network(parts.abstract, parts.axes, parts.load), **networks}
     abstract = {name: network.abstract for name, network in trained.items()}

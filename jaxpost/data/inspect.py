@@ -63,7 +63,7 @@ def _part(
     out, trainable = [], []
     options = encode_options(section)
     for source in sources:
-        out.append(_heading(f"{name}: {source.path}", color))
+        out.append(heading(f"{name}: {source.path}", color))
         examples, counts, total = _sample(source, section, rows)
         for where, example in examples:
             out += [f"--- {where}", show_example(example, tokenizer, options, color)]
@@ -83,12 +83,12 @@ def _part(
             endless=name == "train",
             pad_id=tokenizer.pad_id,
         )
-        out += [_heading(f"{name}: counts", color), *summary(dataset, batches)]
-        out += ["", _heading(f"{name}: tokens of an example", color), *histogram(dataset.lengths, section.seq_len), ""]
+        out += [heading(f"{name}: counts", color), *summary(dataset, batches)]
+        out += ["", heading(f"{name}: tokens of an example", color), *histogram(dataset.lengths, section.seq_len), ""]
     return "\n".join(out)
 
 
-def _heading(text: str, color: bool) -> str:
+def heading(text: str, color: bool) -> str:
     return f"{_LABEL}{text}{_END}" if color else f"== {text}"
 
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxpost.generate.engine import Engine, Weights
-from jaxpost.generate.layout import Text, bucket
+from jaxpost.generate.layout import Text, bucket, smaller
 from jaxpost.generate.matcher import Matcher, masks
 from jaxpost.generate.pages import OutOfPages
 from jaxpost.generate.params import SamplingParams
@@ -196,8 +196,8 @@ class Run:
         best = told_width(max((s.params.logprobs or 0) for s in group), self.engine.model.config.vocab_size)
         while True:
             count = len(group)
-            # Stop for a refill when a quarter of the rows has ended, or when the rest fits half the bucket.
-            keep = count - max(1, count // 4) if self.queue else bucket(count) // 2 if count > 1 else 0
+            # Stop for a refill when a quarter of the rows has ended, or when the rest fits the next smaller bucket.
+            keep = count - max(1, count // 4) if self.queue else smaller(bucket(count) - 1)
             rows, keys = self.table.of(group)
             mask = None
             if constrained:

@@ -1,12 +1,14 @@
 """Texts on the host as rows of a batch: which row each takes, their tokens and page tables as padded arrays.
 
-Rows come in `shards` equal parts, one for each set of pages; shapes are powers of two, so few programs are compiled.
+Rows come in `shards` equal parts, one for each set of pages. Lengths are powers of two and numbers of rows come from
+a short list, so few programs are compiled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ from jaxtyping import Int, UInt32
 from jaxpost.generate.pages import PagedRow
 from jaxpost.generate.programs import Part, Rows
 from jaxpost.models.pages import Tables
+from jaxpost.ops import platform
 
 Slots = Int[np.ndarray, " N"]
 """The row of a batch that each of N texts takes."""
@@ -62,8 +65,28 @@ def power(count: int, least: int = 1) -> int:
 
 
 def bucket(rows: int) -> int:
-    """Rows that a batch is padded to: a power of two."""
-    return power(rows)
+    """Rows that a batch is padded to: the platform's first bucket with room."""
+    return next(size for size in _buckets() if size >= rows)
+
+
+def smaller(rows: int) -> int:
+    """The largest bucket that is at most `rows`, which needs no padding; 0 for no rows."""
+    return max((size for size in takewhile(lambda size: size <= rows, _buckets())), default=0)
+
+
+def buckets(rows: int) -> list[int]:
+    """All buckets up to that of `rows`."""
+    return [*takewhile(lambda size: size < bucket(rows), _buckets()), bucket(rows)]
+
+
+def _buckets() -> Iterator[int]:
+    """Ascending, without end."""
+    listed = platform.choices().row_buckets
+    yield from listed
+    size = listed[-1]
+    while True:
+        size *= 2
+        yield size
 
 
 def slots_of(sequences: Sequence[Text], shards: int) -> tuple[Slots, int]:
@@ -72,8 +95,8 @@ def slots_of(sequences: Sequence[Text], shards: int) -> tuple[Slots, int]:
     Example:
         >>> texts = [Text([1], 1, PagedRow(shard=shard)) for shard in (1, 0, 1)]
         >>> slots, size = slots_of(texts, 2)
-        >>> slots.tolist(), size
-        ([2, 0, 3], 4)
+        >>> slots.tolist(), size  # with buckets 1, 8, 32
+        ([8, 0, 9], 16)
     """
     counts = [0] * shards
     ranks = []
@@ -130,8 +153,10 @@ def passes(sequences: Sequence[Text], shards: int, prefill_tokens: int, *, least
     todo = sorted(sequences, key=lambda s: -s.unstored)
     while todo := [s for s in todo if s.unstored > 0]:
         width = min(power(todo[0].unstored, 16), prefill_tokens)
-        most = max(1, prefill_tokens // width // shards)
-        parts = [[s for s in todo if s.pages.shard == shard][:most] for shard in range(shards)]
+        waiting = [[s for s in todo if s.pages.shard == shard] for shard in range(shards)]
+        # As many rows as fill a bucket: what is left over has passes of its own, and none is padding.
+        most = smaller(min(max(1, prefill_tokens // width // shards), max(map(len, waiting))))
+        parts = [part[:most] for part in waiting]
         chosen = [s for part in parts for s in part]
         slots, size = slots_of(chosen, shards)
         tokens, targets = np.zeros((2, size, width), np.int32)

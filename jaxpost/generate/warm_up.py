@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxpost.generate.engine import Engine, Weights
-from jaxpost.generate.layout import Pass, Text, bucket, power
+from jaxpost.generate.layout import Pass, Text, bucket, buckets, power, smaller
 from jaxpost.generate.matcher import masks
 from jaxpost.generate.pages import Copies, PagedRow
 from jaxpost.generate.programs import Part
@@ -54,7 +54,7 @@ def warm_up(engine: Engine, weights: Weights, wishes: RowParams, sizes: Sizes, *
     engine.strict = False
     try:
         quota = bucket(-(-sizes.rows // engine.shards))
-        for size in _powers(1, quota):
+        for size in buckets(quota):
             engine._copy([Copies(full=((0, 0),) * size)] + [Copies()] * (engine.shards - 1))
             _decode(engine, weights, wishes, sizes, size, lookup)
         _read(engine, weights, sizes, quota)
@@ -85,12 +85,12 @@ def _read(engine: Engine, weights: Weights, sizes: Sizes, quota: int) -> None:
 
     for width in widths(sizes.read - 1):
         for fresh in (True, False) if sizes.read - 1 > most else (True,):
-            for size in _powers(1, min(quota, bucket(max(1, most // width // engine.shards)))):
+            for size in buckets(smaller(min(quota, max(1, most // width // engine.shards)))):
                 engine._store(weights, _nothing(engine, size, width, fresh=fresh))
             if sizes.prompt_best is not None:
                 _score(engine, weights, 1, width, fresh=fresh, best=sizes.prompt_best)
     for width in widths(sizes.longest) if sizes.constrained else ():
-        for size in _powers(1, min(quota, bucket(max(1, most // width // engine.shards)))):
+        for size in buckets(smaller(min(quota, max(1, most // width // engine.shards)))):
             for best in sizes.best:
                 for fresh in (True, False):
                     _score(engine, weights, size, width, fresh=fresh, best=best)

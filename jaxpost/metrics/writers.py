@@ -106,16 +106,31 @@ def _whole_lines(file: Any, size: int) -> int:
     return min(end, size)
 
 
+_NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def from_json(line: bytes | str) -> dict[str, Any]:
+    """The record of a line of metrics.jsonl, "nan" and "inf" back as numbers.
+
+    Raises:
+        ValueError: no JSON object.
+
+    Example:
+        >>> from_json('{"step": 1, "loss": "inf"}')
+        {'step': 1, 'loss': inf}
+    """
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError(f"a record is a JSON object, not {line[:80]!r}")
+    return {k: _NUMBERS.get(v, v) if isinstance(v, str) and k != "kind" else v for k, v in record.items()}
+
+
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Records of metrics.jsonl, "nan" and "inf" back as numbers; a torn last line is left out."""
-    numbers = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+    """Records of metrics.jsonl; a torn last line is left out."""
     with open(path, "rb") as file:
         for line in file:
             if line.endswith(b"\n"):
-                yield {
-                    k: numbers.get(v, v) if isinstance(v, str) and k != "kind" else v
-                    for k, v in json.loads(line).items()
-                }
+                yield from_json(line)
 
 
 def scalars(record: Record, prefix: str = "") -> dict[str, float]:

@@ -54,6 +54,9 @@ class Choices:
     """Most queries whose scores the xla attention holds at one time."""
     paged_kernel: bool = False
     """One query a row reads its pages by JAX's kernel, where that fits: a loop over pages is a chain of small steps."""
+    row_buckets: tuple[int, ...] = (1,)
+    """Rows that a batch of the engine may have; beyond the last, its multiples by powers of two. Each is a program, so
+    where compiling is slow and rows are cheap there are few."""
     splash_block: int = 512
     """Largest tile of the splash kernel, in tokens; a power of two from 128."""
 
@@ -68,6 +71,7 @@ CHOICES: dict[Platform, Choices] = {
         bfloat16_as_bits=True,
         chunk_tokens=256,
         causal_chunk=64,
+        row_buckets=(1, 8, 32),
     ),
     "gpu": Choices(
         attention="xla",

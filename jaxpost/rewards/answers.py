@@ -10,13 +10,14 @@ from typing import Any, Literal
 from jaxpost.rewards.contract import Completion, Example, RowReward, field
 from jaxpost.rewards.latex import equal, read
 
-Source = Literal["boxed", "hash", "phrase", "number"]
+Source = Literal["tag", "boxed", "hash", "phrase", "number"]
 SOURCES: tuple[Source, ...] = ("boxed", "hash", "phrase", "number")
 
 MAX_READ = 2**16
 """Characters at the end of a text in which the answer is looked for."""
 
 _PHRASE = re.compile(r"\banswer(?:\s+is|\s*[:=])[:\s*]*", re.IGNORECASE)
+_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _SENTENCE = re.compile(r"\.(?=\s|$)|\n|\*\*")
 _NUMBER = re.compile(
     r"(?<![\w.,])(?:(?<![)\]}\-])-)?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+|(?=\.[0-9]))(?:\.[0-9]+)?"
@@ -55,16 +56,18 @@ def boxes(text: str) -> list[str]:
 def final_answer(text: str, *, sources: Sequence[Source] = SOURCES) -> str | None:
     """The final answer that a text states, by the first of these sources that it has; None if it has none.
 
-    boxed: the last complete box. hash: what follows the last "####" in its line (GSM8K, 2110.14168). phrase: what
-    follows the last "answer is" or "answer:" in its sentence. number: the last number. Only the last MAX_READ
-    characters are read.
+    tag: what stands in the last <answer> </answer> (2501.12948), or the last box in it. boxed: the last complete box.
+    hash: what follows the last "####" in its line (GSM8K, 2110.14168). phrase: what follows the last "answer is" or
+    "answer:" in its sentence. number: the last number. Only the last MAX_READ characters are read.
 
     >>> final_answer("2 + 2 = 4. The answer is 5 apples."), final_answer("so 1,234 in all", sources=["boxed"])
     ('5 apples', None)
     """
     text = text[-MAX_READ:]
     for source in sources:
-        if source == "boxed":
+        if source == "tag":
+            found = [(boxes(inside) or [inside])[-1] for inside in _TAG.findall(text)[-1:]]
+        elif source == "boxed":
             found = boxes(text)[-1:]
         elif source == "hash":
             found = [text.rpartition("####")[2].partition("\n")[0]] if "####" in text else []
@@ -109,10 +112,11 @@ class MathAnswer(RowReward):
         if answer is None:
             return 0.0
         golds = gold if isinstance(gold, list | tuple) else [gold]
-        return float(any(equal(_reference(one), answer, tolerance=self.tolerance) for one in golds))
+        return float(any(equal(reference_of(one), answer, tolerance=self.tolerance) for one in golds))
 
 
-def _reference(gold: Any) -> str:
+def reference_of(gold: Any) -> str:
+    """The answer in a reference: what follows "####" or stands in a box, else all of it."""
     text = str(gold)
     return final_answer(text, sources=("hash", "boxed")) or text
 

@@ -49,6 +49,9 @@ class RowReward:
     Being dataclasses, they are compared, printed and sent to worker processes by their fields.
     """
 
+    def prepare(self) -> None:
+        """What takes long or may be missing, before the first row; a worker of `runner.Pool` calls it once."""
+
     def row(self, example: Example, completion: Completion) -> float:
         """The score of one completion."""
         raise TypeError(f"{type(self).__name__} scores no rows; define row(example, completion)")

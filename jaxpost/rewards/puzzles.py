@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxpost.rewards.answers import MAX_READ, boxes
-from jaxpost.rewards.arithmetic import BadExpression, evaluate
 from jaxpost.rewards.contract import Completion, Example, RowReward, field
+from jaxpost.text.arithmetic import BadExpression, evaluate
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from jaxpost.rewards.contract import Completion, Example, RewardFn, Rewards, Sam
 
 START_SECONDS = 120.0
 """For a worker to start and to load users' files."""
+STARTS = 3
+"""Workers that may fail to start in one call before it is an error."""
 
 
 class Problem(NamedTuple):
@@ -74,6 +76,10 @@ class _Board:
 
     found: dict[Task, dict[str, float]] = field(default_factory=dict)
     problems: list[tuple[Task, str, str]] = field(default_factory=list)
+    queue: deque[Task] = field(default_factory=deque)
+    again: set[Task] = field(default_factory=set)
+    """Rows whose worker ended under them: they get one more."""
+    failed_starts: int = 0
 
 
 class Pool:
@@ -152,7 +158,8 @@ class Pool:
 
     def _run(self, rows: list[tuple[dict[str, Any], Sample]], tasks: list[Task]) -> _Board:
         """Hands tasks to idle workers until every one is settled."""
-        board, queue = _Board(), deque(tasks)
+        board = _Board(queue=deque(tasks))
+        queue = board.queue
         for worker in [worker for worker in self._pool if worker.process.poll() is not None]:
             worker.kill()  # ended since the last call, which is no row's fault
             self._pool.remove(worker)
@@ -207,8 +214,7 @@ class Pool:
         try:
             kind, answer = worker.connection.recv()
         except (EOFError, OSError):
-            worker.process.wait()
-            self._drop(worker, board, f"its process ended with exit code {worker.process.returncode}")
+            self._bury(worker, board)
             return
         worker.deadline = float("inf")
         if kind == "ready":
@@ -222,11 +228,24 @@ class Pool:
                 board.problems.append((worker.task, self._names[worker.task.reward], f"it raised {answer}"))
             worker.task = None
 
+    def _bury(self, worker: _Worker, board: _Board) -> None:
+        """A worker has ended: its row is scored once more, because not the row but the machine may have killed it."""
+        worker.process.wait()
+        task = worker.task
+        if worker.ready and task is not None and task not in board.again:
+            board.again.add(task)
+            board.queue.appendleft(task)
+            worker.task = None
+        self._drop(worker, board, f"its process ended with exit code {worker.process.returncode}, twice")
+
     def _drop(self, worker: _Worker, board: _Board, reason: str) -> None:
         """Kills a worker; its row is unscored."""
         worker.kill()
         self._pool.remove(worker)
         if not worker.ready:
+            board.failed_starts += 1
+            if board.failed_starts < STARTS:
+                return
             raise RuntimeError(f"a reward worker did not start: exit code {worker.process.returncode}; see its output")
         if worker.task is not None:
             board.problems.append((worker.task, self._names[worker.task.reward], reason))

@@ -8,7 +8,7 @@ import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
-from jaxpost.rewards.contract import RewardFn, Sample
+from jaxpost.rewards.contract import RewardFn, RowReward, Sample, name_of
 from jaxpost.rewards.functions import FromFile, load
 
 GRACE = 5.0
@@ -38,13 +38,16 @@ def main(descriptor: int) -> None:
 
 
 def _start(rewards: list[RewardFn]) -> tuple[str, str]:
-    """Loads users' files before the first row, so that their faults are told at once and their time is not a row's."""
+    """Loads users' files and the like before the first row: faults are told at once, and the time is not a row's."""
     for reward in rewards:
-        if isinstance(reward, FromFile):
-            try:
+        try:
+            if isinstance(reward, FromFile):
                 load(reward.spec)
-            except BaseException as error:
-                return "failed", f"{reward.spec}: {type(error).__name__}: {error}"
+            elif isinstance(reward, RowReward):
+                reward.prepare()
+        except BaseException as error:
+            name = reward.spec if isinstance(reward, FromFile) else name_of(reward)
+            return "failed", f"{name}: {type(error).__name__}: {error}"
     return "ready", ""
 
 

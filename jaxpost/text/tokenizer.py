@@ -5,6 +5,7 @@ A thin layer over transformers' fast tokenizers. Nothing is executed from a toke
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -136,9 +137,15 @@ class Tokenizer:
         tools: Sequence[Mapping] | None = None,
         *,
         add_generation_prompt: bool = False,
+        default_system: bool = True,
     ) -> str:
-        """A conversation's text; with `add_generation_prompt` it ends where the assistant begins to write."""
-        return self.render_spans(messages, tools, add_generation_prompt=add_generation_prompt).text
+        """A conversation's text; with `add_generation_prompt` it ends where the assistant begins to write.
+
+        Without `default_system` a conversation that has no system turn gets none, whatever the template's own is.
+        """
+        return self.render_spans(
+            messages, tools, add_generation_prompt=add_generation_prompt, default_system=default_system
+        ).text
 
     def render_spans(
         self,
@@ -146,10 +153,15 @@ class Tokenizer:
         tools: Sequence[Mapping] | None = None,
         *,
         add_generation_prompt: bool = False,
+        default_system: bool = True,
     ) -> Rendered:
-        """A conversation's text and the spans that the assistant writes."""
+        """A conversation's text and the spans that the assistant writes; arguments as `render`."""
         parsed = [m if isinstance(m, Message) else parse_message(m) for m in messages]
-        return self.chat.render(parsed, tools, add_generation_prompt=add_generation_prompt)
+        chat = self.chat
+        if not default_system:
+            kept = tuple((name, value) for name, value in chat.variables if name != "default_system")
+            chat = dataclasses.replace(chat, variables=kept)
+        return chat.render(parsed, tools, add_generation_prompt=add_generation_prompt)
 
 
 def load_tokenizer(folder: str | Path, *, chat_template: str | None = None) -> Tokenizer:

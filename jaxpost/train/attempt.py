@@ -161,7 +161,7 @@ class Attempt(Generic[J]):
             self._export()
             for line in before_and_after(self.folder.path) if self.folder.writes else ():
                 self.progress.say(line)
-            text = f"Finished {job.num_steps} {self.unit}s; everything is in {self.folder.path}"
+            text = f"Finished {position.step} {self.unit}s; everything is in {self.folder.path}"
         elif position.step:
             text = (
                 f"Stopped by {stopped} after {self.unit} {position.step} of {job.num_steps}; everything is saved. "
@@ -176,7 +176,7 @@ class Attempt(Generic[J]):
     def _export(self) -> None:
         # Under another name until it is whole; made again if this attempt trained further.
         job, final = self.job, self.folder.export
-        if job.export is None or (final.exists() and self.started_at == job.num_steps):
+        if job.export is None or (final.exists() and self.started_at == self.position.step):
             return
         self.progress.busy("exporting the model ...")
         unfinished = final.with_name("export.unfinished")

@@ -33,8 +33,12 @@ class Group(NamedTuple):
     @property
     def informative(self) -> bool:
         """Its scored rewards differ."""
-        scored = self.reward[~np.isnan(self.reward)]
-        return bool(scored.size) and bool(scored.max() > scored.min())
+        return _spread(self.reward)
+
+
+def _spread(column: np.ndarray) -> bool:
+    scored = column[~np.isnan(column)]
+    return bool(scored.size) and bool(scored.max() > scored.min())
 
 
 @dataclass
@@ -97,15 +101,23 @@ def collect(job: OnlineJob, first: Round, scored: Scored, refill: Callable[[int]
     Args:
       refill: (number of the round, from 1) -> a further round with its rewards.
     """
+    by = job.rollout.refill_by
     step = Step([], grouped(job, first, scored), faults=[str(problem) for problem in scored.problems])
     wanted = job.rollout.prompts
+    if by is not None and by not in scored.rewards:
+        raise ValueError(f"rollout.refill_by {by!r} is none of the reward's columns: {', '.join(scored.rewards)}")
+
+    def kept(group: Group) -> bool:
+        # A group is kept by one column, but it can teach only what its rewards say.
+        return group.informative and (by is None or _spread(group.columns[by]))
+
     if job.rollout.max_refills:
-        while sum(g.informative for g in step.seen) < wanted and step.refills < job.rollout.max_refills:
+        while sum(map(kept, step.seen)) < wanted and step.refills < job.rollout.max_refills:
             step.refills += 1
             more, columns = refill(step.refills)
             step.seen += grouped(job, more, columns)
             step.faults += [str(problem) for problem in columns.problems]
-        step.groups = [g for g in step.seen if g.informative][:wanted]
+        step.groups = [g for g in step.seen if kept(g)][:wanted]
     else:
         step.groups = list(step.seen)
     return step

@@ -10,6 +10,7 @@ rewards are being computed; which sample belongs to which step never depends on 
 
 from __future__ import annotations
 
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -74,11 +75,10 @@ class _OnlineRun(Attempt[OnlineJob]):
 
     def train(self) -> RunResult:
         """The loop of the module's description."""
-        job, position = self.job, self.position
         while True:
             if self._evaluation_due():
                 self._evaluate()
-            finished = position.step >= job.num_steps and not self._evaluation_due()
+            finished = self._ended() and not self._evaluation_due()
             stopping = not finished and (self.asked_to_stop or self.interrupted())
             if self.save_due(stopping, finished):
                 self._keep()
@@ -88,6 +88,13 @@ class _OnlineRun(Attempt[OnlineJob]):
             self._iterate()
         self.checkpoints.wait()
         return self.finish((self.signals.received or "SIGTERM") if stopping else None)
+
+    def _ended(self) -> bool:
+        """Whether all steps are done, or all samples drawn; samples that wait for their step do not count."""
+        job = self.job
+        waiting = len(self.waiting[0]) if self.waiting is not None else 0
+        drawn = (self.cursor - waiting) * job.rollout.samples
+        return self.position.step >= job.num_steps or drawn >= (job.train.samples or math.inf)
 
     def _iterate(self) -> None:
         """One step: samples, rewards, updates."""
@@ -155,7 +162,7 @@ class _OnlineRun(Attempt[OnlineJob]):
         if self.files and (position.step - 1) % job.train.sample_every == 0:
             for record in sample_records(position.step, found, outcome.credit, job.rollout.samples):
                 self.files["samples.jsonl"].write(record)
-        if position.step % max(job.train.log_every, 1) == 0 or position.step == job.num_steps:
+        if position.step % max(job.train.log_every, 1) == 0 or self._ended():
             self._write_window()
 
     def _write_window(self) -> None:
@@ -188,12 +195,12 @@ class _OnlineRun(Attempt[OnlineJob]):
         job, step = self.job, self.position.step
         if self.position.evaluated == step or not job.evals:
             return False
-        return step in (0, job.num_steps) or (job.train.eval_every > 0 and step % job.train.eval_every == 0)
+        return step == 0 or self._ended() or (job.train.eval_every > 0 and step % job.train.eval_every == 0)
 
     def _evaluate(self) -> None:
         """Answer and judge the held-out problems; a signal gives it up, to be done again on resume."""
         job, position, start = self.job, self.position, time.perf_counter()
-        ends = position.step in (0, job.num_steps)
+        ends = position.step == 0 or self._ended()
         record: dict[str, Any] = {"step": position.step, "kind": "eval"}
         samples: list[dict[str, Any]] = []
         params = job.eval_params(self.state)
@@ -236,8 +243,9 @@ class _OnlineRun(Attempt[OnlineJob]):
         return _Timed(times, name)
 
     def close(self) -> None:
-        """Close files, loggers and the thread that scores."""
+        """Close files, loggers, and the thread and processes that score."""
         self.scoring.shutdown(wait=True, cancel_futures=True)
+        self.job.close()
         super().close()
 
 

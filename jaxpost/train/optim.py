@@ -9,7 +9,7 @@ optimiser's state: a skipped update does not delay the schedule, and `lr_at(step
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -158,3 +158,25 @@ def make_optimizer(section: OptimSection, num_steps: int) -> tuple[optax.Gradien
     direction = _direction(section, schedule)
     clip = optax.identity() if section.clip_norm is None else optax.clip_by_global_norm(section.clip_norm)
     return in_float32(optax.chain(clip, direction)), lambda step: section.lr * schedule(step)
+
+
+def scale_parts(
+    optimizer: optax.GradientTransformationExtraArgs, factors: Mapping[str, float]
+) -> optax.GradientTransformationExtraArgs:
+    """The same optimiser with its updates of some networks, by their name in params, times a factor.
+
+    Every optimiser here has updates that are proportional to the learning rate, so a factor is another rate.
+
+    Example:
+      >>> tx = scale_parts(optax.with_extra_args_support(optax.sgd(1.0)), {"critic": 10.0})
+      >>> params = {"policy": jnp.ones(()), "critic": jnp.ones(())}
+      >>> {name: float(x) for name, x in tx.update(params, tx.init(params))[0].items()}
+      {'policy': -1.0, 'critic': -10.0}
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        updates, state = optimizer.update(updates, state, params, **extra)
+        scaled = {name: optax.tree.scale(factors.get(name, 1.0), tree) for name, tree in updates.items()}
+        return scaled, state
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)

@@ -14,7 +14,6 @@ from jaxpost.train.curves import draw_curves
 from jaxpost.train.folder import RunFolder, readme
 from jaxpost.train.job import Job
 
-
 _ANSWERS = 4
 """Held-out problems whose answers are shown, where there are many."""
 

@@ -235,6 +235,26 @@ def test_sources_are_kept_to():
     assert final_answer("\\boxed{1} #### 2", sources=("hash",)) == "2"
     assert final_answer("The answer is 3", sources=("boxed", "hash")) is None
     assert boxes("\\boxed{a} } { \\boxed{b}") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>1</think> <answer> 42 </answer> 7", "42"),
+        ("<answer>1</answer> no <answer>2</answer>", "2"),
+        ("<answer>so \\boxed{3} then</answer>", "3"),
+        ("<answer> <answer>4</answer>", "4"),
+        ("<answer>5", None),
+        ("6</answer>", None),
+        ("<answer> </answer>", None),
+        ("<answer>" * 10**5, None),
+    ],
+)
+def test_answers_between_tags(text, answer):
+    assert final_answer(text, sources=("tag",)) == answer
+
+
+def test_a_flood_of_boxes_is_read_in_one_pass():
     assert boxes("\\boxed{" * 10**5) == []
 
 

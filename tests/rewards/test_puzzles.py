@@ -10,9 +10,9 @@ from fractions import Fraction
 
 import pytest
 
-from jaxpost.rewards.arithmetic import BadExpression, evaluate
 from jaxpost.rewards.contract import Sample
 from jaxpost.rewards.puzzles import Arithmetic, Countdown, Game24, Reaches, solve, stated
+from jaxpost.text.arithmetic import BadExpression, evaluate
 
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 SHAPES = ("((a{}b){}c){}d", "(a{}(b{}c)){}d", "a{}((b{}c){}d)", "a{}(b{}(c{}d))", "(a{}b){}(c{}d)")

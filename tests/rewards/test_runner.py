@@ -104,7 +104,7 @@ def test_every_kind_of_trouble_is_told_by_name_and_row(user):
         for row, reason in {
             1: "it raised KeyError: 'no such thing'",
             2: "it took longer than 4 s",
-            3: "its process ended with exit code 7",
+            3: "its process ended with exit code 7, twice",
             4: "it gave nan",
             5: "it gave inf",
             6: "it gave no 'troubled', as it does elsewhere",
@@ -232,3 +232,21 @@ def test_pools_that_cannot_be():
         pytest.raises(ValueError, match="define them in a module"),
     ):
         pool([{}], [Sample("")])
+
+
+def test_a_row_whose_worker_is_killed_from_outside_is_scored_all_the_same(user, tmp_path):
+    """As when the machine runs out of memory: the second attempt counts, and nothing is unscored."""
+    file = tmp_path / "once.py"
+    file.write_text(
+        "import os, pathlib, signal\n"
+        "def once(examples, completions):\n"
+        "    mark = pathlib.Path(completions[0].text)\n"
+        "    if not mark.exists():\n"
+        "        mark.touch()\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return [1.0]\n"
+    )
+    with Pool(FromFile(f"{file}:once"), workers=2, seconds=30.0) as pool:
+        rewards, problems = pool([{}] * 3, [Sample(str(tmp_path / name)) for name in ("a", "b", "c")])
+    assert problems == ()
+    assert rewards["once"].tolist() == [1, 1, 1]

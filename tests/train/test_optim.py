@@ -13,7 +13,7 @@ import pytest
 
 from jaxpost.config import AdafactorSection, AdamWSection, LionSection, MuonSection, ScheduleSection
 from jaxpost.metrics.terms import Term
-from jaxpost.train.optim import make_optimizer, make_schedule
+from jaxpost.train.optim import make_optimizer, make_schedule, scale_parts
 from jaxpost.train.step import init_state, make_train_step
 
 STEPS = 50
@@ -223,3 +223,22 @@ def test_clipping_scales_the_whole_gradient() -> None:
     for path, start in by_path(params()).items():
         g = by_path(grads)[path] * 0.5 / norm
         np.testing.assert_allclose(got[path], start - g / (np.abs(g) + 1.0), rtol=1e-4, atol=1e-6)
+
+
+@jax.numpy_dtype_promotion("standard")  # optax counts in integers
+def test_a_part_of_the_parameters_has_a_learning_rate_of_its_own():
+    """As two optimisers, each on its part: AdamW with decay, whose clip reads the norm of all gradients."""
+    both = {"policy": params(1)["policy"], "critic": params(2)["policy"]}
+    grads = jax.tree.map(lambda x: 0.1 * x + 0.01, both)
+    section = lambda lr: AdamWSection(lr=lr, weight_decay=0.1, clip_norm=None, schedule=CONSTANT)  # noqa: E731
+    joint = scale_parts(make_optimizer(section(1e-3), STEPS)[0], {"critic": 5.0})
+    state, found = joint.init(both), []
+    for step in range(3):
+        updates, state = joint.update(grads, state, both, step=jnp.int32(step))
+        found.append(updates)
+    for name, lr in (("policy", 1e-3), ("critic", 5e-3)):
+        alone, _ = make_optimizer(section(lr), STEPS)
+        state = alone.init(both[name])
+        for step in range(3):
+            wanted, state = alone.update(grads[name], state, both[name], step=jnp.int32(step))
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found[step][name], wanted)

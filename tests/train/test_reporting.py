@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import pytest
 
-from jaxpost.train.curves import draw_curves, ticks
+from jaxpost.metrics.charts import ticks
+from jaxpost.train.curves import draw_curves
 from jaxpost.train.meters import PEAK_FLOPS, Meter, peak_flops, peak_memory_gib
 from jaxpost.train.progress import Progress
 

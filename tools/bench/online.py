@@ -17,7 +17,7 @@ from typing import Any
 
 from common import Task
 
-PROMPTS, SAMPLES, LENGTH, NEW, STEPS = 2, 8, 64, 64, 5
+PROMPTS, SAMPLES, LENGTH, NEW, STEPS = 2, 8, 64, 64, 4
 REWARD = """\
 import zlib
 

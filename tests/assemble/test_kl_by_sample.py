@@ -1,0 +1,37 @@
+"""The KL summed into a sample's reward, against arithmetic by hand."""
+
+import numpy as np
+
+from jaxpost.assemble.credit import make_credit
+from jaxpost.config_rl import GRPOAdvantage, KLSection, ReinforceLoss, RLOOAdvantage
+from jaxpost.train.online_job import Known
+
+RNG = np.random.default_rng(0)
+MASK = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]], np.float32)
+LOGPROBS, REFERENCE = (RNG.normal(-1, 0.3, MASK.shape).astype(np.float32) for _ in range(2))
+REWARDS = np.array([1, 0, 1, np.nan], np.float32)
+
+
+def credit(advantage, **kl):
+    section = KLSection(coef=0.1, where="sample", **kl)
+    nothing = np.zeros_like(MASK)
+    known = Known(REWARDS, np.zeros(4, np.int32), MASK, np.zeros(4, bool), np.full(4, np.nan, np.float32),
+                  LOGPROBS, REFERENCE, nothing, None)  # fmt: skip
+    return make_credit(advantage, kl=section, loss=ReinforceLoss())(known, {"kl_coef": 0.1, "baseline": 0.0})
+
+
+def test_rloo_compares_rewards_with_their_kl():
+    total = REWARDS - 0.1 * np.sum(MASK * (LOGPROBS - REFERENCE), axis=1)
+    found = credit(RLOOAdvantage(), estimator="k1")
+    for i in range(3):
+        others = [total[j] for j in range(3) if j != i]
+        np.testing.assert_allclose(found.advantages[i], MASK[i] * (total[i] - np.mean(others)), rtol=1e-5)
+    assert not found.advantages[3].any()
+    assert not found.weights[3].any()
+
+
+def test_other_estimators_and_advantages_read_it_too():
+    x = LOGPROBS - REFERENCE
+    total = (REWARDS - 0.1 * np.sum(MASK * x**2 / 2, axis=1))[:3]
+    found = credit(GRPOAdvantage(scale="none"), estimator="k2")
+    np.testing.assert_allclose(found.advantages[:3], MASK[:3] * (total - total.mean())[:, None], rtol=1e-5)

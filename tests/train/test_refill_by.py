@@ -1,0 +1,47 @@
+"""Dynamic sampling by one column of the reward: which groups are kept, and when it stops."""
+
+import numpy as np
+import pytest
+
+from jaxpost.config_rl import RolloutSection
+from jaxpost.rewards.runner import Scored
+from jaxpost.rl.episodes import Episode, Problem
+from jaxpost.train.collect import collect
+from jaxpost.train.online_job import OnlineJob
+
+
+def job(**rollout) -> OnlineJob:
+    made = object.__new__(OnlineJob)  # `collect` reads these two alone
+    object.__setattr__(made, "rollout", RolloutSection(prompts=2, samples=2, **rollout))
+    object.__setattr__(made, "unscore_truncated", False)
+    return made
+
+
+def round_of(first: int, accuracy: list[list[float]], penalty: list[list[float]]):
+    problems = [Problem(first + i, (1,), "?", {}) for i in range(len(accuracy))]
+    episodes = [
+        Episode(p, s, (1,), (1,), (0.0,), "stop", "", 0) for p in range(len(accuracy)) for s in range(len(accuracy[p]))
+    ]
+    math, long = np.ravel(accuracy).astype(float), np.ravel(penalty).astype(float)
+    return (problems, episodes), Scored({"reward": math + long, "math": math, "overlong": long}, ())
+
+
+def test_groups_that_differ_in_the_penalty_alone_are_sampled_anew():
+    first = round_of(0, [[0, 0], [1, 0]], [[0, -0.5], [0, 0]])
+    further = {1: round_of(2, [[1, 1], [1, 1]], [[0, -1], [0, 0]]), 2: round_of(4, [[0, 1], [1, 0]], [[0, 0], [0, 0]])}
+    step = collect(job(max_refills=5, refill_by="math"), *first, further.__getitem__)
+    assert [g.problem.number for g in step.groups] == [1, 4]
+    assert (step.refills, len(step.seen)) == (2, 6)
+    by_reward = collect(job(max_refills=5), *first, further.__getitem__)
+    assert [g.problem.number for g in by_reward.groups] == [0, 1]
+
+
+def test_a_group_whose_parts_cancel_teaches_nothing():
+    step = collect(job(max_refills=1, refill_by="math"), *round_of(0, [[1, 0], [1, 0]], [[-1, 0], [0, 0]]),
+                   lambda number: round_of(2, [[0, 0], [0, 0]], [[0, 0], [0, 0]]))  # fmt: skip
+    assert [g.problem.number for g in step.groups] == [1]
+
+
+def test_an_unknown_column_is_named():
+    with pytest.raises(ValueError, match="'acc' is none of the reward's columns: reward, math, overlong"):
+        collect(job(max_refills=1, refill_by="acc"), *round_of(0, [[1, 0]], [[0, 0]]), lambda number: None)
