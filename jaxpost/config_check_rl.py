@@ -88,8 +88,8 @@ def _rollout(config: RLConfig) -> Iterator[str]:
         yield "rollout.refill_by belongs to dynamic sampling; set rollout.max_refills above 0, or leave it out"
     if rollout.overlap and config.correction is None and config.learner.old_logprobs == "learner":
         yield (
-            "rollout.overlap draws samples one step early: give a correction (--correction '{kind: truncated}'), or "
-            "start ratios from the sampler (--learner.old_logprobs sampler)"
+            "rollout.overlap draws samples one step early: give a correction "
+            "(--correction '{kind: truncated}'), or start ratios from the sampler (--learner.old_logprobs sampler)"
         )
 
 
@@ -105,12 +105,13 @@ def _advantage(config: RLConfig) -> Iterator[str]:
         for name in ("discount", "trace"):
             if not 0 <= getattr(section, name) <= 1:
                 yield f"advantage.{name} is {getattr(section, name):g}; it must be from 0 to 1"
-    if isinstance(section, ReinforcePlusPlusAdvantage) and section.group_baseline:
-        if config.rollout.samples < 2:
-            few = f"rollout.samples {config.rollout.samples} is too few"
-            yield f"advantage.group_baseline compares the samples of a group: {few}"
-        if config.kl.coef > 0 and config.kl.where != "loss":
-            yield "advantage.group_baseline has the KL in the loss; set kl.where to loss"
+    grouped = isinstance(section, ReinforcePlusPlusAdvantage) and section.group_baseline
+    if grouped and config.rollout.samples < 2:
+        yield f"advantage.group_baseline needs groups: rollout.samples {config.rollout.samples} is too few"
+    if grouped and config.kl.coef > 0 and config.kl.where != "loss":
+        yield "advantage.group_baseline has the KL in the loss; set kl.where to loss"
+    if isinstance(section, ProcessAdvantage) and config.kl.coef > 0 and config.kl.where == "sample":
+        yield "advantage.kind grpo_process has rewards by step; set kl.where to reward or loss"
 
 
 def _loss(config: RLConfig) -> Iterator[str]:

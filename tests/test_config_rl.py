@@ -88,10 +88,8 @@ WRONG = {
     'advantage: {kind: grpo_process, separator: ""}': "advantage.separator is empty",
     "advantage: {kind: reinforce, decay: 1.0}": "advantage.decay",
     "advantage: {kind: gae, trace: 1.5}": "advantage.trace is 1.5; it must be from 0 to 1",
-    "advantage: {kind: reinforce_plus_plus, group_baseline: true}\n"
-    "kl: {coef: 0.1, where: reward}": "set kl.where to loss",
-    "advantage: {kind: reinforce_plus_plus, group_baseline: true}\n"
-    "rollout: {samples: 1}": "rollout.samples 1 is too few",
+    "advantage: {kind: reinforce_plus_plus, group_baseline: true}\nkl: {coef: 0.1, where: reward}": "set kl.where",
+    "advantage: {kind: reinforce_plus_plus, group_baseline: true}\nrollout: {samples: 1}": "needs groups",
     "loss: {entropy_coef: -1.0}": "loss.entropy_coef",
     "loss: {divisor: 5}": "loss.divisor belongs to aggregate: constant_mean, not token_mean",
     "loss: {clip_low: 0.0}": "loss.clip_low",
@@ -102,8 +100,7 @@ WRONG = {
     "kl: {target: 0.1}": "kl.target adapts kl.coef, which is 0",
     "correction: {kind: truncated, cap: 0.0}": "correction.cap",
     "correction: {kind: masked, low: 2.0, high: 1.0}": "give 0 <= low < high",
-    "correction: {kind: masked}\n"
-    "learner: {old_logprobs: sampler}": "with learner.old_logprobs sampler they are the same",
+    "correction: {kind: masked}\nlearner: {old_logprobs: sampler}": "sampler they are the same",
     "critic: {clip: 0.0}": "critic.clip",
     "learner: {epochs: 0}": "learner.epochs",
     "learner: {minibatches: 9}": "learner.minibatches 9 exceeds rollout.prompts 8",

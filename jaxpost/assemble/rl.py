@@ -81,7 +81,8 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
         seed=config.run.seed,
     )
     generate, sampler = _generator(config, pretrained, training)
-    score = scored_once(make_pool(config.reward))
+    pools = _pools(config)
+    score = scored_once(pools[0])
     steps = config.advantage.separator if isinstance(config.advantage, ProcessAdvantage) else None
     return OnlineJob(
         folder=Path(config.run.dir.format(name=config.run.name)),
@@ -128,9 +129,13 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
         unscore_truncated=config.loss.truncated == "unscore",
         measure=policy.measure_of(config.loss),
         replicated=sharding.replicated(mesh),
-        evals=tuple(_evaluation(config, section, evals[section.name]) for section in config.evals),
+        evals=tuple(
+            _evaluation(config, section, evals[section.name], pool)
+            for section, pool in zip(config.evals, pools[1:], strict=True)
+        ),
         pad_id=tokenizer.pad_id,
         forget=sampler.forget_weights,
+        close=partial(_close, pools),
     )
 
 
@@ -227,11 +232,22 @@ def _generator(config: RLConfig, pretrained: Pretrained, training: Training) -> 
     return generate, sampler
 
 
-def _evaluation(config: RLConfig, section: EvalSection, problems: Problems) -> Evaluation:
+def _pools(config: RLConfig) -> list[Any]:
+    """Workers of the run's reward, and of each evaluation's."""
+    found = [make_pool(config.reward)]
+    return found + [make_pool(s.reward or config.reward, key=f"evals {s.name} reward") for s in config.evals]
+
+
+def _close(pools: list[Any]) -> None:
+    for pool in pools:
+        pool.close()
+
+
+def _evaluation(config: RLConfig, section: EvalSection, problems: Problems, score: Any) -> Evaluation:
     items = section.items if problems.count is None else min(section.items, problems.count)
     return Evaluation(
         section=section,
         problems=tuple(problems.at(i) for i in range(items)),
-        score=scored_once(make_pool(section.reward or config.reward, key=f"evals {section.name} reward")),
+        score=scored_once(score),
         wish=Wish(section.samples, section.temperature, section.max_tokens or config.rollout.max_tokens),
     )

@@ -39,7 +39,9 @@ class _Groups:
         return jax.ops.segment_sum(jnp.where(self.scored, x, 0.0), self.index, self.size)[self.index]
 
 
-def reinforce(rewards: Float[Array, " N"], *, baseline: Float[Array, "*#N"] | float = 0.0) -> Float[Array, " N"]:
+def reinforce(
+    rewards: Float[Array, " N"], *, baseline: Float[Array, "#N"] | Float[Array, ""] | float = 0.0
+) -> Float[Array, " N"]:
     """REINFORCE: A = r - b, for a baseline b that does not depend on the sample.
 
     With ReMax (2310.10505), b is the reward of the prompt's greedy answer; where that is unscored, so is the sample.

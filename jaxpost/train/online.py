@@ -243,8 +243,9 @@ class _OnlineRun(Attempt[OnlineJob]):
         return _Timed(times, name)
 
     def close(self) -> None:
-        """Close files, loggers and the thread that scores."""
+        """Close files, loggers, and the thread and processes that score."""
         self.scoring.shutdown(wait=True, cancel_futures=True)
+        self.job.close()
         super().close()
 
 

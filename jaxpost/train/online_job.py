@@ -143,6 +143,8 @@ class OnlineJob(Job):
     pad_id: int = 0
     forget: Callable[[], None] = lambda: None
     """Lets go of the sampler's memory that only decoding needs."""
+    close: Callable[[], None] = lambda: None
+    """Ends the processes that score; a later call starts them anew."""
 
     @property
     def saving(self) -> tuple[int, int]:

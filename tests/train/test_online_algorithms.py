@@ -144,7 +144,7 @@ def gibbs(reference: np.ndarray) -> np.ndarray:
 
 
 def reversed_gibbs(reference: np.ndarray) -> np.ndarray:
-    """argmax E[r] - beta KL(reference, pi): beta reference / (lambda - r), lambda so that it sums to 1 (bisection)."""
+    """argmax E[r] - beta KL(reference, pi): beta reference / (lambda - r), lambda so that it sums to 1."""
     low, high = PAY.max() + 1e-9, PAY.max() + 10
     for _ in range(100):
         middle = (low + high) / 2

@@ -151,6 +151,16 @@ class ToySampler(Sampler):
 Score = Callable[[Any, Any], Scored]
 
 
+class Pool:
+    """A score in the place of the workers that would compute it."""
+
+    def __init__(self, score: Score) -> None:
+        self.score, self.close = score, getattr(score, "close", lambda: None)
+
+    def __call__(self, examples: Any, completions: Any) -> Scored:
+        return self.score(examples, completions)
+
+
 def scored_by(one: Callable[[Any, Any], float], name: str = "score") -> Score:
     """A reward of one completion -> of many, in this process."""
 
@@ -192,7 +202,7 @@ def toys(score: Score, devices: int = 1, prompts: Sequence[Sequence[int]] = (PRO
         "model_identity": lambda pretrained: "table",
         "make_problems": lambda *args, **kwargs: problems,
         "text_sampler": lambda *args, **kwargs: sampler,
-        "make_pool": lambda *args, **kwargs: score,
+        "make_pool": lambda *args, **kwargs: Pool(score),
     }
     few = lambda section, devices_=None: make_mesh(section, jax.devices()[:devices])  # noqa: E731
     with mock.patch.multiple(rl, **found), mock.patch.object(sharding, "make_mesh", few):
