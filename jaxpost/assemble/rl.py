@@ -15,6 +15,7 @@ from jaxpost import config_io, sharding
 from jaxpost.assemble import policy
 from jaxpost.assemble.check_rl import check_problems
 from jaxpost.assemble.credit import make_credit, step_rewards
+from jaxpost.assemble.envs import Environments, judged, make_environments, system_of
 from jaxpost.assemble.model import Pretrained, load_model, on_mesh
 from jaxpost.assemble.prompts import Problems, make_problems
 from jaxpost.assemble.rewards import make_pool
@@ -60,9 +61,14 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
     mesh = sharding.make_mesh(config.mesh)
     pretrained = load_model(config.model, mesh)
     tokenizer = pretrained.tokenizer
-    problems = make_problems(config.prompts, tokenizer)
-    evals = {s.name: make_problems(s.prompts, tokenizer, key=f"evals.{i}.prompts") for i, s in enumerate(config.evals)}
+    tools = system_of(config.env)
+    problems = make_problems(config.prompts, tokenizer, tools=tools)
+    evals = {
+        s.name: make_problems(s.prompts, tokenizer, key=f"evals.{i}.prompts", tools=tools)
+        for i, s in enumerate(config.evals)
+    }
     check_problems(config, pretrained.config.max_positions, problems, evals)
+    environments = make_environments(config.env, config.rollout, tokenizer, context=pretrained.config.max_positions)
     plans = _plans(config, pretrained, problems.longest)
     keeps_old = _keeps_old(config)
     training = make_training(
@@ -80,8 +86,8 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
         guard=config.train.guard,
         seed=config.run.seed,
     )
-    generate, sampler = _generator(config, pretrained, training)
-    score = scored_once(make_pool(config.reward))
+    generate, sampler = _generator(config, pretrained, training, environments)
+    score = judged(scored_once(make_pool(config.reward)))
     steps = config.advantage.separator if isinstance(config.advantage, ProcessAdvantage) else None
     return OnlineJob(
         folder=Path(config.run.dir.format(name=config.run.name)),
@@ -103,6 +109,7 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
             "tokenizer": tokenizer.fingerprint,
             "problems": problems.fingerprint,
             **{f"eval {name}": found.fingerprint for name, found in evals.items()},
+            **(environments.identity if environments is not None else {}),
         },
         command=tuple(command),
         train=config.train,
@@ -115,7 +122,7 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
         credit=make_credit(config.advantage, kl=config.kl, loss=config.loss),
         plan=plans[0],
         whole=plans[1],
-        answer_tokens=config.rollout.max_tokens,
+        answer_tokens=config.answer_tokens,
         rescore=policy.make_rescore(
             config, pretrained.model, mesh, training.policy, keeps_old and config.learner.old_logprobs == "learner"
         ),
@@ -146,7 +153,7 @@ def _plans(config: RLConfig, pretrained: Pretrained, longest: int) -> tuple[RowP
         RowPlan.make,
         samples=rollout.samples,
         prompt=longest,
-        answer=rollout.max_tokens,
+        answer=config.answer_tokens,
         row_tokens=learner.row_tokens,
         piece_rows=learner.microbatch_rows * shards,
         share=share,
@@ -192,7 +199,9 @@ def _placer(mesh: Any) -> Any:
     return place
 
 
-def _generator(config: RLConfig, pretrained: Pretrained, training: Training) -> tuple[Any, Sampler]:
+def _generator(
+    config: RLConfig, pretrained: Pretrained, training: Training, environments: Environments | None
+) -> tuple[Any, Sampler]:
     """Answers by the engine, and the sampler behind them."""
     rollout = config.rollout
     if rollout.tensor is not None:
@@ -224,7 +233,16 @@ def _generator(config: RLConfig, pretrained: Pretrained, training: Training) -> 
             for i, c in enumerate(found)
         ]
 
-    return generate, sampler
+    if environments is None:
+        return generate, sampler
+    play_all = environments.play
+
+    def play(params: Params, frozen: Params, problems: Sequence[Problem], wish: Wish, draw: Draw) -> list[Episode]:
+        return play_all(
+            partial(sampler, training.policy(params, frozen), policy_version=draw.version), problems, wish, draw
+        )
+
+    return play, sampler
 
 
 def _evaluation(config: RLConfig, section: EvalSection, problems: Problems) -> Evaluation:
@@ -232,6 +250,6 @@ def _evaluation(config: RLConfig, section: EvalSection, problems: Problems) -> E
     return Evaluation(
         section=section,
         problems=tuple(problems.at(i) for i in range(items)),
-        score=scored_once(make_pool(section.reward or config.reward, key=f"evals {section.name} reward")),
+        score=judged(scored_once(make_pool(section.reward or config.reward, key=f"evals {section.name} reward"))),
         wish=Wish(section.samples, section.temperature, section.max_tokens or config.rollout.max_tokens),
     )
