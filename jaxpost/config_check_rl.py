@@ -204,14 +204,14 @@ def _env(config: RLConfig) -> Iterator[str]:
     if not env.role:
         yield "env.role is empty; give user, or tool where the chat template has such turns"
     if env.system and "{tools}" not in env.system:
-        yield "env.system must hold {tools}, where the tools stand; leave it out, or give an empty text for no system turn"
+        yield "env.system must hold {tools}, where the tools stand; leave it out, or give an empty text for none"
     sections = {"prompts": config.prompts, **{f"evals.{i}.prompts": e.prompts for i, e in enumerate(config.evals)}}
     yield from (f"env needs the chat format; set {key}.chat true" for key, one in sections.items() if not one.chat)
     turns = {"rollout.max_tokens": config.rollout.max_tokens}
     turns |= {f"evals.{i}.max_tokens": e.max_tokens for i, e in enumerate(config.evals) if e.max_tokens is not None}
     for key, turn in turns.items():
         if turn > env.max_tokens:
-            yield f"{key} {turn}, the limit of one turn, exceeds env.max_tokens {env.max_tokens}, that of a whole answer"
+            yield f"{key} {turn}, the limit of one turn, exceeds env.max_tokens {env.max_tokens}, the whole answer's"
     if isinstance(config.advantage, ProcessAdvantage):
         yield "advantage.kind grpo_process scores the steps of a single turn; with env take another, such as grpo"
 

@@ -67,8 +67,8 @@ class EnvSection:
     max_result: int = 2000
     """Characters of a tool's answer; its middle is left out."""
     system: str | None = None
-    """What the system turn says of the tools, {tools} being a line for each; it follows prompts.system_prompt. None: how
-    they are called, in the library's words. "": nothing."""
+    """What the system turn says of the tools, {tools} being a line for each; it follows prompts.system_prompt. None:
+    how they are called, in the library's words. "": nothing."""
     role: str = "user"
     """Whose turn tells a result; "tool" where the chat template has such turns."""
     stop_at_call: bool = True

@@ -120,7 +120,7 @@ WRONG = {
     "env: {tools: [{kind: python, seconds: 0.0}]}": "env.tools.0.seconds",
     "env: {tools: [{kind: search, source: {path: a.jsonl}, count: 0}]}": "env.tools.0.count",
     "env: {tools: [{kind: calculator}], max_turns: 0}": "env.max_turns",
-    "env: {tools: [{kind: calculator}], max_tokens: 8}": "rollout.max_tokens 256, the limit of one turn, exceeds env.max",
+    "env: {tools: [{kind: calculator}], max_tokens: 8}": "rollout.max_tokens 256, the limit of one turn, exceeds env",
     "env: {tools: [{kind: calculator}], role: ''}": "env.role is empty",
     "env: {tools: [{kind: calculator}], system: Hi}": "env.system must hold {tools}",
     "env: {tools: [{kind: calculator}]}\nprompts: {chat: false}": "env needs the chat format; set prompts.chat true",

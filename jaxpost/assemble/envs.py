@@ -163,7 +163,8 @@ def _search(section: SearchTool, key: str, identity: dict[str, str]) -> Search:
         text = row.value.get("text")
         if not isinstance(text, str):
             raise ValueError(
-                f"{row.where}: there is no text among {', '.join(row.value)}; say {key}.source.columns '{{text: COLUMN}}'"
+                f"{row.where}: there is no text among {', '.join(row.value)}; "
+                f"say {key}.source.columns '{{text: COLUMN}}'"
             )
         passages.append(text)
     if not passages:
