@@ -15,6 +15,7 @@ from jaxpost.config_env import CalculatorTool, EnvSection, PythonTool, SearchToo
 from jaxpost.config_rewards import FinishedSection, RewardSection
 from jaxpost.config_rl import ArithmeticPrompts, EvalSection, LearnerSection, OnlineSection, RLConfig, RolloutSection
 from jaxpost.rl.episodes import Episode, from_json, to_json
+from jaxpost.sandbox.run import available
 from jaxpost.text.tokenizer import load_tokenizer
 from jaxpost.train.collect import collect, draw_round
 from jaxpost.train.compiled import CompiledStep
@@ -154,9 +155,9 @@ def test_tools_are_made_as_configured(tiny_model, tmp_path):
     codec = load_tokenizer(tiny_model)
     (tmp_path / "corpus.jsonl").write_text('{"body": "cats sleep"}\n{"body": "dogs run"}\n')
     source = SourceSection(path=str(tmp_path / "corpus.jsonl"), columns={"text": "body"})
-    tools = (PythonTool(isolation="process", seconds=9.0), SearchTool(source=source, count=1))
+    tools = (CalculatorTool(), SearchTool(source=source, count=1))
     made = envs.make_environments(EnvSection(tools=tools), RolloutSection(), codec, context=99)
-    assert made.tools[0]("print(2 ** 5)") == "32"
+    assert made.tools[0]("2 * 16") == "32"
     assert made.tools[1]("dogs") == "[1] dogs run"
     assert list(made.identity) == ["env.tools.1"]
     asked = make_problems(ArithmeticPrompts(system_prompt="Be brief."), codec, tools="T: <x>")
@@ -164,3 +165,11 @@ def test_tools_are_made_as_configured(tiny_model, tmp_path):
     bad = (SearchTool(source=SourceSection(path=source.path)),)
     with pytest.raises(ValueError, match=r"there is no text among body; say env\.tools\.0\.source\.columns"):
         envs.make_environments(EnvSection(tools=bad), RolloutSection(), codec, context=99)
+
+
+@pytest.mark.skipif(all(available().values()), reason="no isolation works on this machine")
+def test_python_is_made_with_its_limits(tiny_model):
+    section = EnvSection(tools=(PythonTool(seconds=9.0, output_kb=1),))
+    made = envs.make_environments(section, RolloutSection(), load_tokenizer(tiny_model), context=99)
+    assert made.tools[0]("print(2 ** 5)") == "32"
+    assert "stopped: output" in made.tools[0]("print('x' * 5000)")
