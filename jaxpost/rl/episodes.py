@@ -75,11 +75,15 @@ def to_json(problems: Sequence[Problem], episodes: Sequence[Episode]) -> dict[st
 def from_json(saved: Mapping[str, Any]) -> tuple[list[Problem], list[Episode]]:
     """The inverse of `to_json`."""
     problems = [Problem(n, tuple(tokens), text, example) for n, tokens, text, example in saved["problems"]]
-    episodes = [
-        Episode(*e[:2], tuple(e[2]), tuple(e[3]), _unpacked(e[4]), *e[5:8], e[8] and float(e[8]), *e[9:])
-        for e in saved["episodes"]
-    ]
-    return problems, episodes
+    return problems, [_episode(*e) for e in saved["episodes"]]
+
+
+def _episode(
+    problem: int, sample: int, tokens: Any, mask: Any, logprobs: str, finish: str, text: str, version: int,
+    reward: str | float | None, *rest: Any,
+) -> Episode:  # fmt: skip
+    own = None if reward is None else float(reward)
+    return Episode(problem, sample, tuple(tokens), tuple(mask), _unpacked(logprobs), finish, text, version, own, *rest)
 
 
 def _packed(numbers: Sequence[float]) -> str:
