@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from jaxpost.config_check import above, adapter, at_least, check, fraction, mesh, optim, run
+from jaxpost.config_env import EnvSection, PythonTool, SearchTool
 from jaxpost.config_io import Config, ConfigError
 from jaxpost.config_rl import (
     ArithmeticPrompts,
@@ -42,7 +43,7 @@ def check_rl(config: RLConfig) -> RLConfig:
     """
     problems = [*_prompts("prompts", config.prompts), *_rollout(config), *_advantage(config), *_loss(config)]
     problems += [*_kl(config), *_correction(config), *_critic(config), *_learner(config), *_evals(config)]
-    problems += [*_train(config), *adapter(config.adapter), *optim(config.optim)]
+    problems += [*_train(config), *_env(config), *adapter(config.adapter), *optim(config.optim)]
     problems += [*mesh(config.mesh), *run(config.run)]
     if not config.reward.parts:
         problems.append("reward.parts is empty; add one, such as --reward.parts '[{kind: math}]'")
@@ -192,3 +193,42 @@ def _train(config: RLConfig) -> Iterator[str]:
     yield from above("train.guard.spike_factor", config.train.guard.spike_factor, 1)
     if config.train.eval_every and not config.evals:
         yield "train.eval_every asks for evaluations, but evals is empty"
+
+
+def _env(config: RLConfig) -> Iterator[str]:
+    env = config.env
+    if env is None:
+        return
+    yield from _tools(env)
+    for name in ("max_turns", "max_tokens", "max_result", "workers"):
+        yield from at_least(f"env.{name}", getattr(env, name), 1)
+    if not env.role:
+        yield "env.role is empty; give user, or tool where the chat template has such turns"
+    if env.system and "{tools}" not in env.system:
+        yield "env.system must hold {tools}, where the tools stand; leave it out, or give an empty text for none"
+    sections = {"prompts": config.prompts, **{f"evals.{i}.prompts": e.prompts for i, e in enumerate(config.evals)}}
+    yield from (f"env needs the chat format; set {key}.chat true" for key, one in sections.items() if not one.chat)
+    turns = {"rollout.max_tokens": config.rollout.max_tokens}
+    turns |= {f"evals.{i}.max_tokens": e.max_tokens for i, e in enumerate(config.evals) if e.max_tokens is not None}
+    for key, turn in turns.items():
+        if turn > env.max_tokens:
+            yield f"{key} {turn}, the limit of one turn, exceeds env.max_tokens {env.max_tokens}, the whole answer's"
+    if isinstance(config.advantage, ProcessAdvantage):
+        yield "advantage.kind grpo_process scores the steps of a single turn; with env take another, such as grpo"
+
+
+def _tools(env: EnvSection) -> Iterator[str]:
+    if not env.tools:
+        yield "env.tools is empty; add one, such as --env.tools '[{kind: calculator}]', or leave env out"
+    names = [tool.name for tool in env.tools]
+    for i, tool in enumerate(env.tools):
+        key = f"env.tools.{i}"
+        if not tool.name.isidentifier() or names.count(tool.name) > 1:
+            yield f"{key}.name is {tool.name!r}; each tool needs a name of its own, of letters, digits and underscores"
+        if isinstance(tool, PythonTool):
+            yield from above(f"{key}.seconds", tool.seconds, 0)
+            yield from at_least(f"{key}.memory_mb", tool.memory_mb, 64)
+            yield from at_least(f"{key}.output_kb", tool.output_kb, 1)
+        if isinstance(tool, SearchTool):
+            for name in ("count", "max_chars"):
+                yield from at_least(f"{key}.{name}", getattr(tool, name), 1)

@@ -19,6 +19,7 @@ from jaxpost.config import (
     RunSection,
     SourceSection,
 )
+from jaxpost.config_env import EnvSection
 from jaxpost.config_rewards import RewardSection
 from jaxpost.config_watch import WatchSection
 
@@ -193,7 +194,7 @@ class _LossCommon:
     aggregate: Aggregation = "token_mean"
     """Which tokens share a mean: the batch's (DAPO), each sample's (GRPO), or divided by a constant (Dr.GRPO)."""
     divisor: int | None = None
-    """The constant of constant_mean; None: rollout.max_tokens."""
+    """The constant of constant_mean; None: the limit of an answer, rollout.max_tokens or env.max_tokens."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     truncated: Literal["keep", "mask", "unscore"] = "keep"
@@ -368,6 +369,7 @@ class RLConfig:
     model: ModelSection = ModelSection()
     prompts: PromptsSection = ArithmeticPrompts()
     rollout: RolloutSection = RolloutSection()
+    env: EnvSection | None = None
     reward: RewardSection = RewardSection()
     advantage: AdvantageSection = GRPOAdvantage()
     loss: PolicyLossSection = PPOLoss()
@@ -381,3 +383,8 @@ class RLConfig:
     evals: tuple[EvalSection, ...] = ()
     train: OnlineSection = OnlineSection()
     run: RunSection = RunSection(name="rl")
+
+    @property
+    def answer_tokens(self) -> int:
+        """Most tokens of an answer, all its turns together."""
+        return self.rollout.max_tokens if self.env is None else self.env.max_tokens

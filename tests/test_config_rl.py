@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jaxpost import config_rewards, config_rl
+from jaxpost import config_env, config_rewards, config_rl
 from jaxpost.config_check_rl import check_config
 from jaxpost.config_flags import apply_flags
 from jaxpost.config_io import ConfigError, dump, loads
@@ -80,7 +80,7 @@ WRONG = {
     "rollout: {samples: 0}": "rollout.samples",
     "rollout: {min_tokens: 300}": "rollout.min_tokens 300 exceeds rollout.max_tokens 256",
     "rollout: {temperature: 0.0}": "rollout.temperature",
-    "rollout: {samples: 1}": "grpo compares the samples of a group: at least 2",
+    "rollout: {samples: 1}": "grpo compares a group's samples: at least 2",
     "rollout: {max_refills: 1}\nadvantage: {kind: remax}": "rollout.max_refills asks for informative groups",
     "rollout: {max_refills: 1, uninformative: count}": "rollout.uninformative must be drop",
     "rollout: {overlap: 1}": "rollout.overlap draws samples one step early: give a correction",
@@ -108,12 +108,24 @@ WRONG = {
     "evals: [{name: a}, {name: a}]": "evals.1.name is 'a'",
     "evals: [{items: 0}]": "evals.0.items",
     "evals: [{pass_at: [2]}]": "evals.0.pass_at (2,) must lie within 1 .. samples = 1",
-    "evals: [{samples: 4}]": "evals.0 draws 4 samples at temperature 0, which are all alike",
+    "evals: [{samples: 4}]": "evals.0 draws 4 samples at temperature 0, all alike",
     "train: {steps: 0}": "train.steps",
     "train: {save_every: -1}": "train.save_every",
     "train: {guard: {max_skips: 0}}": "train.guard.max_skips",
     "train: {eval_every: 5}": "train.eval_every asks for evaluations, but evals is empty",
     "optim: {lr: 0.0}": "optim.lr",
+    "env: {}": "env.tools is empty; add one, such as --env.tools '[{kind: calculator}]'",
+    "env: {tools: [{kind: calculator, name: a b}]}": "env.tools.0.name is 'a b'; each tool needs a name of its own",
+    "env: {tools: [{kind: calculator}, {kind: python, name: calculator}]}": "env.tools.1.name is 'calculator'",
+    "env: {tools: [{kind: python, seconds: 0.0}]}": "env.tools.0.seconds",
+    "env: {tools: [{kind: search, source: {path: a.jsonl}, count: 0}]}": "env.tools.0.count",
+    "env: {tools: [{kind: calculator}], max_turns: 0}": "env.max_turns",
+    "env: {tools: [{kind: calculator}], max_tokens: 8}": "rollout.max_tokens 256, the limit of one turn, exceeds env",
+    "env: {tools: [{kind: calculator}], role: ''}": "env.role is empty",
+    "env: {tools: [{kind: calculator}], system: Hi}": "env.system must hold {tools}",
+    "env: {tools: [{kind: calculator}]}\nprompts: {chat: false}": "env needs the chat format; set prompts.chat true",
+    "env: {tools: [{kind: calculator}]}\nevals: [{max_tokens: 999}]": "evals.0.max_tokens 999, the limit of one turn",
+    "env: {tools: [{kind: calculator}]}\nadvantage: {kind: grpo_process}": "grpo_process scores the steps of a single",
 }
 
 
@@ -135,13 +147,20 @@ def test_a_run_without_a_reward_is_refused() -> None:
 
 
 def sections() -> set[type]:
-    found = [*vars(config_rl).values(), *vars(config_rewards).values()]
+    found = [*vars(config_rl).values(), *vars(config_rewards).values(), *vars(config_env).values()]
     return {kind for kind in found if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
 
 
 def test_every_key_is_read_somewhere() -> None:
     """Beyond the files that declare and check it: as an attribute, or by its name where a section goes on whole."""
-    skipped = {"config_rl.py", "config_rewards.py", "config_check_rl.py", "config_check.py", "config_io.py"}
+    skipped = {
+        "config_rl.py",
+        "config_rewards.py",
+        "config_env.py",
+        "config_check_rl.py",
+        "config_check.py",
+        "config_io.py",
+    }
     read_names: set[str] = set()
     for path in (ROOT / "jaxpost").rglob("*.py"):
         if path.name not in skipped:

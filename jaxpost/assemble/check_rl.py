@@ -20,12 +20,15 @@ def check_problems(config: RLConfig, room: int, problems: Problems, evals: Mappi
       ValueError: prompts that are too long, rows without what a reward reads, references that score nothing.
       FileNotFoundError: a reward function's file that is not there.
     """
-    limit = config.rollout.max_tokens
-    _check_room(problems, limit, room, "prompts", "rollout.max_tokens")
+    limit, named = config.answer_tokens, "rollout.max_tokens" if config.env is None else "env.max_tokens"
+    _check_room(problems, limit, room, "prompts", named)
     check_references(make_reward_at(config.reward, key="reward"), problems.rows, key="prompts")
     for i, section in enumerate(config.evals):
         key, found = f"evals.{i}", evals[section.name]
-        _check_room(found, section.max_tokens or limit, room, f"{key}.prompts", f"{key}.max_tokens")
+        if config.env is not None:
+            _check_room(found, limit, room, f"{key}.prompts", named)
+        else:
+            _check_room(found, section.max_tokens or limit, room, f"{key}.prompts", f"{key}.max_tokens")
         reward = make_reward_at(section.reward or config.reward, key=f"{key}.reward" if section.reward else "reward")
         check_references(reward, found.rows, key=f"{key}.prompts")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from jaxpost.assemble.check_rl import check_problems
+from jaxpost.assemble.envs import system_of
 from jaxpost.assemble.prompts import Placed, Problems, make_problems
 from jaxpost.assemble.references import SCORED, Verdict, judge
 from jaxpost.assemble.rewards import make_reward_at
@@ -31,15 +32,16 @@ def inspect_rl(config: RLConfig, tokenizer: Tokenizer, *, room: int, rows: int =
     Raises:
       ValueError, FileNotFoundError: sources or rewards that cannot be used (what would only stop a run is a warning).
     """
-    problems = make_problems(config.prompts, tokenizer)
-    out = list(_part("prompts", config.prompts, problems, config.reward, "reward", config.rollout.max_tokens,
+    tools = system_of(config.env)
+    problems = make_problems(config.prompts, tokenizer, tools=tools)
+    out = list(_part("prompts", config.prompts, problems, config.reward, "reward", config.answer_tokens,
                      tokenizer, room, rows, color))  # fmt: skip
     evals = {}
     for i, section in enumerate(config.evals):
         key = f"evals.{i}.prompts"
-        evals[section.name] = found = make_problems(section.prompts, tokenizer, key=key)
+        evals[section.name] = found = make_problems(section.prompts, tokenizer, key=key, tools=tools)
         reward_key = f"evals.{i}.reward" if section.reward else "reward"
-        limit = section.max_tokens or config.rollout.max_tokens
+        limit = config.answer_tokens if config.env else section.max_tokens or config.answer_tokens
         out += _part(f"evaluation {section.name}", section.prompts, found, section.reward or config.reward, reward_key,
                      limit, tokenizer, room, min(rows, 1), color)  # fmt: skip
     try:

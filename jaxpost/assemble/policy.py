@@ -45,7 +45,7 @@ SURROGATES = {"ppo": policy.ppo, "gspo": policy.gspo, "reinforce": policy.reinfo
 def make_policy_loss(config: RLConfig, model: Model, mesh: Mesh) -> LossFn:
     """Surrogate, aggregate, KL, correction and critic as configured, of one batch of samples."""
     section = config.loss
-    mean = make_aggregate(section, config.rollout.max_tokens)
+    mean = make_aggregate(section, config.answer_tokens)
     has_critic = isinstance(config.advantage, GAEAdvantage)
     loss = partial(
         policy_gradient,

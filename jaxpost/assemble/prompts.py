@@ -53,8 +53,11 @@ class Problems:
         return max(self.rows, key=lambda row: len(row.problem.tokens))
 
 
-def make_problems(section: PromptsSection, tokenizer: Tokenizer, *, key: str = "prompts") -> Problems:
+def make_problems(section: PromptsSection, tokenizer: Tokenizer, *, key: str = "prompts", tools: str = "") -> Problems:
     """Problems of a source, asked as the section says.
+
+    Args:
+      tools: what every system turn ends with.
 
     Raises:
       ValueError: there are none, or a row cannot be used; names it by file and line.
@@ -63,16 +66,16 @@ def make_problems(section: PromptsSection, tokenizer: Tokenizer, *, key: str = "
     if "{prompt}" not in section.template:
         raise ValueError(f"{key}.template {section.template!r} has no {{prompt}} where the problem would stand")
     if isinstance(section, FilePrompts):
-        return _from_files(section, tokenizer, key)
+        return _from_files(section, tokenizer, key, tools)
     source = _puzzles(section)
 
     def at(index: int) -> Problem:
         example = source.example(index)
-        return _problem(index, example, example["prompt"], section, tokenizer)
+        return _problem(index, example, example["prompt"], section, tokenizer, tools)
 
     rows = tuple(Placed(f"{section.kind} problem {index}", at(index)) for index in range(PROBED))
     longest = max(len(row.problem.tokens) for row in rows) + SPARE
-    digest = _digest([repr(source), section.template, section.system_prompt, section.chat])
+    digest = _digest([repr(source), section.template, section.system_prompt, section.chat, *filter(None, [tools])])
     return Problems(at, longest, digest, rows=rows)
 
 
@@ -91,14 +94,14 @@ def _puzzles(section: PromptsSection) -> Any:
     raise TypeError(f"{type(section).__name__} is no source of puzzles")
 
 
-def _from_files(section: FilePrompts, tokenizer: Tokenizer, key: str) -> Problems:
+def _from_files(section: FilePrompts, tokenizer: Tokenizer, key: str, tools: str) -> Problems:
     if not section.sources:
         raise ValueError(f"{key}.sources names no file; say --{key}.sources.0.path problems.jsonl")
     readers = [open_source(source) for source in section.sources]
     found: list[Placed] = []
     for number, reader in enumerate(readers):
         before = len(found)
-        found += [Placed(row.where, _read(row, section, tokenizer)) for row in reader.rows()]
+        found += [Placed(row.where, _read(row, section, tokenizer, tools)) for row in reader.rows()]
         if len(found) == before:
             part = section.sources[number]
             of = f" from row {part.skip} on" if part.skip else ""
@@ -121,12 +124,12 @@ def _from_files(section: FilePrompts, tokenizer: Tokenizer, key: str) -> Problem
         return Problem(index, row.tokens, row.text, row.example)
 
     digest = _digest([[reader.digest() for reader in readers], section.seed, section.template, section.system_prompt,
-                      section.chat, section.max_tokens, tokenizer.fingerprint])  # fmt: skip
+                      section.chat, section.max_tokens, tokenizer.fingerprint, *filter(None, [tools])])  # fmt: skip
     longest = max(len(p.tokens) for p in problems)
     return Problems(at, longest, digest, len(problems), len(found) - len(problems), kept)
 
 
-def _read(row: Row, section: FilePrompts, tokenizer: Tokenizer) -> Problem:
+def _read(row: Row, section: FilePrompts, tokenizer: Tokenizer, tools: str) -> Problem:
     if row.value is None:
         raise ValueError(f"{row.where}: {row.error}")
     prompt = row.value.get("prompt")
@@ -135,13 +138,13 @@ def _read(row: Row, section: FilePrompts, tokenizer: Tokenizer) -> Problem:
             f"{row.where}: there is no prompt among {', '.join(row.value)}; map one with columns: {{prompt: question}}"
         )
     try:
-        return _problem(0, row.value, prompt, section, tokenizer)
+        return _problem(0, row.value, prompt, section, tokenizer, tools)
     except DataError as error:
         raise ValueError(f"{row.where}: {error}") from None
 
 
 def _problem(
-    number: int, example: Mapping[str, Any], prompt: Any, section: PromptsSection, tokenizer: Tokenizer
+    number: int, example: Mapping[str, Any], prompt: Any, section: PromptsSection, tokenizer: Tokenizer, tools: str
 ) -> Problem:
     """A problem as tokens: in the model's chat format, or as it stands."""
     if isinstance(prompt, str):
@@ -158,6 +161,10 @@ def _problem(
         return Problem(number, tuple(tokenizer.encode(prompt, add_bos=tokenizer.adds_bos)), text, example)
     if section.system_prompt and turns[0]["role"] != "system":
         turns = [{"role": "system", "content": section.system_prompt}, *turns]
+    if tools and turns[0]["role"] == "system":
+        turns = [{"role": "system", "content": f"{turns[0]['content']}\n\n{tools}"}, *turns[1:]]
+    elif tools:
+        turns = [{"role": "system", "content": tools}, *turns]
     rendered = tokenizer.render(turns, add_generation_prompt=True, default_system=section.system_prompt is None)
     return Problem(number, tuple(tokenizer.encode(rendered)), text, example)
 

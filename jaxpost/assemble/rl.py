@@ -15,6 +15,7 @@ from jaxpost import config_io, sharding
 from jaxpost.assemble import policy
 from jaxpost.assemble.check_rl import check_problems
 from jaxpost.assemble.credit import make_credit, step_rewards
+from jaxpost.assemble.envs import Environments, judged, make_environments, system_of
 from jaxpost.assemble.model import Pretrained, load_model, on_mesh
 from jaxpost.assemble.prompts import Problems, make_problems
 from jaxpost.assemble.rewards import make_pool
@@ -38,7 +39,7 @@ from jaxpost.rl.rows import RowPlan
 from jaxpost.train.agree import scored_once
 from jaxpost.train.job import RunResult
 from jaxpost.train.online import run_online
-from jaxpost.train.online_job import Draw, Evaluation, OnlineJob, Wish
+from jaxpost.train.online_job import Draw, Evaluation, OnlineJob, ScoreFn, Wish
 from jaxpost.types import Params
 
 ROWS = 64
@@ -60,18 +61,50 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
     mesh = sharding.make_mesh(config.mesh)
     pretrained = load_model(config.model, mesh)
     tokenizer = pretrained.tokenizer
-    problems = make_problems(config.prompts, tokenizer)
-    evals = {s.name: make_problems(s.prompts, tokenizer, key=f"evals.{i}.prompts") for i, s in enumerate(config.evals)}
+    tools = system_of(config.env)
+    problems = make_problems(config.prompts, tokenizer, tools=tools)
+    evals = {
+        s.name: make_problems(s.prompts, tokenizer, key=f"evals.{i}.prompts", tools=tools)
+        for i, s in enumerate(config.evals)
+    }
     check_problems(config, pretrained.config.max_positions, problems, evals)
-    plans = _plans(config, pretrained, problems.longest)
-    keeps_old = _keeps_old(config)
-    training = make_training(
+    environments = make_environments(config.env, config.rollout, tokenizer, context=pretrained.config.max_positions)
+    plan, whole = _plans(config, pretrained, problems.longest)
+    training = _training(config, pretrained, plan)
+    generate, sampler = _generator(config, pretrained, training, environments)
+    pools = _pools(config)
+    return OnlineJob(
+        **_of_any_run(config, pretrained, training),
+        **_of_method(config, pretrained, training, judged(scored_once(pools[0]))),
+        identity={
+            "model": model_identity(pretrained),
+            "tokenizer": tokenizer.fingerprint,
+            "problems": problems.fingerprint,
+            **{f"eval {name}": found.fingerprint for name, found in evals.items()},
+            **(environments.identity if environments is not None else {}),
+        },
+        command=tuple(command),
+        problem=problems.at,
+        generate=generate,
+        plan=plan,
+        whole=whole,
+        evals=tuple(
+            _evaluation(config, section, evals[section.name], pool)
+            for section, pool in zip(config.evals, pools[1:], strict=True)
+        ),
+        forget=sampler.forget_weights,
+        close=partial(_close, pools),
+    )
+
+
+def _training(config: RLConfig, pretrained: Pretrained, plan: RowPlan) -> Training:
+    return make_training(
         pretrained,
-        loss=policy.make_policy_loss(config, pretrained.model, mesh),
+        loss=policy.make_policy_loss(config, pretrained.model, pretrained.mesh),
         adapter=config.adapter,
         optim=config.optim,
         num_steps=config.train.steps * config.learner.epochs * config.learner.minibatches,
-        microbatches=plans[0].pieces,
+        microbatches=plan.pieces,
         skip_empty=True,
         networks=policy.critic_networks(config, pretrained),
         network_lr=config.critic.lr,
@@ -80,63 +113,53 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
         guard=config.train.guard,
         seed=config.run.seed,
     )
-    generate, sampler = _generator(config, pretrained, training)
-    pools = _pools(config)
-    score = scored_once(pools[0])
+
+
+def _of_any_run(config: RLConfig, pretrained: Pretrained, training: Training) -> dict[str, Any]:
+    """What a job of either loop has."""
+    return {
+        "folder": Path(config.run.dir.format(name=config.run.name)),
+        "config_text": config_io.dump(config),
+        "run": config.run,
+        "num_steps": config.train.steps,
+        "step": training.step,
+        "init_state": training.init_state,
+        "abstract_state": training.abstract_state,
+        "frozen": training.frozen,
+        "hyper": training.hyper,
+        "mesh": pretrained.mesh,
+        "place": _placer(pretrained.mesh),
+        "eval_params": training.eval_params,
+        "lr_at": training.lr_at,
+        "export": exporter(config.adapter, pretrained, training) if config.run.export else None,
+    }
+
+
+def _of_method(config: RLConfig, pretrained: Pretrained, training: Training, score: ScoreFn) -> dict[str, Any]:
+    """What makes the method: sections of the preset that the loop reads, and the functions that others name."""
+    keeps_old, tokenizer = _keeps_old(config), pretrained.tokenizer
+    asks_learner = keeps_old and config.learner.old_logprobs == "learner"
     steps = config.advantage.separator if isinstance(config.advantage, ProcessAdvantage) else None
-    return OnlineJob(
-        folder=Path(config.run.dir.format(name=config.run.name)),
-        config_text=config_io.dump(config),
-        run=config.run,
-        num_steps=config.train.steps,
-        step=training.step,
-        init_state=training.init_state,
-        abstract_state=training.abstract_state,
-        frozen=training.frozen,
-        hyper=training.hyper,
-        mesh=mesh,
-        place=_placer(mesh),
-        eval_params=training.eval_params,
-        lr_at=training.lr_at,
-        export=exporter(config.adapter, pretrained, training) if config.run.export else None,
-        identity={
-            "model": model_identity(pretrained),
-            "tokenizer": tokenizer.fingerprint,
-            "problems": problems.fingerprint,
-            **{f"eval {name}": found.fingerprint for name, found in evals.items()},
-        },
-        command=tuple(command),
-        train=config.train,
-        rollout=config.rollout,
-        learner=config.learner,
-        problem=problems.at,
-        generate=generate,
-        score=score,
-        process=None if steps is None else step_rewards(steps, tokenizer.decode, score),
-        credit=make_credit(config.advantage, kl=config.kl, loss=config.loss),
-        plan=plans[0],
-        whole=plans[1],
-        answer_tokens=config.rollout.max_tokens,
-        rescore=policy.make_rescore(
-            config, pretrained.model, mesh, training.policy, keeps_old and config.learner.old_logprobs == "learner"
-        ),
-        keeps_old=keeps_old,
-        group_relative=isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage)),
-        greedy=isinstance(config.advantage, ReMaxAdvantage),
-        always_trained=bool(config.kl.coef or config.loss.entropy_coef),
-        running_baseline=_running_baseline(config),
-        adapt_kl=_adapter_of_kl(config),
-        unscore_truncated=config.loss.truncated == "unscore",
-        measure=policy.measure_of(config.loss),
-        replicated=sharding.replicated(mesh),
-        evals=tuple(
-            _evaluation(config, section, evals[section.name], pool)
-            for section, pool in zip(config.evals, pools[1:], strict=True)
-        ),
-        pad_id=tokenizer.pad_id,
-        forget=sampler.forget_weights,
-        close=partial(_close, pools),
-    )
+    return {
+        "train": config.train,
+        "rollout": config.rollout,
+        "learner": config.learner,
+        "score": score,
+        "process": None if steps is None else step_rewards(steps, tokenizer.decode, score),
+        "credit": make_credit(config.advantage, kl=config.kl, loss=config.loss),
+        "answer_tokens": config.answer_tokens,
+        "rescore": policy.make_rescore(config, pretrained.model, pretrained.mesh, training.policy, asks_learner),
+        "keeps_old": keeps_old,
+        "group_relative": isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage)),
+        "greedy": isinstance(config.advantage, ReMaxAdvantage),
+        "always_trained": bool(config.kl.coef or config.loss.entropy_coef),
+        "running_baseline": _running_baseline(config),
+        "adapt_kl": _adapter_of_kl(config),
+        "unscore_truncated": config.loss.truncated == "unscore",
+        "measure": policy.measure_of(config.loss),
+        "replicated": sharding.replicated(pretrained.mesh),
+        "pad_id": tokenizer.pad_id,
+    }
 
 
 def _plans(config: RLConfig, pretrained: Pretrained, longest: int) -> tuple[RowPlan, RowPlan]:
@@ -151,7 +174,7 @@ def _plans(config: RLConfig, pretrained: Pretrained, longest: int) -> tuple[RowP
         RowPlan.make,
         samples=rollout.samples,
         prompt=longest,
-        answer=rollout.max_tokens,
+        answer=config.answer_tokens,
         row_tokens=learner.row_tokens,
         piece_rows=learner.microbatch_rows * shards,
         share=share,
@@ -197,7 +220,9 @@ def _placer(mesh: Any) -> Any:
     return place
 
 
-def _generator(config: RLConfig, pretrained: Pretrained, training: Training) -> tuple[Any, Sampler]:
+def _generator(
+    config: RLConfig, pretrained: Pretrained, training: Training, environments: Environments | None
+) -> tuple[Any, Sampler]:
     """Answers by the engine, and the sampler behind them."""
     rollout = config.rollout
     if rollout.tensor is not None:
@@ -229,7 +254,16 @@ def _generator(config: RLConfig, pretrained: Pretrained, training: Training) -> 
             for i, c in enumerate(found)
         ]
 
-    return generate, sampler
+    if environments is None:
+        return generate, sampler
+    play_all = environments.play
+
+    def play(params: Params, frozen: Params, problems: Sequence[Problem], wish: Wish, draw: Draw) -> list[Episode]:
+        return play_all(
+            partial(sampler, training.policy(params, frozen), policy_version=draw.version), problems, wish, draw
+        )
+
+    return play, sampler
 
 
 def _pools(config: RLConfig) -> list[Any]:
@@ -248,6 +282,6 @@ def _evaluation(config: RLConfig, section: EvalSection, problems: Problems, scor
     return Evaluation(
         section=section,
         problems=tuple(problems.at(i) for i in range(items)),
-        score=scored_once(score),
+        score=judged(scored_once(score)),
         wish=Wish(section.samples, section.temperature, section.max_tokens or config.rollout.max_tokens),
     )

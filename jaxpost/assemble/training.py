@@ -22,6 +22,7 @@ from jaxpost.losses import supervised
 from jaxpost.metrics.terms import Sums
 from jaxpost.models.table import axes_tree
 from jaxpost.ops import platform
+from jaxpost.train.job import trained_params
 from jaxpost.train.optim import make_optimizer, scale_parts
 from jaxpost.train.step import ema_update, init_state, make_eval_step, make_train_step
 from jaxpost.types import Hyper, LossFn, Model, Params, TrainState, TrainStep
@@ -115,19 +116,14 @@ def make_training(
     trained = {"policy": Network(parts.abstract, parts.axes, parts.load), **networks}
     abstract = {name: network.abstract for name, network in trained.items()}
     shapes = jax.eval_shape(make_state, abstract)
-    places = {
-        name: sharding.param_shardings(network.axes, pretrained.mesh, network.abstract)
-        for name, network in trained.items()
-    }
+    split = partial(sharding.param_shardings, mesh=pretrained.mesh)
+    places = {name: split(network.axes, abstract=network.abstract) for name, network in trained.items()}
     state_places = sharding.state_shardings(shapes, places, pretrained.mesh)
     loss_fn = sharding.pinned(loss_fn, places)
 
     def first_state() -> TrainState:
         loaded = jax.device_put({name: network.load() for name, network in trained.items()}, places)
         return jax.jit(make_state, out_shardings=state_places, donate_argnums=0)(loaded)
-
-    def averaged(state: TrainState) -> Params:
-        return jax.tree.map(lambda e, p: e.astype(p.dtype), state.extra["ema"], state.params)
 
     limits = {} if guard.spike_factor is None else {"spike_factor": guard.spike_factor}
     return Training(
@@ -146,10 +142,15 @@ def make_training(
         frozen={**parts.frozen, **frozen},
         hyper={name: jnp.float32(value) for name, value in {**limits, **hyper}.items()},
         lr_at=lr_at,
-        eval_params=averaged if optim.ema_decay is not None else lambda state: state.params,
+        eval_params=trained_params if optim.ema_decay is None else _averaged,
         policy=parts.policy,
         trained=count(abstract),
     )
+
+
+def _averaged(state: TrainState) -> Params:
+    """The moving average, in the parameters' dtypes."""
+    return jax.tree.map(lambda e, p: e.astype(p.dtype), state.extra["ema"], state.params)
 
 
 def _parts(pretrained: Pretrained, adapter: AdapterSection, seed: int) -> _Parts:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxpost.envs.contract import Codec, Step
-from jaxpost.envs.tools import Tool
+from jaxpost.envs.tools import Described, Tool, failed
 
 Reward = Callable[[Mapping[str, Any], str], float]
 """reward(example, the last turn's text)."""
@@ -56,7 +56,9 @@ class ToolEnv:
         self.system = describe(tools) if system is None else system
         self._call = re.compile(rf"<({'|'.join(map(re.escape, names)) or '(?!)'})>(.*?)</\1>", re.DOTALL)
         self.example: Mapping[str, Any] = {}
-        self.calls = 0
+        self.calls = self.errors = 0
+        self.cut = False
+        """The last turn called a tool once too often."""
 
     def reset(self, example: Mapping[str, Any]) -> tuple[int, ...]:
         prompt = example.get(self.prompt_key)
@@ -67,16 +69,23 @@ class ToolEnv:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if self.system:
             messages = [{"role": "system", "content": self.system}, *messages]
-        self.example, self.calls = example, 0
+        self.begin(example)
         return tuple(self.codec.encode(self.codec.render_spans(messages, add_generation_prompt=True).text))
+
+    def begin(self, example: Mapping[str, Any]) -> None:
+        """Another episode, whose prompt the caller knows."""
+        self.example, self.calls, self.errors, self.cut = example, 0, 0, False
 
     def step(self, tokens: Sequence[int]) -> Step:
         text = self.codec.decode(tokens)
         call = self._call.search(text)
         if call is None or self.calls >= self.max_calls:
+            self.cut = call is not None
             return Step((), 0.0 if self.reward is None else float(self.reward(self.example, text)), True)
         self.calls += 1
-        return Step(self._reply(self.tools[call[1]](call[2]), tokens), 0.0, False)
+        result = self.tools[call[1]](call[2])
+        self.errors += failed(result)
+        return Step(self._reply(result, tokens), 0.0, False)
 
     def _reply(self, result: str, tokens: Sequence[int]) -> tuple[int, ...]:
         """The tokens between the policy's turn and its next one."""
@@ -97,13 +106,17 @@ class ToolEnv:
         return tuple(reply) if ended or end is None else (end, *reply)
 
 
-def describe(tools: Sequence[Tool]) -> str:
+def describe(tools: Sequence[Described]) -> str:
     """A system turn that says how tools are called; "" without tools."""
     if not tools:
         return ""
-    lines = [f"<{tool.name}>...</{tool.name}>: {tool.description}" for tool in tools]
     return (
         "You can use tools. Write a call, then end your turn; the result comes in <result> tags.\n"
-        + "\n".join(lines)
+        + listed(tools)
         + "\nWhen you know the answer, give it in a turn without a call."
     )
+
+
+def listed(tools: Sequence[Described]) -> str:
+    """A line for each tool: how it is called and what it does."""
+    return "\n".join(f"<{tool.name}>...</{tool.name}>: {tool.description}" for tool in tools)

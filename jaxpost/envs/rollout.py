@@ -58,6 +58,7 @@ class _Running:
 
     env: Env
     example: int
+    context: int
     prompt: tuple[int, ...] = ()
     tokens: list[int] = field(default_factory=list)
     mask: list[int] = field(default_factory=list)
@@ -88,6 +89,7 @@ def rollout(
     *,
     sampling: Any,
     context: int,
+    max_answer: int | None = None,
     max_turns: int = 8,
     seed: int = 0,
     draw: int = 0,
@@ -104,7 +106,7 @@ def rollout(
     Args:
       envs: one an episode, which may be used again later; examples: one for each.
       sampling: a frozen dataclass with `max_tokens` of one turn and `n` = 1 (`generate.SamplingParams`).
-      context: tokens that an episode may have in all.
+      context: tokens that an episode may have in all; max_answer: those after its first prompt (None: any number).
       seed, draw, example_ids: of the noise. The ids of the samples of one example must differ too, or they would all be
         the same; numbers from 0 if not given.
       workers: environments that answer at the same time.
@@ -119,18 +121,20 @@ def rollout(
         raise ValueError("two episodes have the same id, so they would draw the same noise; give each its own")
     if getattr(sampling, "n", 1) != 1:
         raise ValueError(f"sampling.n = {sampling.n}: an environment plays one episode; give more environments")
-    running = [_Running(env, i) for env, i in zip(envs, ids, strict=True)]
+    running = [_Running(env, i, context) for env, i in zip(envs, ids, strict=True)]
     with ThreadPoolExecutor(max(1, workers)) as pool:
         starts = pool.map(_guarded, [env.reset for env in envs], examples)
         for one, (prompt, error) in zip(running, starts, strict=True):
             one.prompt = () if error else tuple(int(token) for token in prompt)
+            if max_answer is not None:
+                one.context = min(context, len(one.prompt) + max_answer)
             if error:
                 one.fail(error)
         for _ in range(max_turns):
-            waiting = [one for one in running if one.finish is None and _room(one, context)]
+            waiting = [one for one in running if one.finish is None and _room(one)]
             if not waiting:
                 break
-            _turn(waiting, sample, sampling, context, seed, draw)
+            _turn(waiting, sample, sampling, seed, draw)
             asked = [one for one in waiting if one.finish is None]
             answers = pool.map(_guarded, [one.env.step for one in asked], [one.tokens[one.last :] for one in asked])
             for one, (step, error) in zip(asked, answers, strict=True):
@@ -140,17 +144,18 @@ def rollout(
     return [_trimmed(one).episode() for one in running]
 
 
-def _room(one: _Running, context: int) -> bool:
+def _room(one: _Running) -> bool:
     """Whether at least one token can be written."""
-    if len(one.prompt) + len(one.tokens) >= context:
+    if len(one.prompt) + len(one.tokens) >= one.context:
         one.finish = "length"
     return one.finish is None
 
 
-def _turn(waiting: list[_Running], sample: Sample, sampling: Any, context: int, seed: int, draw: int) -> None:
+def _turn(waiting: list[_Running], sample: Sample, sampling: Any, seed: int, draw: int) -> None:
     """Samples one turn of every episode that waits for one."""
     prompts = [[*one.prompt, *one.tokens] for one in waiting]
-    wishes = [replace(sampling, max_tokens=min(sampling.max_tokens, context - len(prompt))) for prompt in prompts]
+    rooms = [one.context - len(prompt) for one, prompt in zip(waiting, prompts, strict=True)]
+    wishes = [_within(sampling, room) for room in rooms]
     found = sample(prompts, wishes, seed=seed, draw=draw, example_ids=[one.example for one in waiting])
     for one, turn in zip(waiting, found, strict=True):
         one.last = len(one.tokens)
@@ -163,6 +168,12 @@ def _turn(waiting: list[_Running], sample: Sample, sampling: Any, context: int, 
         elif turn.finish != "stop":
             one.finish = "length"
             one.rewards.append(0.0)
+
+
+def _within(sampling: Any, room: int) -> Any:
+    """The wish, with room for so many tokens."""
+    least = {"min_tokens": min(sampling.min_tokens, room)} if hasattr(sampling, "min_tokens") else {}
+    return replace(sampling, max_tokens=min(sampling.max_tokens, room), **least)
 
 
 def _answer(one: _Running, step: Step | None, error: str | None) -> None:

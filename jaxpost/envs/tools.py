@@ -15,17 +15,29 @@ LIMITS = Limits(seconds=3.0, cpu_seconds=3)
 
 
 @runtime_checkable
-class Tool(Protocol):
-    """Called by <name>input</name> in a turn of the policy; what fails is an answer too."""
+class Described(Protocol):
+    """What a system turn says of a tool."""
 
     @property
     def name(self) -> str: ...
     @property
-    def description(self) -> str:
-        """For the system turn."""
-        ...
+    def description(self) -> str: ...
+
+
+@runtime_checkable
+class Tool(Described, Protocol):
+    """Called by <name>input</name> in a turn of the policy; what fails is an answer too."""
 
     def __call__(self, text: str) -> str: ...
+
+
+def failed(result: str) -> bool:
+    """Whether a tool's answer ends by telling an error.
+
+    >>> failed("1\\nerror: ZeroDivisionError: division by zero"), failed("no error: 1")
+    (True, False)
+    """
+    return result.rstrip().rpartition("\n")[2].startswith("error: ")
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,8 @@ class Python:
             return ran.stdout.rstrip() or "(no output)"
         last = ran.stderr.rstrip().rpartition("\n")[2]
         why = last if ran.reason == "error" and last else f"the program was stopped: {ran.reason}"
-        return f"{ran.stdout}error: {why}"
+        shown = f"{ran.stdout}\n" if ran.stdout and not ran.stdout.endswith("\n") else ran.stdout
+        return f"{shown}error: {why}"
 
 
 def _program(text: str) -> str:

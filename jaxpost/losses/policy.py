@@ -161,33 +161,26 @@ def policy_gradient(
       value_head: the critic as a head on the policy's hidden states; adds the term and metrics of `losses.value`.
       watch_entropy: report the entropy though there is no bonus.
       chunk_tokens: tokens whose logits exist at one time, over all devices; None: one device's, by the platform.
-
     Returns:
       Terms "policy" and, where asked for, "kl_penalty" and "entropy_bonus". Metrics, means over tokens: see
       `_watch`, and "entropy" in nats.
-
     Raises:
       ValueError: the batch lacks log-probabilities that the KL or the correction needs.
     """
     targets, weights = next_tokens(batch)
+    hidden, how = hidden_states(model, params["policy"], batch), {"chunk_tokens": chunk_tokens}
     with_entropy = watch_entropy or "entropy_coef" in hyper
-    hidden = hidden_states(model, params["policy"], batch)
-    stats = stats_of(
-        model, params["policy"], hidden, targets, hyper, with_entropy=with_entropy, chunk_tokens=chunk_tokens
-    )
+    stats = stats_of(model, params["policy"], hidden, targets, hyper, with_entropy=with_entropy, **how)
     following = lambda x: jnp.where(weights != 0, jnp.roll(x, -1, axis=1), 0.0)  # noqa: E731
     logprobs = jnp.where(weights != 0, stats.logprob, 0.0)
     now = jax.lax.stop_gradient(logprobs)
     old = now if batch.old_logprobs is None else following(batch.old_logprobs)
     ref, sampler = (None if x is None else following(x) for x in (batch.ref_logprobs, batch.sampler_logprobs))
     segments = batch.segment_ids
-
     loss = surrogate(Tokens(logprobs, old, following(batch.advantages), weights, segments), hyper)
-    factor = None
-    if correction is not None:
-        factor = jax.lax.stop_gradient(correction(old - _needed(sampler, "sampler_logprobs"), weights, segments))
-    value = loss.value if factor is None else factor * loss.value
-    terms = {"policy": aggregate(value, weights, segments)}
+    factor = None if correction is None else correction(old - _needed(sampler, "sampler_logprobs"), weights, segments)
+    factor = None if factor is None else jax.lax.stop_gradient(factor)
+    terms = {"policy": aggregate(loss.value if factor is None else factor * loss.value, weights, segments)}
     if kl is not None:
         penalty = aggregate(kl(logprobs, _needed(ref, "ref_logprobs"), old), weights, segments)
         terms["kl_penalty"] = penalty._replace(coef=hyper["kl_coef"])
@@ -196,11 +189,10 @@ def policy_gradient(
         metrics["entropy"] = Term(stats.entropy, weights)
     if "entropy_coef" in hyper:
         terms["entropy_bonus"] = aggregate(stats.entropy, weights, segments)._replace(coef=-hyper["entropy_coef"])
-    if value_head is not None:
-        values = value_head(params, hidden)
-        more = value_loss(lambda *_: values, params, frozen, batch, key, hyper, aggregate=aggregate)
-        terms, metrics = terms | more[0], metrics | more[1]
-    return terms, metrics
+    if value_head is None:
+        return terms, metrics
+    more = value_loss(lambda *_: value_head(params, hidden), params, frozen, batch, key, hyper, aggregate=aggregate)
+    return terms | more[0], metrics | more[1]
 
 
 def _needed(x: Array | None, name: str) -> Array:

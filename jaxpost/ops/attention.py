@@ -108,18 +108,13 @@ def attention(
     # a product per query head.
     grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, width).transpose(0, 2, 3, 1, 4)
     rules = Rules(scale=scale, window=window, softcap=softcap)
+    places = Block(q_positions, kv_positions, q_segments, kv_segments, q_prefixes)
+    # A shared prefix may stand further away than its positions say.
+    near = window if q_prefixes is None else None
     outs = []
     for first, last in _chunks(length) if itself else [(0, length)]:
-        # A shared prefix may stand further away than its positions say.
-        near = window if q_prefixes is None else None
         low, high = (0, slots) if not itself else (0 if near is None else max(0, first - near + 1), last)
-        block = Block(
-            q_positions[:, first:last],
-            kv_positions[:, low:high],
-            q_segments[:, first:last],
-            kv_segments[:, low:high],
-            None if q_prefixes is None else q_prefixes[:, first:last],
-        )
+        block = places.part(slice(first, last), slice(low, high))
         outs.append(_in_blocks(rules, grouped[:, :, :, first:last], k[:, :, low:high], v[:, :, low:high], block))
     out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=3)
     return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
@@ -149,6 +144,17 @@ class Block(NamedTuple):
     q_segments: Int[Array, "B T"]
     kv_segments: Int[Array, "B S"]
     q_prefixes: Int[Array, "B T"] | None = None
+
+    def part(self, queries: slice, keys: slice) -> Block:
+        """Some of the queries and some of the keys."""
+        prefixes = None if self.q_prefixes is None else self.q_prefixes[:, queries]
+        return Block(
+            self.q_positions[:, queries],
+            self.kv_positions[:, keys],
+            self.q_segments[:, queries],
+            self.kv_segments[:, keys],
+            prefixes,
+        )
 
 
 def _in_blocks(

@@ -35,14 +35,24 @@ class Episode(NamedTuple):
     """The sampler's, of softmax(logits / temperature); 0 where the mask is 0."""
     finish: str
     text: str
+    """What the rewards judge: the answer, or its last turn where there are several."""
     version: int
     """Updates that the policy had seen when it drew this."""
     reward: float | None = None
     """An environment's own; None: the reward functions judge."""
+    info: Mapping[str, float] | None = None
+    """What an environment counted, by name."""
+    transcript: str | None = None
+    """All turns as the policy read them; None: the text is all."""
 
     @property
     def truncated(self) -> bool:
-        return self.finish == "length"
+        return self.finish in ("length", "turns")
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """The policy's tokens alone."""
+        return tuple(token for token, chosen in zip(self.tokens, self.mask, strict=True) if chosen)
 
 
 def to_json(problems: Sequence[Problem], episodes: Sequence[Episode]) -> dict[str, Any]:
@@ -52,10 +62,11 @@ def to_json(problems: Sequence[Problem], episodes: Sequence[Episode]) -> dict[st
     >>> from_json(to_json([], [episode]))[1] == [episode]
     True
     """
+    reward = lambda x: None if x is None else repr(float(x))  # noqa: E731  NaN is no JSON
     return {
         "problems": [[p.number, list(p.tokens), p.text, dict(p.example)] for p in problems],
         "episodes": [
-            [*e[:2], list(e.tokens), list(e.mask), _packed(e.logprobs), e.finish, e.text, e.version, e.reward]
+            [*e[:2], list(e.tokens), list(e.mask), _packed(e.logprobs), *e[5:8], reward(e.reward), *e[9:]]
             for e in episodes
         ],
     }
@@ -64,11 +75,15 @@ def to_json(problems: Sequence[Problem], episodes: Sequence[Episode]) -> dict[st
 def from_json(saved: Mapping[str, Any]) -> tuple[list[Problem], list[Episode]]:
     """The inverse of `to_json`."""
     problems = [Problem(n, tuple(tokens), text, example) for n, tokens, text, example in saved["problems"]]
-    episodes = [
-        Episode(problem, sample, tuple(tokens), tuple(mask), _unpacked(logprobs), *rest)
-        for problem, sample, tokens, mask, logprobs, *rest in saved["episodes"]
-    ]
-    return problems, episodes
+    return problems, [_episode(*e) for e in saved["episodes"]]
+
+
+def _episode(
+    problem: int, sample: int, tokens: Any, mask: Any, logprobs: str, finish: str, text: str, version: int,
+    reward: str | float | None, *rest: Any,
+) -> Episode:  # fmt: skip
+    own = None if reward is None else float(reward)
+    return Episode(problem, sample, tuple(tokens), tuple(mask), _unpacked(logprobs), finish, text, version, own, *rest)
 
 
 def _packed(numbers: Sequence[float]) -> str:

@@ -12,6 +12,7 @@ from jaxpost.eval.statistics import mean_pass_at_k, wilson
 from jaxpost.rewards.answers import final_answer
 from jaxpost.rl.episodes import Episode
 from jaxpost.train.online_job import Draw, Evaluation, OnlineJob
+from jaxpost.train.online_log import counted, told_by
 from jaxpost.types import Params
 
 _SEED_OFFSET = 1_000_003
@@ -52,8 +53,9 @@ def evaluate(job: OnlineJob, evaluation: Evaluation, params: Params, version: in
         f"{name}/items": float(len(problems)),
         f"{name}/unscored": float(np.isnan(score).sum()),
         f"{name}/truncated": float(np.mean([e.truncated for e in episodes])),
-        f"{name}/answer_tokens": float(np.mean([len(e.tokens) for e in episodes])),
+        f"{name}/answer_tokens": float(np.mean([sum(e.mask) for e in episodes])),
     }
+    metrics |= {f"{name}/{key}": value for key, value in counted(episodes).items()}
     for k in section.pass_at:
         metrics[f"{name}/pass@{k}"] = mean_pass_at_k(np.full(len(problems), section.samples), counts, k).value
     if section.vote:
@@ -67,7 +69,7 @@ def evaluate(job: OnlineJob, evaluation: Evaluation, params: Params, version: in
             "example": problems[e.problem].number,
             "sample": e.sample,
             "prompt": problems[e.problem].text,
-            "text": e.text,
+            **told_by(e),
             "answer": problems[e.problem].example.get("answer"),
             "rewards": {c: None if math.isnan(v[i]) else float(v[i]) for c, v in columns.items()},
             "score": float(right[e.problem, e.sample]),

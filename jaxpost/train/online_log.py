@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxpost.losses.correction import effective_sample_size
-from jaxpost.rl.episodes import repetition
+from jaxpost.rl.episodes import Episode, repetition
 from jaxpost.train.collect import Step
 from jaxpost.train.online_job import Credit
 
@@ -79,10 +79,11 @@ def step_metrics(found: Step, updates: Sequence[Mapping[str, float]], version: i
         "samples": float(len(episodes)),
         "answer_tokens": float(np.mean(own)),
         "truncated": float(np.mean([e.truncated for e in episodes])),
-        "repetition": float(np.mean([repetition(e.tokens) for e in episodes])),
+        "repetition": float(np.mean([repetition(e.own) for e in episodes])),
         "policy_version": float(version),
         "staleness": float(np.mean([version - e.version for e in episodes])),
     }
+    out |= counted(episodes)
     applied = [u for u in updates if not u.get("skipped")]
     for name in applied[0] if applied else ():
         if name not in _NOT_MEANS and not name.startswith("weight/"):
@@ -92,6 +93,19 @@ def step_metrics(found: Step, updates: Sequence[Mapping[str, float]], version: i
         if f"{name}_squared" in out and "effective_sample_size" not in out:
             out["effective_sample_size"] = float(effective_sample_size(out[name], out[f"{name}_squared"]))
     return out
+
+
+def counted(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Means of what environments counted."""
+    infos = [e.info for e in episodes if e.info]
+    return {f"env/{name}": math.fsum(i[name] for i in infos) / len(infos) for name in (infos[0] if infos else ())}
+
+
+def told_by(episode: Episode) -> dict[str, Any]:
+    """The text of a record, and what an environment adds to it: the last turn, and its counts."""
+    if episode.transcript is None:
+        return {"text": episode.text}
+    return {"text": episode.transcript, "judged": episode.text, "env": dict(episode.info or {})}
 
 
 def sample_records(step: int, found: Step, credit: Credit | None, samples: int) -> Iterator[dict[str, Any]]:
@@ -112,7 +126,7 @@ def sample_records(step: int, found: Step, credit: Credit | None, samples: int) 
                 "group": number,
                 "sample": s,
                 "prompt": group.problem.text,
-                "text": episode.text,
+                **told_by(episode),
                 "answer": group.problem.example.get("answer"),
                 "rewards": {name: _number(column[s]) for name, column in group.columns.items()},
                 "reward": _number(group.reward[s]),
