@@ -30,7 +30,7 @@ PYTEST := $(BIN)/python -m pytest
 # Workers of pytest-xdist; each one has 8 fake devices and its own copy of the tiny models.
 WORKERS ?= auto
 
-.PHONY: help demo lab chitchat test pods parity lint format types imports doctest bench notebook papers lock clean
+.PHONY: help demo lab chitchat test slow parity lint format types imports doctest bench notebook papers lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,11 +45,11 @@ chitchat: $(VENV)/.ready-demo ## fine-tune SmolLM2-135M-Instruct on conversation
 lab: $(VENV)/.ready-demo ## train the small arithmetic model on which methods are compared (docs/lab.md)
 	$(BIN)/jaxpost lab train
 
-test: $(VENV)/.ready-dev ## all tests but parity and pods
-	$(PYTEST) tests --ignore=tests/parity -m "not pods" -n $(WORKERS) --maxprocesses 4 --dist worksteal
+test: $(VENV)/.ready-dev ## all tests but parity and slow
+	$(PYTEST) tests --ignore=tests/parity -m "not slow" -n $(WORKERS) --maxprocesses 4 --dist worksteal
 
-pods: $(VENV)/.ready-dev ## compile Llama-8B's programs for TPU slices that are not there (minutes of CPU each)
-	$(PYTEST) tests/pods -m pods
+slow: $(VENV)/.ready-dev ## Llama-8B's programs compiled for TPU slices that are not there; more variants of long tests
+	$(PYTEST) tests --ignore=tests/parity -m slow -n $(WORKERS) --maxprocesses 2 --dist worksteal
 
 parity: $(REFERENCES)/.ready-parity ## compare with transformers, TRL and PEFT on torch, in an environment of their own
 	$(REFERENCES)/bin/python -m pytest tests/parity

@@ -124,7 +124,17 @@ def _value(ours: str, theirs: str, n: int):
     return [{"role": "user", "content": text}] if theirs == "messages" else text
 
 
-@pytest.mark.parametrize("preset", ONLINE.values(), ids=ids)
+ALWAYS = ("demo", "dapo", "arithmetic_process", "tulu3_rlvr")
+"""Between them every kind of section; the other compositions run with the slow tests."""
+ONLINE_RUNS = [
+    pytest.param(preset, id=ids(preset), marks=() if preset.stem in ALWAYS else pytest.mark.slow)
+    for preset in dict.fromkeys(
+        [*(p for p in CONFIGS if p.stem in ALWAYS and p.parent.name != "sft"), *ONLINE.values()]
+    )
+]
+
+
+@pytest.mark.parametrize("preset", ONLINE_RUNS)
 def test_preset_learns_online_for_two_steps_on_a_tiny_model(preset, tiny_model, tmp_path, monkeypatch):
     from jaxpost import assemble
 

@@ -100,8 +100,7 @@ def make_training(
     Args:
       loss: of {"policy": the tree that the model reads, and the `networks` by name}.
       microbatches, skip_empty: as `train.step.make_train_step`.
-      networks: what else is trained.
-      network_lr: their learning rate; None: the policy's.
+      networks, network_lr: what else is trained, and at which learning rate; None: the policy's.
       frozen, hyper: what else the loss reads.
 
     Raises:
@@ -116,14 +115,10 @@ def make_training(
     trained = {"policy": Network(parts.abstract, parts.axes, parts.load), **networks}
     abstract = {name: network.abstract for name, network in trained.items()}
     shapes = jax.eval_shape(make_state, abstract)
-    split = partial(sharding.param_shardings, mesh=pretrained.mesh)
-    places = {name: split(network.axes, abstract=network.abstract) for name, network in trained.items()}
+    place = partial(sharding.param_shardings, mesh=pretrained.mesh)
+    places = {name: place(network.axes, abstract=network.abstract) for name, network in trained.items()}
     state_places = sharding.state_shardings(shapes, places, pretrained.mesh)
     loss_fn = sharding.pinned(loss_fn, places)
-
-    def first_state() -> TrainState:
-        loaded = jax.device_put({name: network.load() for name, network in trained.items()}, places)
-        return jax.jit(make_state, out_shardings=state_places, donate_argnums=0)(loaded)
 
     limits = {} if guard.spike_factor is None else {"spike_factor": guard.spike_factor}
     return Training(
@@ -135,7 +130,7 @@ def make_training(
             post_update=None if optim.ema_decay is None else ema_update(optim.ema_decay),
         ),
         eval_step=make_eval_step(loss_fn),
-        init_state=first_state,
+        init_state=partial(_first_state, trained, make_state, places, state_places),
         abstract_state=jax.tree.map(
             lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, state_places
         ),
@@ -146,6 +141,12 @@ def make_training(
         policy=parts.policy,
         trained=count(abstract),
     )
+
+
+def _first_state(trained: Mapping[str, Network], make: Callable[..., TrainState], places: Any, all_places: Any) -> Any:
+    """Weights straight into their shardings, and the optimiser's state beside them."""
+    loaded = jax.device_put({name: network.load() for name, network in trained.items()}, places)
+    return jax.jit(make, out_shardings=all_places, donate_argnums=0)(loaded)
 
 
 def _averaged(state: TrainState) -> Params:

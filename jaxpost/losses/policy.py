@@ -153,8 +153,7 @@ def policy_gradient(
       params: {"policy": the model's parameters}.
       hyper: the surrogate's; "kl_coef" with a KL term; "entropy_coef" turns the entropy bonus on; "temperature" T
         makes the policy softmax(logits / T), as it has to be where the samples were drawn with T (default 1).
-      surrogate: one of the table above.
-      aggregate: which tokens share a mean.
+      surrogate, aggregate: one of the table above; which tokens share a mean.
       kl: penalty on the distance from `batch.ref_logprobs`.
       correction: importance weights between `batch.sampler_logprobs` and the old policy; they weigh the surrogate
         alone.
@@ -176,10 +175,10 @@ def policy_gradient(
     now = jax.lax.stop_gradient(logprobs)
     old = now if batch.old_logprobs is None else following(batch.old_logprobs)
     ref, sampler = (None if x is None else following(x) for x in (batch.ref_logprobs, batch.sampler_logprobs))
-    segments = batch.segment_ids
-    loss = surrogate(Tokens(logprobs, old, following(batch.advantages), weights, segments), hyper)
-    factor = None if correction is None else correction(old - _needed(sampler, "sampler_logprobs"), weights, segments)
-    factor = None if factor is None else jax.lax.stop_gradient(factor)
+    loss = surrogate(Tokens(logprobs, old, following(batch.advantages), weights, segments := batch.segment_ids), hyper)
+    factor = None
+    if correction is not None:
+        factor = jax.lax.stop_gradient(correction(old - _needed(sampler, "sampler_logprobs"), weights, segments))
     terms = {"policy": aggregate(loss.value if factor is None else factor * loss.value, weights, segments)}
     if kl is not None:
         penalty = aggregate(kl(logprobs, _needed(ref, "ref_logprobs"), old), weights, segments)

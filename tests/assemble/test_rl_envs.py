@@ -73,6 +73,7 @@ def found_step(job, state):
     return collect(job, (problems, episodes), scored, lambda number: pytest.fail("no refill"))
 
 
+@pytest.mark.slow
 def test_a_run_in_an_environment_resumes_exactly(make, tmp_path):
     whole = run_online(make("whole"))
     run_online(replace(make("parts"), num_steps=1))

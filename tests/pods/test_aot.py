@@ -32,7 +32,7 @@ PROGRAM = Path(__file__).with_name("_aot.py")
 HBM = 15.75
 """GiB that a program can use of a v5e chip's 16."""
 
-pytestmark = pytest.mark.pods
+pytestmark = pytest.mark.slow
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="needs the TPU compiler: pip install 'jaxpost[tpu]' (Linux x86-64; no TPU needed)",

@@ -158,7 +158,9 @@ def everything(folder: Path) -> Any:
     return [records(folder, name) for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl")]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if i > 1 else ()) for i, name in enumerate(RUNS)]
+)
 def test_cut_at_a_random_moment_it_ends_bit_for_bit_the_same(name: str, tmp_path: Path) -> None:
     """Killed while it samples or scores; asked to stop; each at a random call of one run."""
     whole_job, sampler = toy_job(toy_config(tmp_path / "whole", **BIG, **RUNS[name]), SCORE)

@@ -121,7 +121,9 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if i % 3 else ()) for i, name in enumerate(ALGORITHMS)]
+)
 def test_finds_the_optimum(name: str, tmp_path: Path) -> None:
     sections = {"rollout": ROLLOUT, "learner": ONE, "train": OnlineSection(steps=36, save_every=0), **ALGORITHMS[name]}
     score = scored_by(pay_steps if "process" in name else pay)
@@ -162,7 +164,9 @@ PRICES: dict[str, tuple[dict[str, Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", PRICES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if i % 3 else ()) for i, name in enumerate(PRICES)]
+)
 def test_a_price_on_leaving_the_reference_has_the_known_optimum(name: str, tmp_path: Path) -> None:
     sections, optimum = PRICES[name]
     base = {
