@@ -107,7 +107,6 @@ def make_training(
       ValueError: patterns that match nothing, an adapter that does not fit, a schedule that exceeds the run.
     """
     parts = _parts(pretrained, adapter, seed)
-    loss_fn = bind_policy(loss) if parts.frozen else loss
     optimizer, lr_at = make_optimizer(optim, num_steps)
     if network_lr is not None and networks:
         optimizer = scale_parts(optimizer, dict.fromkeys(networks, network_lr / optim.lr))
@@ -118,8 +117,7 @@ def make_training(
     place = partial(sharding.param_shardings, mesh=pretrained.mesh)
     places = {name: place(network.axes, abstract=network.abstract) for name, network in trained.items()}
     state_places = sharding.state_shardings(shapes, places, pretrained.mesh)
-    loss_fn = sharding.pinned(loss_fn, places)
-
+    loss_fn = sharding.pinned(bind_policy(loss) if parts.frozen else loss, places)
     limits = {} if guard.spike_factor is None else {"spike_factor": guard.spike_factor}
     return Training(
         step=make_train_step(
