@@ -171,7 +171,7 @@ def scale_parts(
       >>> tx = scale_parts(optax.with_extra_args_support(optax.sgd(1.0)), {"critic": 10.0})
       >>> params = {"policy": jnp.ones(()), "critic": jnp.ones(())}
       >>> {name: float(x) for name, x in tx.update(params, tx.init(params))[0].items()}
-      {'policy': -1.0, 'critic': -10.0}
+      {'critic': -10.0, 'policy': -1.0}
     """
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
