@@ -74,7 +74,7 @@ class ToyTokenizer(Tokenizer):
     """One letter, one token."""
 
     def __init__(self) -> None:
-        self.pad_id, self.fingerprint = END, "letters"
+        self.pad_id, self.end_of_turn_id, self.fingerprint = END, END, "letters"
 
     def encode(self, text: str, *, add_bos: bool = False) -> list[int]:
         return [LETTERS.index(letter) for letter in text]
