@@ -45,6 +45,7 @@ def assemble(monkeypatch) -> SimpleNamespace:
         return lambda *args, **kwargs: calls.append((name, args, kwargs)) or result
 
     fake.train = record("train", SimpleNamespace(exit_code=0))
+    fake.writes = lambda: False
     fake.generate = record("generate", [{"prompt": "a", "text": "b", "finish": "stop"}])
     fake.ask_server = record("ask_server", [{"prompt": "a", "text": "b", "finish": "stop"}])
     fake.read_prompts = lambda path: (path.read_text().split(), [{"n": 2}, {}])
@@ -153,6 +154,16 @@ def test_train_passes_on_the_resolved_configuration(preset, assemble):
     assert name == "train"
     assert (config.optim.kind, config.train.steps) == ("lion", 7)
     assert kwargs["command"] == ["jaxpost", "train", preset, "--optim.kind", "lion", "--train.steps", "7"]
+
+
+def test_a_run_ends_with_its_page(preset, assemble, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "loss": 2.0}\n')
+    assemble.module.train = lambda *_, **__: SimpleNamespace(exit_code=0, folder=tmp_path / "run")
+    assemble.module.writes = lambda: True
+    assert run("train", preset) == 0
+    assert str(tmp_path / "run" / "report.html") in capsys.readouterr().out
+    assert "<svg" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("code", [130, 143])

@@ -73,7 +73,13 @@ def test_preset_is_sound_and_says_where_it_comes_from(preset):
     assert config.run.name == preset.stem, "its runs are found by the preset's name"
 
 
-@pytest.mark.parametrize("preset", SUPERVISED, ids=ids)
+SUPERVISED_RUNS = [
+    pytest.param(preset, id=ids(preset), marks=() if preset.stem in ("chitchat", "gsm8k_lora") else pytest.mark.slow)
+    for preset in SUPERVISED
+]
+
+
+@pytest.mark.parametrize("preset", SUPERVISED_RUNS)
 def test_preset_runs_three_steps_on_a_tiny_model(preset, tiny_model, tmp_path, monkeypatch):
     from jaxpost import assemble
 

@@ -163,6 +163,7 @@ def digits(examples, completions):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_learn_from_the_same_samples_as_one(tiny_model, tmp_path):
     """Two steps of GRPO with a reference and two minibatches: the same samples, and parameters within 1e-5."""
     reward, preset = tmp_path / "reward.py", tmp_path / "preset.yaml"
