@@ -26,7 +26,7 @@ from jaxpost.train.online_eval import evaluate
 from jaxpost.train.online_job import OnlineJob
 from jaxpost.train.online_log import Window, sample_records, step_metrics
 from jaxpost.train.progress import duration
-from jaxpost.train.watch import Limits, watch
+from jaxpost.train.watch import watch
 
 __all__ = ["OnlineJob", "run_online"]
 
@@ -185,7 +185,7 @@ class _OnlineRun(Attempt[OnlineJob]):
     def _warn(self, record: dict[str, Any]) -> None:
         """Raise the alarms that a record calls for."""
         gold = self.job.evals[0].section.name if self.job.evals else None
-        self.watch, alarms = watch(self.watch, record, limits=Limits(**vars(self.job.train.watch)), gold=gold)
+        self.watch, alarms = watch(self.watch, record, limits=self.job.train.watch, gold=gold)
         for alarm in alarms:
             self.progress.say(f"ALARM at step {alarm.step}, {alarm.alarm}: {alarm.message}")
             if self.files:

@@ -10,48 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple
+
+from jaxpost.config_watch import WatchSection
 
 State = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Where alarms are raised. `math.inf` (or 0, for a lower limit) turns one off."""
-
-    window: float = 10.0
-    """Training records in the exponential mean of every metric."""
-    first: int = 5
-    """Records whose plain mean is a metric's first value; no alarm before them."""
-    margin: float = 0.1
-    """Part of a limit by which a metric must come back before its alarm can be raised again."""
-    reward_rise: float = 0.5
-    """Reward hacking: rise of the reward, in standard deviations of the first rewards, that held-out accuracy has
-    to follow."""
-    kl: float = 1.0
-    """Mean KL of a token from the reference, in nats."""
-    old_kl: float = 0.1
-    """Mean KL of a token from the policy before the step, in nats."""
-    length_up: float = 3.0
-    """Mean length of the answers, in first lengths."""
-    length_down: float = 0.2
-    """The same, downwards."""
-    repetition: float = 0.3
-    """Share of repeated 4-grams in an answer."""
-    entropy: float = 0.1
-    """Entropy of the policy, in first entropies."""
-    zero_variance: float = 0.8
-    """Share of the groups whose rewards are all equal."""
-    unscored: float = 0.2
-    """Share of the samples without a reward."""
-    sampler_gap: float = 0.1
-    """Mean |log p| between sampler and learner, in nats."""
-    effective_sample_size: float = 0.5
-    """Share of the samples that importance weights leave."""
-    truncation_rise: float = 0.3
-    """Rise of the share of truncated answers above its first value."""
+Limits = WatchSection
+"""Where alarms are raised."""
 
 
 class Alarm(NamedTuple):
