@@ -244,9 +244,11 @@ class _OnlineRun(Attempt[OnlineJob]):
 
     def close(self) -> None:
         """Close files, loggers, and the thread and processes that score."""
-        self.scoring.shutdown(wait=True, cancel_futures=True)
-        self.job.close()
-        super().close()
+        try:
+            self.scoring.shutdown(wait=True, cancel_futures=True)
+            self.job.close()
+        finally:
+            super().close()
 
 
 class _Timed:

@@ -29,6 +29,16 @@ STOPS = tuple(chr(c) for c in range(33, 127))
 """A random model of bytes ends a turn within a few tokens."""
 
 
+class _Tokens:
+    """Stands for a run's pool of workers: pays a point for each token."""
+
+    def __call__(self, examples, completions):
+        return scored_by(lambda example, completion: float(len(completion.tokens)))(examples, completions)
+
+    def close(self):
+        """Nothing to end."""
+
+
 class _Often:
     """What stands for the pattern of a call: every turn but those of a length that 3 divides."""
 
@@ -45,7 +55,7 @@ def make(tiny_model, tmp_path, monkeypatch):
         self._call = _Often()
 
     monkeypatch.setattr(envs._Conversation, "__init__", begin)
-    monkeypatch.setattr(rl, "make_pool", lambda *a, **k: scored_by(lambda example, c: float(len(c.tokens))))
+    monkeypatch.setattr(rl, "make_pool", lambda *a, **k: _Tokens())
 
     def job(name="run", **train):
         config = RLConfig(
