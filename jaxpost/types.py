@@ -114,6 +114,38 @@ class RolloutBatch(NamedTuple):
     """As in `Inputs`: the samples of a prompt stand behind one copy of it."""
 
 
+class AnswerBatch(NamedTuple):
+    """Packed or padded rows of given answers with what is known of each: pairs, rankings, labels, labelled steps.
+
+    An answer is one segment. The answers of a group (a pair, a ranking, a single labelled answer) stand in one row,
+    behind one copy of their prompt (`prefix_ids`; the prompt is then a segment of its own) or each behind its own.
+    Tables [B S] have a column for each segment: column s belongs to segment id s + 1. A group that is padding or left
+    out has no columns.
+    """
+
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    segment_ids: Int[Array, "B T"]
+    weights: Float[Array, "B T"]
+    """1 on an answer's tokens as targets, 0 on prompts and padding."""
+    row_ids: Int[Array, " B"]
+    groups: Int[Array, "B S"]
+    """The group of a segment, counted from 1 within the row; 0: the segment is no answer (a shared prompt, padding)."""
+    ranks: Int[Array, "B S"]
+    """Place in the group, 0 the best, equal numbers for ties; of unpaired answers 0 desirable, 1 undesirable; -1: an
+    answer to another prompt, which only a batch's KL baseline reads (KTO)."""
+    strengths: Float[Array, "B S"]
+    """How much the group's order is worth: a margin by grade, or 1; the same in all columns of a group."""
+    marks: Float[Array, "B T"] | None = None
+    """Weight of a score read after this token: the last of an answer, or of each step."""
+    labels: Float[Array, "B T"] | None = None
+    """What the score of a marked token should say: 0 or 1, a probability, or a grade."""
+    ref_logprobs: Float[Array, "B T"] | None = None
+    """Of the reference policy, per token as a target."""
+    prefix_ids: Int[Array, "B T"] | None = None
+    """As in `Inputs`."""
+
+
 class Term(NamedTuple):
     """An unreduced mean: its value is sum(value * weight) / sum(weight), and 0 where all weights are 0.
 
