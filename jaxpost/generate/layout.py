@@ -95,7 +95,7 @@ def slots_of(sequences: Sequence[Text], shards: int) -> tuple[Slots, int]:
     Example:
         >>> texts = [Text([1], 1, PagedRow(shard=shard)) for shard in (1, 0, 1)]
         >>> slots, size = slots_of(texts, 2)
-        >>> slots.tolist(), size  # with buckets 1, 8, 32
+        >>> slots.tolist(), size  # with buckets 1, 8, 16, 32
         ([8, 0, 9], 16)
     """
     counts = [0] * shards

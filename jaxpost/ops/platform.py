@@ -71,7 +71,7 @@ CHOICES: dict[Platform, Choices] = {
         bfloat16_as_bits=True,
         chunk_tokens=256,
         causal_chunk=64,
-        row_buckets=(1, 8, 32),
+        row_buckets=(1, 8, 16, 32),
     ),
     "gpu": Choices(
         attention="xla",
