@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -36,6 +36,7 @@ from jaxpost.types import Params, TrainState
 from jaxpost.weights import huggingface
 
 
+@runtime_checkable
 class Sections(Protocol):
     """What the configurations of supervised methods share."""
 
