@@ -5,10 +5,10 @@ s the sigmoid, e the label smoothing and a group's answers ordered by rank:
 
 | objective | loss | source |
 |---|---|---|
-| `bradley_terry` | mean over the group's ordered pairs of -(1-e) log s(r_i - r_j - m g) - e log s(r_j - r_i + m g) | 1909.08593 |
-| `plackett_luce` | -log P(order), P a product over places of exp(r) / sum exp(r of those not yet placed); ties exact | 2203.02155 |
-| `regression` | (r - y)^2, of every objective whose label is known | 2311.09528 |
-| `classification` | -y log s(r) - (1 - y) log s(-r), y in [0, 1] (outcomes: 2110.14168; steps: 2305.20050) | |
+| `bradley_terry` | -(1-e) log s(d) - e log s(-d) of each ordered pair, d = r_i - r_j - m g | 1909.08593 |
+| `plackett_luce` | -log P(order), place by place exp(r) / sum of exp(r) of those not yet placed; ties exact | 2203.02155 |
+| `squared_error` | (r - y)^2, of every objective whose label is known | 2311.09528 |
+| `binary_cross_entropy` | -y log s(r) - (1 - y) log s(-r), y in [0, 1]: outcomes (2110.14168), steps (2305.20050) | |
 
 g is the batch's strength of a group's order and m a factor: a margin by grade (2307.09288). The centring term
 (r_i + r_j)^2 keeps scores near 0 (2312.09244). An ensemble's loss is the mean over its members' losses.
@@ -156,7 +156,7 @@ def ranking_loss(
 
     Returns:
       The term `name` and, where asked for, "centre". Metrics, means over pairs: "rewards/chosen", "rewards/rejected",
-      "rewards/margin", "accuracy" (a tie counts half); of several members also "uncertainty", their deviation of
+      "rewards/margin", "rewards/accuracy" (a tie counts half); of several members also "uncertainty", their deviation of
       r_i - r_j.
 
     Example:
@@ -185,7 +185,7 @@ def ranking_loss(
         "rewards/chosen": jnp.broadcast_to(mean[:, :, None], gap.shape),
         "rewards/rejected": jnp.broadcast_to(mean[:, None, :], gap.shape),
         "rewards/margin": gap,
-        "accuracy": 0.5 + 0.5 * jnp.sign(gap),
+        "rewards/accuracy": 0.5 + 0.5 * jnp.sign(gap),
     }
     if scores.shape[0] > 1:
         watched["uncertainty"] = jnp.std(gaps, axis=0)
@@ -213,23 +213,6 @@ def binary_cross_entropy(
     smoothing = hyper.get("label_smoothing", 0.0)
     target = (1.0 - smoothing) * labels + 0.5 * smoothing
     return jax.nn.softplus(scores) - target * scores
-
-
-def until_error(marks: Float[Array, "B T"], labels: Float[Array, "B T"], segments: Int[Array, "B T"]) -> Array:
-    """The marks of each segment up to its first one whose label is below 1/2, that one included.
-
-    What a step is worth after the first error is ill defined, and people label no further (2305.20050).
-
-    Example:
-      >>> row = lambda *x: jnp.array([x], jnp.float32)
-      >>> until_error(row(1, 1, 1, 1), row(1, 0, 1, 1), jnp.array([[1, 1, 1, 2]])).tolist()
-      [[1.0, 1.0, 0.0, 1.0]]
-    """
-    wrong = ((marks > 0) & (labels < 0.5)).astype(jnp.int32)
-    before = jnp.cumsum(wrong, axis=1) - wrong
-    most = segments.shape[1] + 1
-    at_start = jax.vmap(lambda x, s: jax.ops.segment_min(x, s, most)[s])(before, segments)
-    return jnp.where(before > at_start, 0.0, marks)
 
 
 def every_token(batch: AnswerBatch) -> tuple[Float[Array, "B T"], Float[Array, "B T *M"]]:
@@ -267,7 +250,6 @@ def label_loss(
     members: int = 1,
     classes: int = 1,
     at: str = "marks",
-    first_error: bool = False,
 ) -> tuple[Terms, Terms]:
     """A loss on the scores read after marked tokens: of answers (ORM, regression) or of steps (PRM).
 
@@ -275,7 +257,6 @@ def label_loss(
       members: N; the head's N M outputs are N members' scores of M objectives (times `classes`).
       classes: 2 reads the difference of two outputs, the second the right one, as a two-class head has it.
       at: "marks", or "tokens": after every token of an answer (`every_token`).
-      first_error: leave out what comes after an answer's first wrong step (`until_error`).
 
     Returns:
       The term `name`. Metrics, means over marks: "score", "label", "error" |p - y| with p the score (of
@@ -289,8 +270,6 @@ def label_loss(
         raise ValueError("this loss needs the batch's marks and labels: answers with labels, scores or labelled steps")
     marks, labels = every_token(batch) if at == "tokens" else (batch.marks, batch.labels)
     labels = labels[..., None] if labels.ndim == 2 else labels
-    if first_error:
-        marks = until_error(marks, labels[..., 0], batch.segment_ids)
     scores = head(params, hidden_of(model, params, batch))
     scores = split_outputs(scores, members=members, classes=classes)
     if scores.shape[-1] != labels.shape[-1]:

@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from jaxpost.config import RunSection, TrainSection
 from jaxpost.metrics.terms import Sums
+from jaxpost.train.watch import Alarm
 from jaxpost.types import Hyper, Params, TrainState, TrainStep
 
 
@@ -109,6 +110,8 @@ class SupervisedJob(Job):
     eval_step: EvalStep | None = None
     sample: Callable[[Params, Params], list[dict[str, str]]] | None = None
     """sample(eval_params, frozen) -> [{"prompt", "text"}], deterministic."""
+    watch: Callable[[dict[str, Any], Mapping[str, Any]], tuple[dict[str, Any], list[Alarm]]] | None = None
+    """(state, record) -> the new state and the alarms that the record raises; the state survives JSON."""
 
     @property
     def saving(self) -> tuple[int, int]:

@@ -61,8 +61,8 @@ def read_head(folder: Path | str) -> StoredHead:
     if kind is None:
         what = (hf.get("architectures") or ["no architecture"])[0]
         raise ValueError(
-            f"{folder} is no reward model: its config.json names {what}, not a {_SEQUENCE} or {_TOKEN} class; train one "
-            "with `method: reward`, or give a model folder that has a head (score.weight)"
+            f"{folder} is no reward model: its config.json names {what}, not a {_SEQUENCE} or {_TOKEN} class; "
+            "train one with `method: reward`, or give a model folder that has a head (score.weight)"
         )
     files = Checkpoint(folder)
     names = {leaf: name for leaf, name in NAMES.items() if name in files.names}

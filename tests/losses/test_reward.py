@@ -17,7 +17,6 @@ from jaxpost.losses.reward import (
     ranking_loss,
     split_outputs,
     squared_error,
-    until_error,
 )
 from jaxpost.metrics.terms import means, reduce_terms
 from jaxpost.types import AnswerBatch, Model, Outputs
@@ -157,7 +156,7 @@ def test_the_first_loss_of_a_head_at_zero_is_log_two_and_metrics_say_so():
     terms, metrics = ranking_loss(GIVEN, read_all, {"policy": jnp.zeros((3, 24, 2))}, {}, RANKED, KEY, {})
     found = means(reduce_terms(terms, metrics))
     assert found["loss"] == pytest.approx(np.log(2))
-    assert (found["accuracy"], found["rewards/margin"], found["uncertainty"]) == (0.5, 0.0, 0.0)
+    assert (found["rewards/accuracy"], found["rewards/margin"], found["uncertainty"]) == (0.5, 0.0, 0.0)
 
 
 def labelled(objectives=0):
@@ -199,19 +198,6 @@ def test_regression_of_several_objectives_leaves_out_unknown_labels():
     check(partial(total, loss, batch, {}), expected, hidden_for(batch, 6))
     with pytest.raises(ValueError, match="6 objectives, but the data has 3"):
         loss({"policy": hidden_for(batch, 12)}, {}, batch, KEY, {})
-
-
-def test_steps_after_the_first_error_do_not_count():
-    batch = labelled()
-    labels = np.ones((2, 12), np.float32)
-    labels[0, 2] = labels[0, 8] = labels[1, 5] = 0.0
-    kept = until_error(batch.marks, jnp.asarray(labels), batch.segment_ids)
-    assert np.argwhere(np.asarray(kept)).tolist() == [[0, 2], [0, 8], [1, 3], [1, 5]]
-    loss = partial(label_loss, GIVEN, read_all, first_error=True)
-    hidden = hidden_for(batch, 1)
-    changed = hidden.at[0, 4].add(1.0).at[1, 8].add(1.0)
-    batch = batch._replace(labels=jnp.asarray(labels))
-    assert total(loss, batch, {}, hidden) == total(loss, batch, {}, changed)
 
 
 def test_every_token_of_an_answer_carries_its_label():
