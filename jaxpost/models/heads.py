@@ -53,7 +53,7 @@ def init_head(key: Array, table: tuple[ParamSpec, ...]) -> Params:
     """A head's first parameters, in float32.
 
     Example:
-      >>> float(jnp.std(init_head(jax.random.key(0), head_table(399, 100))["kernel"]).round(2))
+      >>> round(float(jnp.std(init_head(jax.random.key(0), head_table(399, 100))["kernel"])), 2)
       0.05
     """
     keys = jax.random.split(key, len(table))
