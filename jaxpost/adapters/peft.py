@@ -32,6 +32,7 @@ from jaxpost.weights.heads import NAMES as HEAD_NAMES
 from jaxpost.weights.huggingface import read_json
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+ABOUT = "score_head.json"
 PREFIX = "base_model.model."
 
 _READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"}
@@ -206,6 +207,7 @@ def save(
     overwrite: bool = False,
     head: Params | None = None,
     tokens: bool = False,
+    about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write an adapter folder that PEFT loads; it appears at once when all is written.
 
@@ -218,6 +220,7 @@ def save(
       base_model: `base_model_name_or_path` of the config.
       rslora: write scale = alpha / sqrt(r) instead of alpha / r.
       head: of a classifier, saved whole beside the adapter; with `tokens`, of one that scores every token.
+      about: what is known of the head, for `head_about`.
 
     Raises:
       FileExistsError: the folder exists and `overwrite` is false.
@@ -256,6 +259,8 @@ def save(
     if jax.process_index() == 0:
         with replaced_folder(folder, overwrite=overwrite) as new:
             save_file(tensors, new / TENSORS, metadata={"format": "pt"})
+            if about is not None:
+                (new / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             (new / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"jaxpost saved {folder}")

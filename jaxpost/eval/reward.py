@@ -143,7 +143,7 @@ def judge_ranked(groups: Sequence[Ranked], *, grades: Mapping[float, str] | None
     Returns: "accuracy" of pairs, "low", "high", "items" (groups), the same under "subset/<name>/..." and
     "grade/<name>/..." where there are several; "calibration_error" and the reliability diagram of the probability
     s(|r_i - r_j|) that the pair's order is right; "length_correlation" of r_i - r_j with the difference in tokens, and
-    "accuracy/longer_is_better", "accuracy/longer_is_worse" by which answer people preferred. A tie is not right.
+    "longer_is_better/accuracy" and "longer_is_worse/accuracy" over the pairs whose better answer is longer or shorter. A tie is not right.
 
     Args:
       grades: names of strengths; None: their numbers.
@@ -155,7 +155,7 @@ def judge_ranked(groups: Sequence[Ranked], *, grades: Mapping[float, str] | None
     kept = [(g, i, j) for g, i, j in kept if i.size]
     if not kept:
         raise ValueError("no group has two answers of which one is better: there is no order to judge")
-    right = [list(g.scores[i] > g.scores[j]) for g, i, j in kept]
+    right = [(g.scores[i] > g.scores[j]).tolist() for g, i, j in kept]
     out = _told("", _share(right), len(kept))
     names = grades or {}
     for kind, of in (("subset", lambda g: g.subset), ("grade", lambda g: names.get(g.strength, f"{g.strength:.3g}"))):
@@ -171,7 +171,7 @@ def judge_ranked(groups: Sequence[Ranked], *, grades: Mapping[float, str] | None
     for name, mask in (("longer_is_better", longer > 0), ("longer_is_worse", longer < 0)):
         if mask.any():
             share = wilson(int((gaps[mask] > 0).sum()), int(mask.sum()))
-            out |= {f"{name}/accuracy": share.value, f"{name}/low": share.low, f"{name}/high": share.high}
+            out |= _told(name, share, int(mask.sum()))
     return {name: value for name, value in out.items() if math.isfinite(value)}
 
 
@@ -185,7 +185,7 @@ def judge_labelled(answers: Sequence[Labelled], *, threshold: float = 0.5) -> di
     """
     if not answers:
         raise ValueError("there is no labelled answer to judge")
-    right = [list((a.scores >= threshold) == (a.labels >= 0.5)) for a in answers]
+    right = [((a.scores >= threshold) == (a.labels >= 0.5)).tolist() for a in answers]
     out = _told("", _share(right), len(answers))
     subsets = [a.subset for a in answers]
     for name in sorted(set(subsets)) if len(set(subsets)) > 1 else ():
@@ -213,13 +213,14 @@ def first_error(values: npt.ArrayLike, *, threshold: float = 0.5) -> int | None:
 def first_errors(answers: Sequence[Labelled], *, threshold: float = 0.5) -> dict[str, float]:
     """Where the first wrong step is said to be (2412.06559).
 
-    Returns: "first_error/wrong", the share of answers with an error whose first one is found exactly; "first_error/right",
-    the share of answers without one of which that is said; each with its Wilson interval ("_low", "_high"); and their
-    harmonic mean "first_error/f1".
+    Returns: "first_error/wrong", the share of answers with an error whose first one is found exactly;
+    "first_error/right", the share of answers without one of which that is said; each with its Wilson interval ("_low",
+    "_high"); and their harmonic mean "first_error/f1".
 
     Example:
-      >>> each = [Labelled(np.array([0.9, 0.2]), np.array([1.0, 0.0]), 5), Labelled(np.array([0.9]), np.array([1.0]), 3)]
-      >>> first_errors(each)["first_error/f1"]
+      >>> wrong = Labelled(np.array([0.9, 0.2]), np.array([1.0, 0.0]), 5)
+      >>> right = Labelled(np.array([0.9]), np.array([1.0]), 3)
+      >>> first_errors([wrong, right])["first_error/f1"]
       1.0
     """
     out: dict[str, float] = {}

@@ -20,6 +20,7 @@ from jaxpost.types import Inputs, Model, Params
 
 Head = Callable[[Params, Float[Array, "*B D"]], Float[Array, "*B K"]]
 """(all params, hidden states) -> scores."""
+Tokens = Sequence[int] | np.ndarray
 _SHORTEST = 16
 
 
@@ -66,7 +67,7 @@ class Scorer:
         self._read = jax.jit(read, out_shardings=None if mesh is None else sharding.replicated(mesh))
 
     def __call__(
-        self, params: Params, sequences: Sequence[Sequence[int]], places: Sequence[Sequence[int]]
+        self, params: Params, sequences: Sequence[Tokens], places: Sequence[Sequence[int]]
     ) -> list[np.ndarray]:
         """Scores in the order of the sequences."""
         out: list[Any] = [None] * len(sequences)
@@ -75,7 +76,7 @@ class Scorer:
         return out
 
     def stream(
-        self, params: Params, sequences: Sequence[Sequence[int]], places: Sequence[Sequence[int]]
+        self, params: Params, sequences: Sequence[Tokens], places: Sequence[Sequence[int]]
     ) -> Iterator[tuple[int, np.ndarray]]:
         """(number of the sequence, its scores), batch by batch, the longest first: what fits once fits to the end.
 

@@ -6,7 +6,7 @@ s the sigmoid, e the label smoothing and a group's answers ordered by rank:
 | objective | loss | source |
 |---|---|---|
 | `bradley_terry` | -(1-e) log s(d) - e log s(-d) of each ordered pair, d = r_i - r_j - m g | 1909.08593 |
-| `plackett_luce` | -log P(order), place by place exp(r) / sum of exp(r) of those not yet placed; ties exact | 2203.02155 |
+| `plackett_luce` | -log P(order), each place exp(r) / sum of exp(r) of those not yet placed; ties exact | |
 | `squared_error` | (r - y)^2, of every objective whose label is known | 2311.09528 |
 | `binary_cross_entropy` | -y log s(r) - (1 - y) log s(-r), y in [0, 1]: outcomes (2110.14168), steps (2305.20050) | |
 
@@ -156,8 +156,8 @@ def ranking_loss(
 
     Returns:
       The term `name` and, where asked for, "centre". Metrics, means over pairs: "rewards/chosen", "rewards/rejected",
-      "rewards/margin", "rewards/accuracy" (a tie counts half); of several members also "uncertainty", their deviation of
-      r_i - r_j.
+      "rewards/margin", "rewards/accuracy" (a tie counts half); of several members also "uncertainty", the deviation
+      of their r_i - r_j.
 
     Example:
       >>> from jaxpost.types import Outputs
