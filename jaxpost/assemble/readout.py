@@ -107,7 +107,8 @@ def stored_readout(given: Mapping[str, Any] | None, labels: Sequence[str], *, to
     odd = sorted(set(given) - known)
     if odd:
         raise ValueError(f"{where} has the unknown entry {odd[0]!r}; it was written by another version")
-    found = Readout(**{**given, "objectives": tuple(given.get("objectives", ("reward",)))})
+    entries: dict[str, Any] = {**given, "objectives": tuple(given.get("objectives", ("reward",)))}
+    found = Readout(**entries)
     if found.outputs != len(labels):
         raise ValueError(f"{where} describes {found.outputs} outputs, but the head has {len(labels)}")
     return found

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +26,12 @@ from jaxpost.config import ModelSection
 from jaxpost.data.answers import answer_options
 from jaxpost.data.groups import Answer, AnswerOptions, Group, Kind
 from jaxpost.data.judged import Judged, Stepwise, UnpairedPreference
-from jaxpost.data.texts import Text
+from jaxpost.data.texts import Text, is_empty, parse_text, same_kind
 from jaxpost.eval.reward import Labelled, Ranked, judge_graded, judge_labelled, judge_ranked
 from jaxpost.generate.scoring import Scorer
 from jaxpost.models import heads
 from jaxpost.models.families import config_to_hf
-from jaxpost.text.messages import DataError
+from jaxpost.text.messages import DataError, Message
 from jaxpost.text.tokenizer import Tokenizer
 from jaxpost.types import Params
 from jaxpost.weights import heads as stored_heads
@@ -44,10 +44,54 @@ def read_head(params: Params, hidden: Array) -> Array:
 
 
 class Encoded(NamedTuple):
-    """An answer with its prompt in tokens, and after which of them scores are read."""
+    """An answer with its prompt in tokens, after which of them scores are read, and where the answer begins."""
 
     tokens: np.ndarray
     places: list[int]
+    start: int
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """How the scores of one answer, [steps, members, objectives], become one number and its uncertainty.
+
+    Objectives first (a weighted mean), then members: their mean, their least, or mean - penalty * deviation
+    (2310.02743), then steps. The uncertainty is the members' deviation: of the step that decides, or its mean.
+
+    Example:
+      >>> both = np.array([[[0.5], [0.9]], [[0.2], [0.4]]])  # two steps, two members
+      >>> [round(x, 2) for x in Reduce(members="min", steps="min")(both)]
+      [0.2, 0.1]
+    """
+
+    members: Literal["mean", "min", "mean_std"] = "mean"
+    penalty: float = 1.0
+    steps: Literal["min", "last", "prod", "mean"] = "min"
+    objectives: tuple[float, ...] = ()
+    """Weights; (): equal, adding up to 1."""
+
+    def by_step(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scores [n] of every step, and the members' deviations [n].
+
+        Raises:
+          ValueError: other weights than objectives.
+        """
+        count = scores.shape[2]
+        weights = np.array(self.objectives or (1.0 / count,) * count)
+        if len(weights) != count:
+            raise ValueError(f"{len(weights)} weights for a reward model of {count} objectives; give one for each")
+        each = scores @ weights
+        mean, spread = each.mean(axis=1), each.std(axis=1)
+        value = {"mean": mean, "min": each.min(axis=1), "mean_std": mean - self.penalty * spread}[self.members]
+        return value, spread
+
+    def __call__(self, scores: np.ndarray) -> tuple[float, float]:
+        value, spread = self.by_step(scores)
+        if self.steps in ("min", "last"):
+            at = int(np.argmin(value)) if self.steps == "min" else -1
+            return float(value[at]), float(spread[at])
+        whole = np.prod(value) if self.steps == "prod" else np.mean(value)
+        return float(whole), float(spread.mean())
 
 
 @dataclass(frozen=True)
@@ -74,7 +118,7 @@ class RewardModel:
         kinds: tuple[Kind, ...] = ("unpaired", "steps")
         return {kind: answer_options(section, kind, share_prompts=False) for kind in kinds}
 
-    def encode(self, prompt: Text, completion: Text, *, steps: Sequence[str] | None = None) -> Encoded:
+    def encode(self, prompt: Any, completion: Any, *, steps: Sequence[str] | None = None) -> Encoded:
         """Tokens of an answer, written as in training; a process model reads scores after every step.
 
         Args:
@@ -84,6 +128,9 @@ class RewardModel:
         Raises:
           DataError: an empty side, a missing step separator, more tokens than the model's context.
         """
+        prompt, completion = same_kind(_text(prompt, "prompt"), _text(completion, "completion"))
+        if is_empty(prompt):
+            raise DataError("the prompt is empty", kind="empty")
         example: Judged
         if not self.readout.steps:
             example = UnpairedPreference(prompt=prompt, completion=completion, label=True)
@@ -113,14 +160,21 @@ class RewardModel:
         found = self.scorer(self.params, [e.tokens for e in encoded], [e.places for e in encoded])
         return [self.readout.read(outputs) for outputs in found]
 
-    def __call__(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list[np.ndarray]:
-        """Scores of answers to prompts."""
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[np.ndarray]:
+        """Scores of answers to prompts, each a text or messages."""
         return self.scores([self.encode(p, c) for p, c in zip(prompts, completions, strict=True)])
+
+
+def _text(value: Any, key: str) -> Text:
+    """A text, or messages that may be parsed already."""
+    parsed = isinstance(value, tuple) and all(isinstance(turn, Message) for turn in value)
+    return value if parsed else parse_text(value, key)
 
 
 def _encoded(group: Group, answer: Answer) -> Encoded:
     marks = [len(answer.tokens) - 1] if answer.marks is None else np.flatnonzero(answer.marks)
-    return Encoded(np.concatenate([group.prompt, answer.tokens]), [len(group.prompt) + int(at) for at in marks])
+    begin = len(group.prompt)
+    return Encoded(np.concatenate([group.prompt, answer.tokens]), [begin + int(at) for at in marks], begin)
 
 
 def load_reward_model(
@@ -171,6 +225,24 @@ def load_reward_model(
         readout, found = stored_readout(given, stored.labels, tokens=stored.tokens, where=str(config)), stored.params
     head = jax.device_put(jax.tree.map(jnp.asarray, found), sharding.replicated(pretrained.mesh))
     return RewardModel(pretrained, {"policy": weights, "head": head}, readout, scorer, path)
+
+
+def load_ensemble(paths: Sequence[str], *, tokens: int = 16_384, **how: Any) -> list[RewardModel]:
+    """Several reward models; adapters of one base share its weights.
+
+    Raises:
+      ValueError: they do not score the same things.
+    """
+    loaded: list[RewardModel] = []
+    for path in paths:
+        same = next((m for m in loaded if (Path(m.path).expanduser() / peft.CONFIG).is_file()), None)
+        loaded.append(load_reward_model(path, tokens=tokens, base=same, **how))
+    first = loaded[0]
+    for model in loaded[1:]:
+        ours, theirs = ((m.readout.objectives, m.readout.steps, m.readout.probability) for m in (first, model))
+        if ours != theirs:
+            raise ValueError(f"{first.path} and {model.path} score different things, so they are no ensemble")
+    return loaded
 
 
 def _by_token(adapter: Path) -> bool:

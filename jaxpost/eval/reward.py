@@ -79,7 +79,8 @@ def correlation(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     >>> round(correlation([1, 2, 3], [2, 4, 6]), 6)
     1.0
     """
-    x, y = (np.asarray(v, np.float64) - np.mean(v) if len(np.asarray(v)) else np.zeros(0) for v in (a, b))
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    x, y = (v - v.mean() if v.size else v for v in (x, y))
     scale = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / scale if scale > 0 else math.nan
 
@@ -113,7 +114,8 @@ def area_under_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
 def _pairs(group: Ranked) -> tuple[np.ndarray, np.ndarray]:
     """Better and worse answer of every ordered pair."""
-    return np.nonzero(group.ranks[:, None] < group.ranks[None, :])
+    better, worse = np.nonzero(group.ranks[:, None] < group.ranks[None, :])
+    return better, worse
 
 
 def _share(groups: Sequence[Sequence[bool]]) -> Interval:

@@ -106,7 +106,8 @@ class Scorer:
             tokens[row, : len(sequences[i])], segments[row, : len(sequences[i])] = sequences[i], 1
             at[row, : len(places[i])] = places[i]
         positions = np.where(segments > 0, np.arange(length, dtype=np.int32), 0).astype(np.int32)
-        arrays: Any = (Inputs(tokens, positions, segments), at)
+        parts: Any = (tokens, positions, segments)
+        arrays: Any = (Inputs(*parts), at)
         arrays = jax.device_put(arrays) if self.mesh is None else sharding.spread(arrays, self.mesh)
         found = np.asarray(jax.device_get(self._read(params, *arrays)), np.float32)
         for row, i in enumerate(numbers):

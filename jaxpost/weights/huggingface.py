@@ -263,7 +263,7 @@ def save(
     rows = _export_rows(config, flat, dtype)
     if head is not None:
         flat |= {("head", leaf): x for leaf, x in head[0].items()}
-        hf |= head[2]
+        hf |= dict(head[2])
         for source in head[1]:
             shape = source.spec.shape[::-1] if source.transpose else source.spec.shape
             rows.append((TensorInfo(source.names[0], shape, rows[0][0].dtype), source, None))
@@ -283,7 +283,7 @@ def save(
         with replaced_folder(folder, overwrite=overwrite) as new:
             write_checkpoint(new, infos, fetch, max_shard_bytes=max_shard_bytes)
             copied = copy_tokenizer(Path(tokenizer_from), new) if tokenizer_from is not None else {}
-            hf |= copied if head is None else copied | head[2]
+            hf |= copied if head is None else {**copied, **head[2]}
             (new / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"jaxpost saved {folder}")
