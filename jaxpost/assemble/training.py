@@ -77,13 +77,16 @@ class _Parts:
 
 def make_loss(section: LossSection, model: Model, mesh: Mesh | None = None) -> LossFn:
     """The loss function that a `loss` section names; on a mesh each device that holds rows has its own chunk."""
-    chunk_tokens = platform.choices().chunk_tokens if section.chunk_tokens is None else section.chunk_tokens
-    if mesh is not None:
-        chunk_tokens *= math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "seq"))
-    common = {"z_loss": section.z_loss, "chunk_tokens": chunk_tokens}
+    common = {"z_loss": section.z_loss, "chunk_tokens": chunk_tokens_of(section.chunk_tokens, mesh)}
     if isinstance(section, DFTSection):
         return partial(supervised.dft, model, **common)
     return partial(supervised.cross_entropy, model, label_smoothing=section.label_smoothing, **common)
+
+
+def chunk_tokens_of(chunk_tokens: int | None, mesh: Mesh | None) -> int:
+    """Tokens whose logits exist at one time, over all devices that hold rows; None: by the platform."""
+    each = platform.choices().chunk_tokens if chunk_tokens is None else chunk_tokens
+    return each * (1 if mesh is None else math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "seq")))
 
 
 def make_training(
