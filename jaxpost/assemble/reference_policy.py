@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +20,8 @@ from jaxpost.assemble.model import Pretrained, load_model
 from jaxpost.assemble.training import chunk_tokens_of
 from jaxpost.config import LoRASection
 from jaxpost.config_preference import CachedReference, LiveReference, PreferenceConfig
-from jaxpost.data.answers import AnswerDataset, AnswerSource
+from jaxpost.data.answer_rows import AnswerSource
+from jaxpost.data.answers import AnswerDataset
 from jaxpost.data.reference import GroupLogprobs, Part, ReferenceCache, file_hash
 from jaxpost.losses import rescore
 from jaxpost.train.agree import told
@@ -42,8 +44,6 @@ def start_policy(config: PreferenceConfig, pretrained: Pretrained) -> Pretrained
     section = config.reference
     if not isinstance(section, (CachedReference, LiveReference)) or section.path is None:
         return pretrained
-    from dataclasses import replace
-
     other = load_model(replace(config.model, path=section.path, revision=None, tokenizer=None), pretrained.mesh)
     if other.tokenizer.fingerprint != pretrained.tokenizer.fingerprint:
         raise ValueError(
@@ -76,30 +76,29 @@ def frozen_reference(config: PreferenceConfig, pretrained: Pretrained) -> Mappin
 def with_cached(
     config: PreferenceConfig,
     pretrained: Pretrained,
-    parts: Mapping[str, tuple[AnswerDataset, AnswerSource]],
-    make_source: Callable[[AnswerDataset], AnswerSource],
+    sources: Mapping[str, AnswerSource],
+    one_pass: Callable[[AnswerDataset], AnswerSource],
 ) -> dict[str, AnswerSource]:
     """Sources whose batches bring the reference's log-probabilities, computed now where they are not in the cache.
 
     Args:
-      parts: data sets and their sources by name.
-      make_source: one ordered pass over a data set, all rows of a batch in this process.
+      one_pass: a data set in order, once, with all rows of a batch in every process.
     """
     folder = cache_folder() / "reference"
     key = _model_key(config, pretrained, folder / "hashes")
     caches = {}
-    for name, (data, _) in parts.items():
-        digest = hashlib.sha256(f"{key} {data.fingerprint}".encode()).hexdigest()[:32]
-        caches[name] = ReferenceCache(folder, digest, _offsets(data))
+    for name, source in sources.items():
+        digest = hashlib.sha256(f"{key} {source.dataset.fingerprint}".encode()).hexdigest()[:32]
+        caches[name] = ReferenceCache(folder, digest, _offsets(source.dataset))
     # All processes compute together, so they must agree on what is missing.
     missing = [name for name in told([name for name, cache in caches.items() if cache.read() is None])]
     if missing:
         params = reference_params(config, pretrained)
         score = _scorer(config, pretrained)
         for name in missing:
-            _run(name, caches[name], make_source(parts[name][0]), lambda batch: score(params, batch))
+            _run(name, caches[name], one_pass(sources[name].dataset), partial(score, params))
     found = {name: cache.read() for name, cache in caches.items()}
-    return {name: source.with_reference(_needed(found[name])) for name, (_, source) in parts.items()}
+    return {name: source.with_reference(_needed(found[name])) for name, source in sources.items()}
 
 
 def _needed(found: GroupLogprobs | None) -> GroupLogprobs:
@@ -153,7 +152,7 @@ def _run(name: str, cache: ReferenceCache, source: AnswerSource, score: Callable
     began = last = time.monotonic()
     for index in range(done, count):
         batch = source.batch(index)
-        part = _gathered(source.places(index), score(batch))
+        part = _part(source.read(index, score(batch)))
         if alone:
             cache.add(index, part)
         else:
@@ -168,8 +167,6 @@ def _run(name: str, cache: ReferenceCache, source: AnswerSource, score: Callable
         say(f"reference log-probabilities of {name}: computed in {duration(time.monotonic() - began)}, kept")
 
 
-def _gathered(places: Sequence[Any], values: np.ndarray) -> Part:
-    """[B T] -> the numbers of each group's answers."""
-    groups = np.array([place.group for place in places], np.int64)
-    found = [values[place.row, start:end] for place in places for start, end in place.spans]
-    return Part(groups, np.concatenate(found) if found else np.zeros(0, np.float32))
+def _part(found: Mapping[int, np.ndarray]) -> Part:
+    values = np.concatenate(list(found.values())) if found else np.zeros(0, np.float32)
+    return Part(np.array(list(found), np.int64), values)

@@ -32,7 +32,7 @@ from jaxpost.train.refresh import (
     with_reference,
 )
 from jaxpost.train.step import PostUpdate, ema_update, init_state, make_eval_step, make_train_step
-from jaxpost.types import Hyper, LossFn, Model, Params, TrainState, TrainStep
+from jaxpost.types import Coupled, Hyper, LossFn, Model, Params, TrainState, TrainStep
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def chunk_tokens_of(chunk_tokens: int | None, mesh: Mesh | None) -> int:
 def make_training(
     pretrained: Pretrained,
     *,
-    loss: LossFn,
+    loss: LossFn | Coupled,
     adapter: AdapterSection,
     optim: OptimSection,
     num_steps: int,
@@ -122,14 +122,20 @@ def make_training(
     optimizer, lr_at = make_optimizer(optim, num_steps)
     if network_lr is not None and networks:
         optimizer = scale_parts(optimizer, dict.fromkeys(networks, network_lr / optim.lr))
-    make_state = partial(_initial, optimizer=optimizer, ema=optim.ema_decay is not None, reference=refresh is not None)
+    make_state = partial(
+        _initial,
+        optimizer=optimizer,
+        ema=optim.ema_decay is not None,
+        memory=loss.memory if isinstance(loss, Coupled) else (),
+        reference=refresh is not None,
+    )
     trained = {"policy": Network(parts.abstract, parts.axes, parts.load), **networks}
     abstract = {name: network.abstract for name, network in trained.items()}
     shapes = jax.eval_shape(make_state, abstract)
     place = partial(sharding.param_shardings, mesh=pretrained.mesh)
     places = {name: place(network.axes, abstract=network.abstract) for name, network in trained.items()}
     state_places = sharding.state_shardings(shapes, places, pretrained.mesh)
-    loss_fn = sharding.pinned(bind_policy(loss) if parts.frozen else loss, places)
+    loss_fn = _seen_through(loss, lambda fn: sharding.pinned(bind_policy(fn) if parts.frozen else fn, places))
     limits = {} if guard.spike_factor is None else {"spike_factor": guard.spike_factor}
     step = make_train_step(
         loss_fn,
@@ -159,8 +165,13 @@ def make_training(
     )
 
 
-def _initial(params: Params, *, optimizer: Any, ema: bool, reference: bool) -> TrainState:
-    state = init_state(params, optimizer, ema=ema)
+def _seen_through(loss: LossFn | Coupled, wrap: Callable[[Any], Any]) -> LossFn | Coupled:
+    """What reads parameters, wrapped."""
+    return loss._replace(stats=wrap(loss.stats)) if isinstance(loss, Coupled) else wrap(loss)
+
+
+def _initial(params: Params, *, optimizer: Any, ema: bool, memory: Any, reference: bool) -> TrainState:
+    state = init_state(params, optimizer, ema=ema, memory=memory)
     return with_reference(state) if reference else state
 
 
