@@ -55,6 +55,8 @@ class ArithmeticPrompts(_Prompts):
     operations: str = "+-"
     split: Literal["all", "train", "test"] = "train"
     held_out: float = 0.1
+    negative: bool = True
+    """Whether a - b may be below 0; if not, the larger operand comes first."""
 
 
 @dataclass(frozen=True, kw_only=True)

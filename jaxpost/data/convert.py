@@ -242,8 +242,13 @@ CONVERTERS: dict[str, Converter] = {
 }
 
 
-def convert(row: Mapping[str, Any], name: str, ignored: Counter[str]) -> list[dict[str, Any]]:
-    """Rows in one of the ecosystem's formats. `name` "auto" recognises the shape from the keys."""
+def convert(row: Mapping[str, Any], name: str, ignored: Counter[str], kind: str | None = None) -> list[dict[str, Any]]:
+    """Rows in one of the ecosystem's formats.
+
+    Args:
+      name: whose row it is; "auto" recognises the shape from the keys.
+      kind: what judged rows are wanted for; None: rows for supervised training are wanted.
+    """
     return CONVERTERS[detect_converter(row) if name == "auto" else name](row, ignored)
 
 

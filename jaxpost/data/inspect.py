@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxpost.config import DataSection, SourceSection
-from jaxpost.data.dataset import Progress, SourceStats, TokenDataset, encode_options, prepare
+from jaxpost.data.cache import Progress, SourceStats
+from jaxpost.data.dataset import TokenDataset, encode_options, prepare
 from jaxpost.data.encode import EncodeOptions, encode_batch, to_pieces
 from jaxpost.data.formats import Example, LanguageModeling, PromptCompletion, Text
 from jaxpost.data.loader import BatchSource, make_source
@@ -132,7 +133,7 @@ def show_example(example: Example, tokenizer: Tokenizer, options: EncodeOptions,
         return shown + (f"\n(cut: {cut} of {encoded.full_length} tokens lie beyond the window)" if cut else "")
     lines = [f"({type(example).__name__})"]
     for key, value in vars(example).items():
-        if key == "completions":
+        if key == "completions" and "labels" in vars(example):
             labels = vars(example)["labels"]
             lines += [f"  [{'right' if ok else 'wrong'}] {step}" for step, ok in zip(value, labels, strict=True)]
         elif value is not None and key != "labels":

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from jaxpost.config import SourceSection
 from jaxpost.data.convert import as_json, convert, is_linked, link_messages
-from jaxpost.data.encode import Encoded, EncodeOptions, Pieced, encode_batch, to_pieces
+from jaxpost.data.encode import Coding
 from jaxpost.data.formats import Example, detect_format, parse_example, texts_of
 from jaxpost.data.sources import Reader, Row
 from jaxpost.text.chat import TemplateError
@@ -59,13 +59,17 @@ class Chunk(NamedTuple):
     """The examples of some rows, in order, and what was left out of them."""
 
     rows: int
-    examples: list[Encoded]
+    examples: list[Any]
+    """What the coding made of them."""
     rejects: list[Reject]
     counts: Counts
 
 
-def examples_of(row: Row, section: SourceSection, counts: Counts) -> list[Example]:
+def examples_of(row: Row, section: SourceSection, counts: Counts, kind: str | None = None) -> list[Example]:
     """The typed examples of a row. Columns renamed to a format's keys are taken as they are, without a converter.
+
+    Args:
+      kind: what judged rows are read as (`Coding.kind`).
 
     Raises: DataError.
     """
@@ -75,7 +79,7 @@ def examples_of(row: Row, section: SourceSection, counts: Counts) -> list[Exampl
     if name == "auto" and section.columns.keys() & _FORMAT_KEYS:
         name = "none"
     out = []
-    for item in convert(row.value, name, counts.ignored):
+    for item in convert(row.value, name, counts.ignored, kind):
         format_name = detect_format(list(item)) if section.format == "auto" else section.format
         out.append(parse_example(item, format_name, counts.ignored))
         counts.formats[format_name] += 1
@@ -83,12 +87,12 @@ def examples_of(row: Row, section: SourceSection, counts: Counts) -> list[Exampl
 
 
 def encode_rows(
-    rows: Sequence[Row], section: SourceSection, tokenizer: Tokenizer, options: EncodeOptions, on_bad_row: str
+    rows: Sequence[Row], section: SourceSection, tokenizer: Tokenizer, coding: Coding, on_bad_row: str
 ) -> Chunk:
     """Tokenises some rows. Raises: DataError with the place of the row, unless bad rows are skipped."""
     counts = Counts()
     rejects: list[tuple[int, Reject]] = []
-    pieced: list[Pieced] = []
+    pieced: list[Any] = []
     origin: list[int] = []
 
     def reject(number: int, error: DataError) -> None:
@@ -100,8 +104,8 @@ def encode_rows(
 
     for number, row in enumerate(rows):
         try:
-            examples = examples_of(row, section, counts)
-            found = [to_pieces(example, tokenizer, options, counts.notes) for example in examples]
+            examples = examples_of(row, section, counts, coding.kind)
+            found = [item for example in examples for item in coding.split(example, tokenizer, counts.notes)]
         except TemplateError:
             raise
         except DataError as error:
@@ -109,18 +113,19 @@ def encode_rows(
             continue
         if any(tokenizer.holds_special(text) for example in examples for text in texts_of(example)):
             counts.notes["rows whose own text holds special tokens, which are read as such"] += 1
+        counts.dropped.update(item for item in found if isinstance(item, str))
+        found = [item for item in found if not isinstance(item, str)]
         pieced += found
         origin += [number] * len(found)
     kept = []
-    for number, encoded in zip(origin, encode_batch(pieced, tokenizer, options), strict=True):
+    for number, encoded in zip(origin, coding.encode(pieced, tokenizer), strict=True):
         if isinstance(encoded, DataError):
             reject(number, encoded)
-        elif encoded is None:
-            counts.dropped["too long" if options.on_long_row == "drop" else "nothing trained within the window"] += 1
+        elif isinstance(encoded, str):
+            counts.dropped[encoded] += 1
         else:
-            cut = encoded.full_length - len(encoded.tokens)
-            counts.truncated += cut > 0
-            counts.truncated_tokens += cut
+            counts.truncated += encoded.cut > 0
+            counts.truncated_tokens += encoded.cut
             kept.append(encoded)
     in_order = [rejected for _, rejected in sorted(rejects, key=lambda item: item[0])]
     return Chunk(len(rows), kept, in_order, counts)
@@ -154,24 +159,24 @@ def _start_worker(folder: str, chat_template: str | None, args: tuple) -> None:
 
 
 def _work(rows: list[Row]) -> Chunk:
-    tokenizer, section, options, on_bad_row = _worker["args"]
-    return encode_rows(rows, section, tokenizer, options, on_bad_row)
+    tokenizer, section, coding, on_bad_row = _worker["args"]
+    return encode_rows(rows, section, tokenizer, coding, on_bad_row)
 
 
 def encoded_chunks(
-    reader: Reader, tokenizer: Tokenizer, options: EncodeOptions, on_bad_row: str, workers: int
+    reader: Reader, tokenizer: Tokenizer, coding: Coding, on_bad_row: str, workers: int
 ) -> Iterator[Chunk]:
     """A source's examples in order, whatever the number of worker processes (0: in this one)."""
     if workers == 0:
         for rows in read_chunks(reader):
-            yield encode_rows(rows, reader.section, tokenizer, options, on_bad_row)
+            yield encode_rows(rows, reader.section, tokenizer, coding, on_bad_row)
         return
     import multiprocessing
 
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
         context = multiprocessing.get_context("spawn")  # a fork would copy the locks of JAX's threads
-        args = (folder, tokenizer.chat_request, (reader.section, options, on_bad_row))
+        args = (folder, tokenizer.chat_request, (reader.section, coding, on_bad_row))
         with context.Pool(workers, _start_worker, args) as pool:
             waiting: deque = deque()
             for rows in read_chunks(reader):
