@@ -73,6 +73,8 @@ class PreferenceConfig:
     losses: tuple[PreferenceLossSection, ...] = (DPOLoss(),)
     """Added up, each times its weight."""
     reference: ReferenceSection = CachedReference()
+    special_tokens: Literal["count", "leave_out"] = "count"
+    """Whether special tokens of answers, such as the end of a turn, count in the losses; Llama 3 leaves them out."""
     share_prompts: bool | None = None
     """One copy of a prompt for all its answers; None: wherever the attention can (everywhere but on TPU)."""
     chunk_tokens: int | None = None

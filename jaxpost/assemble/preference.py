@@ -111,6 +111,7 @@ def _source(
         rows=sharding.local_rows(pretrained.mesh, batch_size),
         prefetch=config.data.prefetch,
         mismatched=needs_mismatched(config.losses),
+        unweighted=() if config.special_tokens == "count" else pretrained.tokenizer.special_ids,
     )
 
 
