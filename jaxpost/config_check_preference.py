@@ -44,7 +44,9 @@ def data_kind(losses: Sequence[PreferenceLossSection]) -> Literal["pairs", "unpa
     ('unpaired', 'pairs', 'unpaired')
     """
     paired = any(not isinstance(loss, UNPAIRED + EITHER) for loss in losses)
-    return "pairs" if paired or not any(isinstance(loss, (*UNPAIRED, AOTUnpairedLoss)) for loss in losses) else "unpaired"
+    return (
+        "pairs" if paired or not any(isinstance(loss, (*UNPAIRED, AOTUnpairedLoss)) for loss in losses) else "unpaired"
+    )
 
 
 def needs_reference(losses: Sequence[PreferenceLossSection]) -> bool:

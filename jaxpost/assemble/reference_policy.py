@@ -91,7 +91,7 @@ def with_cached(
         digest = hashlib.sha256(f"{key} {source.dataset.fingerprint}".encode()).hexdigest()[:32]
         caches[name] = ReferenceCache(folder, digest, _offsets(source.dataset))
     # All processes compute together, so they must agree on what is missing.
-    missing = [name for name in told([name for name, cache in caches.items() if cache.read() is None])]
+    missing = list(told([name for name, cache in caches.items() if cache.read() is None]))
     if missing:
         params = reference_params(config, pretrained)
         score = _scorer(config, pretrained)
@@ -103,8 +103,10 @@ def with_cached(
 
 def _needed(found: GroupLogprobs | None) -> GroupLogprobs:
     if found is None:
-        raise ValueError("another process has the reference's log-probabilities in its cache and this one has not; "
-                         "empty the folder `reference` of the cache on every machine, or share it between them")  # fmt: skip
+        raise ValueError(
+            "another process has the reference's log-probabilities in its cache and this one has not; empty the folder "
+            "`reference` of the cache on every machine, or share it between them"
+        )
     return found
 
 
@@ -113,7 +115,8 @@ def _model_key(config: PreferenceConfig, pretrained: Pretrained, memory: Path) -
     reference = start_policy(config, pretrained)
     files = [reference.folder / "config.json", *sorted(reference.folder.glob("*.safetensors"))]
     if isinstance(config.adapter, LoRASection) and config.adapter.init_from and reference is pretrained:
-        files += sorted(path for path in Path(config.adapter.init_from).iterdir() if path.suffix in (".json", ".safetensors"))  # fmt: skip
+        adapter = Path(config.adapter.init_from)
+        files += sorted(path for path in adapter.iterdir() if path.suffix in (".json", ".safetensors"))
     hashes = told([file_hash(path, memory) for path in files])
     about = (VERSION, hashes, config.model.param_dtype, config.model.compute_dtype, pretrained.tokenizer.fingerprint)
     return hashlib.sha256(repr(about).encode()).hexdigest()
