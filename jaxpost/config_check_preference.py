@@ -43,10 +43,9 @@ def data_kind(losses: Sequence[PreferenceLossSection]) -> Literal["pairs", "unpa
     >>> data_kind((KTOLoss(),)), data_kind((SimPOLoss(), NLLLoss())), data_kind((AOTUnpairedLoss(),))
     ('unpaired', 'pairs', 'unpaired')
     """
-    paired = any(not isinstance(loss, UNPAIRED + EITHER) for loss in losses)
-    return (
-        "pairs" if paired or not any(isinstance(loss, (*UNPAIRED, AOTUnpairedLoss)) for loss in losses) else "unpaired"
-    )
+    if any(not isinstance(loss, UNPAIRED + EITHER) for loss in losses):
+        return "pairs"
+    return "unpaired" if any(isinstance(loss, (*UNPAIRED, AOTUnpairedLoss)) for loss in losses) else "pairs"
 
 
 def needs_reference(losses: Sequence[PreferenceLossSection]) -> bool:
@@ -82,8 +81,8 @@ def _losses(losses: Sequence[PreferenceLossSection]) -> Iterator[str]:
     paired = [loss.kind for loss in losses if not isinstance(loss, UNPAIRED + EITHER)]
     if unpaired and paired:
         yield (
-            f"losses mixes {', '.join(unpaired)}, which judges single answers, with {', '.join(paired)}, which compares "
-            "two: take one sort (apo_zero and bco_pair are the paired forms of apo_zero_unpaired and bco)"
+            f"losses mixes {', '.join(unpaired)}, which judges single answers, with {', '.join(paired)}, which "
+            "compares two: take one sort (apo_zero and bco_pair are the paired forms of apo_zero_unpaired and bco)"
         )
     for i, loss in enumerate(losses):
         yield from _loss(f"losses.{i}", loss)

@@ -130,8 +130,9 @@ def file_hash(path: Path, memory: Path) -> str:
       ('2cf24dba', 1)
     """
     facts = path.stat()
-    about = [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
-    note = memory / f"{hashlib.sha256(about[0].encode()).hexdigest()[:32]}.json"
+    name = str(path.resolve())
+    about = [name, facts.st_size, facts.st_mtime_ns]
+    note = memory / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
     if note.is_file():
         told = json.loads(note.read_text(encoding="utf-8"))
         if told["about"] == about:
