@@ -25,7 +25,7 @@ from jaxpost.ops import platform
 from jaxpost.train.job import trained_params
 from jaxpost.train.optim import make_optimizer, scale_parts
 from jaxpost.train.step import ema_update, init_state, make_eval_step, make_train_step
-from jaxpost.types import Hyper, LossFn, Model, Params, TrainState, TrainStep
+from jaxpost.types import Coupled, Hyper, LossFn, Model, Params, TrainState, TrainStep
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def make_loss(section: LossSection, model: Model, mesh: Mesh | None = None) -> L
 def make_training(
     pretrained: Pretrained,
     *,
-    loss: LossFn,
+    loss: LossFn | Coupled,
     adapter: AdapterSection,
     optim: OptimSection,
     num_steps: int,
@@ -110,14 +110,16 @@ def make_training(
     optimizer, lr_at = make_optimizer(optim, num_steps)
     if network_lr is not None and networks:
         optimizer = scale_parts(optimizer, dict.fromkeys(networks, network_lr / optim.lr))
-    make_state = partial(init_state, optimizer=optimizer, ema=optim.ema_decay is not None)
+    memory = loss.memory if isinstance(loss, Coupled) else ()
+    make_state = partial(init_state, optimizer=optimizer, ema=optim.ema_decay is not None, memory=memory)
     trained = {"policy": Network(parts.abstract, parts.axes, parts.load), **networks}
     abstract = {name: network.abstract for name, network in trained.items()}
     shapes = jax.eval_shape(make_state, abstract)
     place = partial(sharding.param_shardings, mesh=pretrained.mesh)
     places = {name: place(network.axes, abstract=network.abstract) for name, network in trained.items()}
     state_places = sharding.state_shardings(shapes, places, pretrained.mesh)
-    loss_fn = sharding.pinned(bind_policy(loss) if parts.frozen else loss, places)
+    wrap = lambda fn: sharding.pinned(bind_policy(fn) if parts.frozen else fn, places)  # noqa: E731
+    loss_fn = loss._replace(stats=wrap(loss.stats)) if isinstance(loss, Coupled) else wrap(loss)
     limits = {} if guard.spike_factor is None else {"spike_factor": guard.spike_factor}
     return Training(
         step=make_train_step(
