@@ -67,7 +67,6 @@ class SourceSection:
         "best_of_n",
         "truthful",
         "mathdial",
-        "behaviour",
         "verify_cot",
         "prm800k",
         "math_shepherd",

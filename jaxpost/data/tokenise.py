@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -73,17 +73,25 @@ def examples_of(row: Row, section: SourceSection, counts: Counts, kind: str | No
 
     Raises: DataError.
     """
+    return [parse_item(item, section, counts) for item in items_of(row, section, counts, kind)]
+
+
+def items_of(row: Row, section: SourceSection, counts: Counts, kind: str | None) -> list[dict[str, Any]]:
+    """The rows in one of the formats that a row gives. Raises: DataError."""
     if row.value is None:
         raise row.error or DataError("the row is empty")
     name = section.convert
     if name == "auto" and section.columns.keys() & _FORMAT_KEYS:
         name = "none"
-    out = []
-    for item in convert(row.value, name, counts.ignored, kind):
-        format_name = detect_format(list(item)) if section.format == "auto" else section.format
-        out.append(parse_example(item, format_name, counts.ignored))
-        counts.formats[format_name] += 1
-    return out
+    return convert(row.value, name, counts.ignored, kind)
+
+
+def parse_item(item: Mapping[str, Any], section: SourceSection, counts: Counts) -> Example:
+    """The typed example of a row in one of the formats. Raises: DataError."""
+    name = detect_format(list(item)) if section.format == "auto" else section.format
+    example = parse_example(item, name, counts.ignored)
+    counts.formats[name] += 1
+    return example
 
 
 def encode_rows(
@@ -95,28 +103,37 @@ def encode_rows(
     pieced: list[Any] = []
     origin: list[int] = []
 
-    def reject(number: int, error: DataError) -> None:
+    def reject(number: int, error: DataError, item: Mapping[str, Any] | None = None) -> None:
         row = rows[number]
         if on_bad_row == "error":
             raise DataError(f"{row.where}: {error}", kind=error.kind) from None
         counts.bad[error.kind] += 1
-        rejects.append((number, Reject(row.where, error.kind, str(error), row.raw or as_json(row.value or {}))))
+        text = row.raw or as_json(item or row.value or {})
+        rejects.append((number, Reject(row.where, error.kind, str(error), text)))
 
     for number, row in enumerate(rows):
         try:
-            examples = examples_of(row, section, counts, coding.kind)
-            found = [item for example in examples for item in coding.split(example, tokenizer, counts.notes)]
-        except TemplateError:
-            raise
+            items = items_of(row, section, counts, coding.kind)
         except DataError as error:
             reject(number, error)
             continue
-        if any(tokenizer.holds_special(text) for example in examples for text in texts_of(example)):
+        special = False
+        for item in items:  # of a row that gives several examples, the good ones are kept
+            try:
+                example = parse_item(item, section, counts)
+                found = coding.split(example, tokenizer, counts.notes)
+            except TemplateError:
+                raise
+            except DataError as error:
+                reject(number, error, item)
+                continue
+            special |= any(tokenizer.holds_special(text) for text in texts_of(example))
+            counts.dropped.update(part for part in found if isinstance(part, str))
+            found = [part for part in found if not isinstance(part, str)]
+            pieced += found
+            origin += [number] * len(found)
+        if special:
             counts.notes["rows whose own text holds special tokens, which are read as such"] += 1
-        counts.dropped.update(item for item in found if isinstance(item, str))
-        found = [item for item in found if not isinstance(item, str)]
-        pieced += found
-        origin += [number] * len(found)
     kept = []
     for number, encoded in zip(origin, coding.encode(pieced, tokenizer), strict=True):
         if isinstance(encoded, DataError):
