@@ -145,6 +145,8 @@ class AnswerBatch(NamedTuple):
     """Of the reference policy, per token as a target."""
     prefix_ids: Int[Array, "B T"] | None = None
     """As in `Inputs`."""
+    from_reference: Float[Array, "B S"] | None = None
+    """1 where the reference policy drew the answer, 0 elsewhere; read by exploration terms (XPO)."""
 
 
 class Term(NamedTuple):
@@ -176,6 +178,22 @@ class LossFn(Protocol):
     def __call__(
         self, params: Params, frozen: Params, batch: Any, key: PRNGKeyArray, hyper: Hyper
     ) -> tuple[Terms, Terms]: ...
+
+
+class Coupled(NamedTuple):
+    """A loss that couples the rows of a batch: a sort over all answers, a baseline that is a mean over the batch.
+
+    It equals the `LossFn` outer(stats(...)) on the whole batch; in two parts it is exact over any number of
+    microbatches too. The step computes `stats` of every microbatch without gradient, differentiates `outer` by them,
+    and takes what comes back through one microbatch after another.
+    """
+
+    stats: Callable[[Params, Params, Any, PRNGKeyArray, Hyper], Any]
+    """stats(params, frozen, batch, key, hyper) -> a pytree of arrays that lead with B, each row's from that row."""
+    outer: Callable[[Any, Hyper, Any], tuple[Terms, Terms, Any]]
+    """outer(stats, hyper, memory) -> (terms, metrics, memory)."""
+    memory: Any = ()
+    """What `outer` remembers from step to step (a running mean), before the first; () where it remembers nothing."""
 
 
 class TrainState(NamedTuple):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -55,16 +55,17 @@ def answer_dataset(
 
 
 def answer_sources(
-    config: AnswerSections, pretrained: Pretrained, *, kind: Kind, scored: bool | None = None, mismatched: bool = False
+    config: AnswerSections, pretrained: Pretrained, *, kind: Kind, **options: Any
 ) -> dict[str, AnswerSource]:
     """The training source as "train", and one evaluation source per file of `data.eval`.
 
     Args:
-      kind, scored, mismatched: as `prepare_answers` and `make_answer_source`.
+      kind: what rows are read as.
+      options: the method's own (`scored`, `mismatched` ...) of `make_answer_source`.
     """
     folder = run_folder(config)
     data = partial(answer_dataset, config, pretrained, kind=kind)
-    make = partial(_source, config, pretrained, scored=scored, mismatched=mismatched)
+    make = partial(_source, config, pretrained, options)
     rows = config.train.batch_size // config.train.microbatches
     train = data(config.data.train, folder / "rejected.jsonl")
     found = {"train": make(train, config.train.batch_size, endless=True)}
@@ -77,12 +78,11 @@ def answer_sources(
 def _source(
     config: AnswerSections,
     pretrained: Pretrained,
+    options: Mapping[str, Any],
     dataset: AnswerDataset,
     batch_size: int,
     *,
     endless: bool,
-    scored: bool | None,
-    mismatched: bool,
 ) -> AnswerSource:
     return make_answer_source(
         dataset,
@@ -95,6 +95,5 @@ def _source(
         pad_id=pretrained.tokenizer.pad_id,
         rows=sharding.local_rows(pretrained.mesh, batch_size),
         prefetch=config.data.prefetch,
-        mismatched=mismatched,
-        scored=scored,
+        **options,
     )

@@ -31,7 +31,7 @@ from jaxpost.data.dataset import Progress, SourceStats
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.sampler import Sampler, make_sampler
 from jaxpost.text.messages import DataError
-from jaxpost.train.job import Source, SupervisedJob
+from jaxpost.train.job import Source, SupervisedJob, WatchFn
 from jaxpost.types import Params, TrainState
 from jaxpost.weights import huggingface
 
@@ -87,11 +87,13 @@ def supervised_job(
     num_steps: int,
     flops_per_token: float,
     command: Sequence[str],
+    watch: WatchFn | None = None,
     identity: Mapping[str, str] | None = None,
 ) -> SupervisedJob:
     """A job of the supervised loop from its parts.
 
     Args:
+      watch: raises alarms over records of training.
       identity: what else a resumed run must share, beside the base model and the tokenizer.
     """
     return SupervisedJob(
@@ -115,6 +117,7 @@ def supervised_job(
         sample=_sampler(config, pretrained, training),
         export=exporter(config.adapter, pretrained, training) if config.run.export else None,
         flops_per_token=flops_per_token,
+        watch=watch,
         identity={
             "model": model_identity(pretrained),
             "tokenizer": pretrained.tokenizer.fingerprint,

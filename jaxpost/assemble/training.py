@@ -33,7 +33,7 @@ from jaxpost.train.refresh import (
     with_reference,
 )
 from jaxpost.train.step import PostUpdate, ema_update, init_state, make_eval_step, make_train_step
-from jaxpost.types import Hyper, LossFn, Model, Params, ParamSpec, TrainState, TrainStep
+from jaxpost.types import Coupled, Hyper, LossFn, Model, Params, ParamSpec, TrainState, TrainStep
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,22 @@ class _Parts:
 
 def make_loss(section: LossSection, model: Model, mesh: Mesh | None = None) -> LossFn:
     """The loss function that a `loss` section names; on a mesh each device that holds rows has its own chunk."""
-    chunk_tokens = platform.choices().chunk_tokens if section.chunk_tokens is None else section.chunk_tokens
-    if mesh is not None:
-        chunk_tokens *= math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "seq"))
-    common = {"z_loss": section.z_loss, "chunk_tokens": chunk_tokens}
+    common = {"z_loss": section.z_loss, "chunk_tokens": chunk_tokens_of(section.chunk_tokens, mesh)}
     if isinstance(section, DFTSection):
         return partial(supervised.dft, model, **common)
     return partial(supervised.cross_entropy, model, label_smoothing=section.label_smoothing, **common)
 
 
+def chunk_tokens_of(chunk_tokens: int | None, mesh: Mesh | None) -> int:
+    """Tokens whose logits exist at one time, over all devices that hold rows; None: by the platform."""
+    each = platform.choices().chunk_tokens if chunk_tokens is None else chunk_tokens
+    return each * (1 if mesh is None else math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "seq")))
+
+
 def make_training(
     pretrained: Pretrained,
     *,
-    loss: LossFn,
+    loss: LossFn | Coupled,
     adapter: AdapterSection,
     optim: OptimSection,
     num_steps: int,
@@ -126,14 +129,20 @@ def make_training(
     optimizer, lr_at = make_optimizer(optim, num_steps)
     if network_lr is not None and networks:
         optimizer = scale_parts(optimizer, dict.fromkeys(networks, network_lr / optim.lr))
-    make_state = partial(_initial, optimizer=optimizer, ema=optim.ema_decay is not None, reference=refresh is not None)
+    make_state = partial(
+        _initial,
+        optimizer=optimizer,
+        ema=optim.ema_decay is not None,
+        memory=loss.memory if isinstance(loss, Coupled) else (),
+        reference=refresh is not None,
+    )
     trained = {"policy": Network(parts.abstract, parts.axes, parts.load), **networks}
     abstract = {name: network.abstract for name, network in trained.items()}
     shapes = jax.eval_shape(make_state, abstract)
     place = partial(sharding.param_shardings, mesh=pretrained.mesh)
     places = {name: place(network.axes, abstract=network.abstract) for name, network in trained.items()}
     state_places = sharding.state_shardings(shapes, places, pretrained.mesh)
-    loss_fn = sharding.pinned(bind_policy(loss) if parts.frozen else loss, places)
+    loss_fn = _seen_through(loss, lambda fn: sharding.pinned(bind_policy(fn) if parts.frozen else fn, places))
     limits = {} if guard.spike_factor is None else {"spike_factor": guard.spike_factor}
     step = make_train_step(
         loss_fn,
@@ -163,8 +172,13 @@ def make_training(
     )
 
 
-def _initial(params: Params, *, optimizer: Any, ema: bool, reference: bool) -> TrainState:
-    state = init_state(params, optimizer, ema=ema)
+def _seen_through(loss: LossFn | Coupled, wrap: Callable[[Any], Any]) -> LossFn | Coupled:
+    """What reads parameters, wrapped."""
+    return loss._replace(stats=wrap(loss.stats)) if isinstance(loss, Coupled) else wrap(loss)
+
+
+def _initial(params: Params, *, optimizer: Any, ema: bool, memory: Any, reference: bool) -> TrainState:
+    state = init_state(params, optimizer, ema=ema, memory=memory)
     return with_reference(state) if reference else state
 
 

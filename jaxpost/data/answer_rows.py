@@ -52,17 +52,19 @@ class AnswerSource(RowSource[AnswerDataset, AnswerBatch]):
       columns: S, width of the segments' tables; every batch has the same.
       scored: whether batches say where a score is read.
       reference: log-probabilities of each group's answer tokens, one answer after another; None: unknown.
+      unweighted: token ids that are read in answers and never trained (formatting).
     """
 
     share: bool = True
     columns: int = 1
     scored: bool = False
     reference: Sequence[np.ndarray] | None = None
+    unweighted: tuple[int, ...] = ()
 
     @property
     def fingerprint(self) -> str:
         """Changes with anything that would change a batch, but for the reference."""
-        parts = (super().fingerprint, self.share, self.columns, self.scored)
+        parts = (super().fingerprint, self.share, self.columns, self.scored, *self.unweighted)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property
@@ -166,7 +168,7 @@ class _Arrays:
     def answer(self, row: int, place: Place, answer: Answer) -> None:
         """Writes what is known of an answer's tokens."""
         span = slice(place.start, place.end)
-        self.weights[row, span] = answer.weights
+        self.weights[row, span] = np.where(np.isin(answer.tokens, self.source.unweighted), 0.0, answer.weights)
         if answer.marks is not None and answer.labels is not None:
             self.marks[row, span], self.labels[row, span] = answer.marks, answer.labels
         elif answer.rank >= 0:
@@ -228,6 +230,7 @@ def make_answer_source(
     prefetch: int = 4,
     mismatched: bool = False,
     scored: bool | None = None,
+    unweighted: Sequence[int] = (),
 ) -> AnswerSource:
     """Plans a data set of groups and reads it: `endless` True for training, False for one ordered pass of evaluation.
 
@@ -237,6 +240,7 @@ def make_answer_source(
       share_prompts: one copy of a prompt for all answers of a group.
       packing: as many groups in a row as fit, or one.
       mismatched: every group gets an answer of another one, of rank -1 (`with_mismatched`).
+      unweighted: token ids that are read in answers and never trained.
       scored: whether batches have `marks` (and `labels`, but for pairs and rankings); None: for scores and steps.
     Raises: DataError where a group does not fit a row.
     """
@@ -268,4 +272,5 @@ def make_answer_source(
         share=share_prompts,
         columns=most_segments(plan, segments),
         scored=dataset.kind in ("scores", "steps") if scored is None else scored,
+        unweighted=tuple(sorted(unweighted)),
     )

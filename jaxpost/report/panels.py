@@ -41,6 +41,7 @@ SECTIONS: Mapping[str, Sequence[Panel]] = {
         Panel("reward margin", {"train": "rewards/margin"}, "rewards/margin"),
         Panel("pairs in the right order", {"train": "rewards/accuracy"}, "rewards/accuracy", percent=True),
         Panel("log-probability of an answer", {"chosen": "logprobs/chosen", "rejected": "logprobs/rejected"}),
+        Panel("log pi / pi_ref of an answer", {"chosen": "logratios/chosen", "rejected": "logratios/rejected"}),
         Panel("length, tokens", {"chosen": "tokens/chosen", "rejected": "tokens/rejected"}, from_zero=True),
     ),
     "How far the policy went": (

@@ -43,6 +43,9 @@ class EvalStep(Protocol):
     def __call__(self, params: Params, frozen: Params, batch: Any, key: Any, hyper: Hyper) -> Mapping[str, Sums]: ...
 
 
+WatchFn = Callable[[dict[str, Any], Mapping[str, Any]], tuple[dict[str, Any], list[Alarm]]]
+
+
 def token_counts(batch: Any) -> dict[str, Array]:
     """Tokens of a TokenBatch (traced inside the step): all that are no padding, and those that are trained."""
     return {"tokens": jnp.sum(batch.segment_ids > 0), "tokens_trained": jnp.sum(batch.weights > 0)}
@@ -112,7 +115,7 @@ class SupervisedJob(Job):
     """sample(eval_params, frozen) -> [{"prompt", "text"}], deterministic."""
     examine: Callable[[str, Params, Params], Mapping[str, float]] | None = None
     """examine(name of an evaluation source, eval_params, frozen) -> further numbers of it, beside the loss's."""
-    watch: Callable[[dict[str, Any], Mapping[str, Any]], tuple[dict[str, Any], list[Alarm]]] | None = None
+    watch: WatchFn | None = None
     """(state, record) -> the new state and the alarms that the record raises; the state survives JSON."""
 
     @property

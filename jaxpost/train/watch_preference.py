@@ -18,9 +18,8 @@ RULES: dict[str, Rule] = {
         lambda limits, first: -limits.chosen_fall,
         False,
         "the chosen answers have become less probable, by {value:.3g} nats a token (limit {limit:.3g}): the margin "
-        "grows because the rejected ones fall faster, and the probability goes to answers that nobody judged. Add a term for "
-        "the chosen side (a `sft` loss beside this one, as in configs/dpo/rpo.yaml), lower the learning rate, or raise "
-        "beta.",
+        "grows because the rejected ones fall faster, and the probability goes to answers that nobody judged. Add a "
+        "term for the chosen side (as in configs/dpo/rpo.yaml), lower the learning rate, or raise beta.",
     ),
     "chosen_drops": Rule(
         "chosen_logprob",
