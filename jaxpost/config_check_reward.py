@@ -28,10 +28,11 @@ def _head(config: RewardConfig) -> Iterator[str]:
     yield from above("head.lr", head.lr, 0)
     if head.members > 1 and head.std == 0:
         yield "head.std is 0, so all head.members would start and stay alike; leave it out"
-    if not head.objectives or len(set(head.objectives)) < len(head.objectives):
-        yield f"head.objectives is {', '.join(head.objectives) or 'empty'}; name each objective once, at least one"
-    if len(head.objectives) > 1 and loss.kind != "regression":
-        yield f"loss.kind {loss.kind} reads one number a row; several head.objectives belong to regression"
+    names = config.data.objectives
+    if len(set(names)) < len(names):
+        yield f"data.objectives is {', '.join(names)}; name each objective once"
+    if names and config.data_kind != "scores":
+        yield f"loss.kind {loss.kind} reads no scores of several objectives; leave data.objectives out"
     if head.classes == 2 and not isinstance(loss, (OutcomeLoss, ProcessLoss)):
         yield f"head.classes 2 is for right and wrong (outcome, process); loss.kind {loss.kind} has one output"
 

@@ -82,8 +82,6 @@ class HeadSection:
 
     members: int = 1
     """Heads of an ensemble, that share the model and differ by their start; their spread is reported."""
-    objectives: tuple[str, ...] = ("reward",)
-    """What is scored; of several, a scored row has a number for each."""
     classes: Literal[1, 2] = 1
     """2: outcome and process labels as two classes, wrong and right, the usual layout of published classifiers."""
     std: float | None = None
@@ -108,6 +106,11 @@ class RewardConfig:
     mesh: MeshSection = MeshSection()
     train: TrainSection = TrainSection()
     run: RunSection = RunSection(name="reward")
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What is scored."""
+        return self.data.objectives or ("reward",)
 
     @property
     def data_kind(self) -> Literal["pairs", "rankings", "unpaired", "scores", "steps"]:

@@ -76,7 +76,7 @@ def readout_of(config: RewardConfig) -> Readout:
     head, data = config.head, config.data
     return Readout(
         members=head.members,
-        objectives=head.objectives,
+        objectives=config.objectives,
         classes=head.classes,
         probability=isinstance(config.loss, (OutcomeLoss, ProcessLoss)),
         steps=isinstance(config.loss, ProcessLoss),

@@ -32,6 +32,7 @@ from jaxpost.config_reward import (
     OutcomeLoss,
     PlackettLuceLoss,
     ProcessLoss,
+    RegressionLoss,
     RewardConfig,
 )
 from jaxpost.config_rewards import FinishedSection, ModelRewardSection, RewardSection
@@ -245,3 +246,25 @@ def test_an_ensemble_of_models_pays_for_its_uncertainty(tiny_model, random_rewar
         [r["scores"][0] for r in both], np.mean(each, axis=0) - 2 * np.std(each, axis=0), rtol=1e-4, atol=1e-5
     )
     np.testing.assert_allclose([r["uncertainty"][0] for r in both], np.std(each, axis=0), rtol=1e-4)
+
+
+ASPECTS = [
+    {"prompt": f"say {i}", "response": "yes " * (1 + i % 3), "helpfulness": i % 3, "correctness": 4 - i % 3,
+     "coherence": None if i % 4 else 1} for i in range(24)
+]  # fmt: skip
+
+
+def test_several_objectives_have_an_output_each_and_unknown_grades_do_not_count(config, tmp_path):
+    config = on(config, tmp_path, ASPECTS, loss=RegressionLoss())
+    names = ("helpfulness", "correctness", "coherence")
+    result = assemble.train(dataclasses.replace(config, data=dataclasses.replace(config.data, objectives=names)))
+    last = records(result)[-1]
+    assert last["objective/helpfulness/correlation"] > 0.9
+    assert last["objective/correctness/correlation"] > 0.9
+    assert last["regression"] < 0.5 * records(result)[0]["regression"]
+    model = load_reward_model(str(result.folder / "export"))
+    assert model.readout.objectives == names
+    rows = list(score([str(result.folder / "export")], SourceSection(path=str(tmp_path / "rows.jsonl"), limit=2),
+                      kind="scores", reduce=Reduce(objectives=(1.0, 0.5, 0.0))))  # fmt: skip
+    each = rows[0]["objectives"][0]
+    assert rows[0]["scores"][0] == pytest.approx(each["helpfulness"] + 0.5 * each["correctness"], rel=1e-4)
