@@ -138,12 +138,15 @@ class AnswerBatch(NamedTuple):
     """How much the group's order is worth: a margin by grade, or 1; the same in all columns of a group."""
     marks: Float[Array, "B T"] | None = None
     """Weight of a score read after this token: the last of an answer, or of each step."""
-    labels: Float[Array, "B T"] | None = None
-    """What the score of a marked token should say: 0 or 1, a probability, or a grade."""
+    labels: Float[Array, "B T *M"] | None = None
+    """What the score of a marked token should say: 0 or 1, a probability, or a grade; of several objectives [B, T, M],
+    NaN where one is not known."""
     ref_logprobs: Float[Array, "B T"] | None = None
     """Of the reference policy, per token as a target."""
     prefix_ids: Int[Array, "B T"] | None = None
     """As in `Inputs`."""
+    from_reference: Float[Array, "B S"] | None = None
+    """1 where the reference policy drew the answer, 0 elsewhere; read by exploration terms (XPO)."""
 
 
 class Term(NamedTuple):
@@ -175,6 +178,22 @@ class LossFn(Protocol):
     def __call__(
         self, params: Params, frozen: Params, batch: Any, key: PRNGKeyArray, hyper: Hyper
     ) -> tuple[Terms, Terms]: ...
+
+
+class Coupled(NamedTuple):
+    """A loss that couples the rows of a batch: a sort over all answers, a baseline that is a mean over the batch.
+
+    It equals the `LossFn` outer(stats(...)) on the whole batch; in two parts it is exact over any number of
+    microbatches too. The step computes `stats` of every microbatch without gradient, differentiates `outer` by them,
+    and takes what comes back through one microbatch after another.
+    """
+
+    stats: Callable[[Params, Params, Any, PRNGKeyArray, Hyper], Any]
+    """stats(params, frozen, batch, key, hyper) -> a pytree of arrays that lead with B, each row's from that row."""
+    outer: Callable[[Any, Hyper, Any], tuple[Terms, Terms, Any]]
+    """outer(stats, hyper, memory) -> (terms, metrics, memory)."""
+    memory: Any = ()
+    """What `outer` remembers from step to step (a running mean), before the first; () where it remembers nothing."""
 
 
 class TrainState(NamedTuple):

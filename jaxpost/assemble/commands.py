@@ -13,7 +13,8 @@ from jaxpost.adapters import peft
 from jaxpost.adapters.bind import bind, merge
 from jaxpost.assemble.inspect_rl import inspect_rl
 from jaxpost.assemble.model import DTYPES, Pretrained, load_model, sampling_mesh
-from jaxpost.config import ModelSection, SFTConfig
+from jaxpost.config import ModelSection
+from jaxpost.config_io import Config
 from jaxpost.config_rl import RLConfig
 from jaxpost.data import inspect as data_inspect
 from jaxpost.train.folder import environment as run_environment
@@ -64,7 +65,7 @@ def convert(source: str, out: Path, *, dtype: str = "float32") -> str:
     return f"wrote {out} ({size / 1e6:.0f} MB, {dtype})"
 
 
-def inspect(config: SFTConfig | RLConfig, *, rows: int = 3, color: bool = False) -> str:
+def inspect(config: Config, *, rows: int = 3, color: bool = False) -> str:
     """What a configuration would train on: rows as the model reads them, lengths, counts, rewards of the references."""
     pretrained = load_model(config.model)
     tokenizer = pretrained.tokenizer

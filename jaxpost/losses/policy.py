@@ -32,7 +32,7 @@ from jaxpost.losses.supervised import next_tokens
 from jaxpost.losses.value import value_loss
 from jaxpost.ops import platform
 from jaxpost.ops.logprobs import token_stats
-from jaxpost.types import Hyper, Inputs, LossFn, Model, Params, RolloutBatch, Term, Terms
+from jaxpost.types import AnswerBatch, Hyper, Inputs, LossFn, Model, Params, RolloutBatch, Term, Terms
 
 
 class Tokens(NamedTuple):
@@ -200,8 +200,8 @@ def _needed(x: Array | None, name: str) -> Array:
     return x
 
 
-def hidden_states(model: Model, policy: Params, batch: RolloutBatch) -> Float[Array, "B T D"]:
-    """The model's final hidden states over a batch of samples."""
+def hidden_states(model: Model, policy: Params, batch: RolloutBatch | AnswerBatch) -> Float[Array, "B T D"]:
+    """The model's final hidden states over a batch of answers."""
     return model.forward(policy, Inputs(batch.tokens, batch.positions, batch.segment_ids, batch.prefix_ids)).hidden
 
 

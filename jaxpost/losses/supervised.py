@@ -20,10 +20,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxpost.ops import platform
 from jaxpost.ops.logprobs import TokenFn, stats_of_logits, weighted_sum
-from jaxpost.types import Hyper, Inputs, Model, Params, RolloutBatch, Term, Terms, TokenBatch
+from jaxpost.types import AnswerBatch, Hyper, Inputs, Model, Params, RolloutBatch, Term, Terms, TokenBatch
 
 
-def next_tokens(batch: TokenBatch | RolloutBatch) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
+def next_tokens(batch: TokenBatch | RolloutBatch | AnswerBatch) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
     """Target and weight of every position: the next token of the same segment, 0 where there is none.
 
     Example:

@@ -8,15 +8,15 @@ Two functions share the machinery:
 
 - `token_stats` returns log p and logZ per token and accepts any cotangent. Its backward pass recomputes a
   chunk's logits and reads logZ from the forward pass (four products with the head's matrix in all, three with a
-  frozen head).
+  frozen head). Told which tokens matter, it leaves the others out.
 - `weighted_sum` returns sum_t w_t f(z_t) for weights known beforehand. A scalar's gradient is known up to one
   factor, so it is taken in the forward pass while the logits are at hand (three products; two with a frozen
   head), and the backward pass only scales it.
 
 Chunks take tokens from every row (never whole rows), so each chunk is spread over all devices that hold the batch.
-`weighted_sum` puts the tokens whose weight is not 0 first and stops after them: prompts and padding cost no product
-with the head. Gradients of the head add up over chunks in float32. Only leaves of `params` that `unembed`
-really reads, and that are being differentiated, get a gradient at all.
+Where weights are given, the tokens whose weight is not 0 are put first and the rest is never visited: prompts and
+padding cost no product with the head. Gradients of the head add up over chunks in float32. Only leaves of `params`
+that `unembed` really reads, and that are being differentiated, get a gradient at all.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ class TokenStats(NamedTuple):
     """Whether no other token is more likely than the target."""
     entropy: Float[Array, "*S"] | None = None
     """-sum_v p_v log p_v in nats, where it was asked for."""
+    collision: Float[Array, "*S"] | None = None
+    """log sum_v p_v^2, the mean probability of the policy's own tokens, where it was asked for; without gradient."""
 
 
 @jax.custom_vjp
@@ -69,7 +71,7 @@ log_normaliser.defvjp(_log_normaliser_fwd, _log_normaliser_bwd)
 
 
 def stats_of_logits(
-    logits: Float[Array, "*S V"], targets: Int[Array, "*S"], *, with_entropy: bool = False
+    logits: Float[Array, "*S V"], targets: Int[Array, "*S"], *, with_entropy: bool = False, with_collision: bool = False
 ) -> TokenStats:
     """The statistics of logits that already exist (of one chunk, or in a test).
 
@@ -82,7 +84,9 @@ def stats_of_logits(
     target = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
     logz = log_normaliser(logits)
     correct = target >= jnp.max(jax.lax.stop_gradient(logits), axis=-1)
-    return TokenStats(target - logz, logz, correct, _entropy(logits, logz) if with_entropy else None)
+    entropy = _entropy(logits, logz) if with_entropy else None
+    collision = jax.lax.stop_gradient(log_normaliser(2 * logits) - 2 * logz) if with_collision else None
+    return TokenStats(target - logz, logz, correct, entropy, collision)
 
 
 def _entropy(logits: Float[Array, "*S V"], logz: Float[Array, "*S"]) -> Float[Array, "*S"]:
@@ -133,9 +137,9 @@ def _scan(body: Body, init: Any, xs: Any, count: int) -> tuple[Any, Any]:
     return carry, jax.tree.map(lambda x: x[None], y)
 
 
-def _scan_first(body: Body, init: Any, xs: Any, count: int, visited: Array) -> tuple[Any, Any]:
+def _scan_first(body: Body, init: Any, xs: Any, count: int, visited: Array | None) -> tuple[Any, Any]:
     """`_scan` over the first `visited` chunks, a number known only when the program runs; other results are 0."""
-    if count == 1:
+    if count == 1 or visited is None:
         return _scan(body, init, xs, count)
     pick = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), xs)  # noqa: E731
     ys = jax.eval_shape(body, init, jax.eval_shape(pick, 0))[1]
@@ -210,6 +214,8 @@ def token_stats(
     *,
     chunk_tokens: int,
     with_entropy: bool = False,
+    with_collision: bool = False,
+    weights: Float[Array, "B T"] | None = None,
 ) -> TokenStats:
     """log p(target), logZ and, if asked, the entropy of every token, float32 [B T], without [B T V].
 
@@ -218,6 +224,7 @@ def token_stats(
       hidden: final hidden states.
       targets: token ids in [0, V).
       chunk_tokens: tokens whose logits exist at one time, over all devices; T is padded where it does not divide.
+      weights: tokens where they are 0 may be left out; their statistics are then 0.
 
     Example:
       >>> hidden, targets = jnp.zeros((1, 5, 3)), jnp.zeros((1, 5), int)
@@ -225,22 +232,24 @@ def token_stats(
       >>> round(float(stats.logprob[0, 0]), 4)
       -1.0986
     """
-    chunks = _Chunks.plan(*hidden.shape[:2], chunk_tokens, by_stride=True)
+    chunks = _Chunks.plan(*hidden.shape[:2], chunk_tokens, by_stride=weights is None)
     head = _Head.of(unembed, params, hidden)
+    extra = {"with_entropy": with_entropy, "with_collision": with_collision}
 
     @jax.custom_vjp
-    def run(leaves: list[Array], h: Array, y: Array) -> TokenStats:
+    def run(leaves: list[Array], h: Array, y: Array, visited: Array | None) -> TokenStats:
         def body(carry: None, x: tuple[Array, Array]) -> tuple[None, TokenStats]:
-            return carry, stats_of_logits(head.apply(leaves, x[0]), x[1], with_entropy=with_entropy)
+            return carry, stats_of_logits(head.apply(leaves, x[0]), x[1], **extra)
 
-        return _scan(body, None, (h, y), chunks.count)[1]
+        return _scan_first(body, None, (h, y), chunks.count, visited)[1]
 
-    def forward(leaves: Any, h: Any, y: Any) -> tuple[TokenStats, Any]:
-        out = run([x.value for x in leaves], h.value, y.value)
-        return out, (*_part(leaves), h.value, y.value, out.logz, out.entropy)
+    def forward(leaves: Any, h: Any, y: Any, visited: Any) -> tuple[TokenStats, Any]:
+        visited = None if visited is None else visited.value
+        out = run([x.value for x in leaves], h.value, y.value, visited)
+        return out, (*_part(leaves), h.value, y.value, visited, out.logz, out.entropy)
 
-    def backward(saved: Any, g: TokenStats) -> tuple[Any, Array, None]:
-        diff, fixed, h, y, logz, entropy = saved
+    def backward(saved: Any, g: TokenStats) -> tuple[Any, Array, None, None]:
+        diff, fixed, h, y, visited, logz, entropy = saved
         zero = lambda x: isinstance(x, jax.custom_derivatives.SymbolicZero)  # noqa: E731
         g_logprob, g_logz = (jnp.zeros(logz.shape, logz.dtype) if zero(x) else x for x in (g.logprob, g.logz))
         g_entropy = None if zero(g.entropy) else g.entropy
@@ -257,11 +266,26 @@ def token_stats(
             g_diff, g_h = pull(g_logits.astype(logits.dtype))
             return _add32(total, g_diff), g_h
 
-        total, g_h = _scan(body, _zeros32(diff), (h, y, logz, g_logprob, g_logz, entropy, g_entropy), chunks.count)
-        return jax.tree.map(lambda t, d: t.astype(d.dtype), total, diff), g_h, None
+        xs = (h, y, logz, g_logprob, g_logz, entropy, g_entropy)
+        total, g_h = _scan_first(body, _zeros32(diff), xs, chunks.count, visited)
+        return jax.tree.map(lambda t, d: t.astype(d.dtype), total, diff), g_h, None, None
 
     run.defvjp(forward, backward, symbolic_zeros=True)
-    return jax.tree.map(chunks.join, run(head.leaves, chunks.split(hidden), chunks.split(targets)))
+    if weights is None:
+        return jax.tree.map(chunks.join, run(head.leaves, chunks.split(hidden), chunks.split(targets), None))
+    order, inverse, visited = _weighted_first(weights, chunks)
+    ordered = chunks.split(_permuted(hidden, order, inverse)), chunks.split(_reordered(targets, order))
+    out = jax.tree.map(lambda x: _reordered(chunks.join(x), inverse), run(head.leaves, *ordered, visited))
+    return jax.tree.map(lambda x: jnp.where(weights != 0, x, jnp.zeros_like(x)), out)
+
+
+def _weighted_first(
+    weights: Float[Array, "B T"], chunks: _Chunks
+) -> tuple[Int[Array, "B T"], Int[Array, "B T"], Int[Array, ""]]:
+    """An order of each row's tokens with those first whose weight is not 0, its inverse, and the chunks they fill."""
+    order = jnp.argsort(weights == 0, axis=1, stable=True)
+    most = jnp.max(jnp.sum(weights != 0, axis=1))
+    return order, jnp.argsort(order, axis=1), (most + chunks.width - 1) // chunks.width
 
 
 def _reordered(x: Array, order: Int[Array, "B T"]) -> Array:
@@ -292,9 +316,7 @@ def weighted_sum(
     """
     chunks = _Chunks.plan(*hidden.shape[:2], chunk_tokens, by_stride=False)
     head = _Head.of(unembed, params, hidden)
-    order = jnp.argsort(weights == 0, axis=1, stable=True)
-    inverse = jnp.argsort(order, axis=1)
-    visited = (jnp.max(jnp.sum(weights != 0, axis=1)) + chunks.width - 1) // chunks.width
+    order, inverse, visited = _weighted_first(weights, chunks)
 
     def part(leaves: list[Array], h: Array, w: Array, extra: Any) -> tuple[Array, Any]:
         values, aux = fn(head.apply(leaves, h), extra)

@@ -4,8 +4,7 @@ Let term i of the loss have values v and weights w over all elements of the whol
 
   loss = sum_i c_i (sum v w) / W_i,  W_i = sum w   (a term with W_i = 0 counts 0)
 
-The W_i come from the batch alone, so they are summed over all microbatches before the first is differentiated,
-and every microbatch contributes sum_i c_i (sum of its own v w) / W_i. Gradients add up in float32.
+How that is differentiated over microbatches: `train.gradients`, and `train.coupled` where rows depend on one another.
 
 An update is skipped, inside the compiled step, when every W_i is 0 (nothing to learn from), when the loss or the
 gradient's norm is not finite, or when the norm exceeds `hyper["spike_factor"]` times its running mean. A skipped
@@ -20,14 +19,14 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 import optax
-from jax.interpreters import partial_eval
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from jaxpost.metrics.terms import Sums, add, divide, means, reduce_term, reduce_terms
-from jaxpost.types import Hyper, LossFn, Params, TrainState, TrainStep
+from jaxpost.metrics.terms import Sums, means, reduce_terms
+from jaxpost.train.coupled import coupled_gradients, uncoupled
+from jaxpost.train.gradients import plain_gradients
+from jaxpost.types import Coupled, Hyper, LossFn, Params, TrainState, TrainStep
 
 GUARD_HISTORY = 10
 """Accepted steps before the spike guard judges: a mean of fewer says little."""
@@ -123,12 +122,14 @@ def init_state(
     optimizer: optax.GradientTransformation,
     *,
     ema: bool = False,
+    memory: Any = (),
 ) -> TrainState:
     """The state before the first step. Pure: `jax.eval_shape` and `jax.jit` with shardings take it as it is.
 
     Args:
       params: all that is trained, a dict of networks.
       ema: also keep an exponential moving average (`ema_update`) in `extra["ema"]`, from a copy of `params`.
+      memory: of a `Coupled` loss, kept in `extra["memory"]`.
 
     Example:
       >>> state = init_state({"policy": jnp.zeros(3)}, optax.sgd(0.1))
@@ -141,67 +142,15 @@ def init_state(
     extra = {"guard": guard}
     if ema:
         extra["ema"] = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
+    if jax.tree.leaves(memory):
+        extra["memory"] = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), memory)
     with jax.numpy_dtype_promotion("standard"):
         opt_state = optimizer.init(params)
     return TrainState(zero(jnp.int32), params, opt_state, extra)
 
 
-def split_microbatches(batch: Any, count: int) -> Any:
-    """[B, ...] -> [count, B / count, ...] by stride, which keeps a sharded B on its devices.
-
-    Raises:
-      ValueError: some leaf does not lead with B, or B is not divisible by `count`.
-
-    Example:
-      >>> split_microbatches(jnp.arange(6), 2)
-      Array([[0, 2, 4],
-             [1, 3, 5]], dtype=int32)
-    """
-    sizes: set[Any] = {x.shape[0] if x.ndim else None for x in jax.tree.leaves(batch)}
-    if len(sizes) != 1 or None in sizes:
-        raise ValueError(f"every array of a batch must lead with the same number of rows, found {sizes}")
-    (rows,) = sizes
-    if rows % count:
-        raise ValueError(
-            f"a batch of {rows} rows cannot be split into {count} microbatches of equal size; "
-            f"choose a batch size that is a multiple of {count}"
-        )
-    return jax.tree.map(lambda x: x.reshape(rows // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
-
-
-def weights_only(loss_fn: LossFn, *args: Any) -> Callable[..., dict[str, Array]]:
-    """The total weight of each term of `loss_fn(*args)`, as a function that reads no parameter.
-
-    The loss function is traced once and everything that the weights do not need is removed.
-
-    Returns:
-      f(frozen, batch, key, hyper) -> {term: sum of weights}.
-
-    Raises:
-      ValueError: some weight depends on params: it would change the mean that is being differentiated.
-    """
-
-    def total_weights(*args: Any) -> dict[str, Array]:
-        return {name: reduce_term(term).weight for name, term in loss_fn(*args)[0].items()}
-
-    closed, shapes = jax.make_jaxpr(total_weights, return_shape=True)(*args)
-    jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-    num_params = len(jax.tree.leaves(args[0]))
-    if any(used[:num_params]):
-        paths = jax.tree.leaves_with_path(args[0])
-        read = [jax.tree_util.keystr(path) for (path, _), u in zip(paths, used, strict=False) if u]
-        raise ValueError(f"weights of loss terms must come from the batch alone, but they depend on params{read[0]}")
-    run = jax.extend.core.jaxpr_as_fun(jax.extend.core.ClosedJaxpr(jaxpr, closed.consts))
-
-    def weights(*rest: Any) -> dict[str, Array]:
-        flat = [x for x, u in zip(jax.tree.leaves(rest), used[num_params:], strict=True) if u]
-        return jax.tree.unflatten(jax.tree.structure(shapes), run(*flat))
-
-    return weights
-
-
 def make_train_step(
-    loss_fn: LossFn,
+    loss_fn: LossFn | Coupled,
     optimizer: optax.GradientTransformation,
     *,
     num_microbatches: int = 1,
@@ -212,7 +161,8 @@ def make_train_step(
     """step(state, frozen, batch, key, hyper) -> (state, metrics); the caller jits it and donates the state.
 
     Args:
-      loss_fn: unreduced terms and metrics (`types.LossFn`); its key is `key` folded by the step's number.
+      loss_fn: unreduced terms and metrics (`types.LossFn`); its key is `key` folded by the step's number. Of a
+        `types.Coupled` loss, which sees all rows at once, what it remembers is in `state.extra["memory"]`.
       num_microbatches: pieces whose gradients are summed one after another; must divide the batch's rows.
       skip_empty: do not compute microbatches in which every term's weight is 0 (rows kept for a batch's shape alone).
       update_rule: gradients -> (params, opt_state).
@@ -233,26 +183,20 @@ def make_train_step(
       >>> float(state.params["w"]), float(metrics["loss"])  # the mean of 0..3; (0 + 1 + 4 + 9) / 4
       (1.5, 3.5)
     """
+    how = {"num_microbatches": num_microbatches, "skip_empty": skip_empty}
+    gradients = coupled_gradients(loss_fn, **how) if isinstance(loss_fn, Coupled) else plain_gradients(loss_fn, **how)
 
     def step(
         state: TrainState, frozen: Params, batch: Any, key: PRNGKeyArray, hyper: Hyper
     ) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(key, state.step)
-        pieces = split_microbatches(batch, num_microbatches)
-        first = jax.tree.map(lambda x: x[0], pieces)
-        weights_of = weights_only(loss_fn, state.params, frozen, first, key, hyper)
-        each = jax.lax.map(lambda piece: weights_of(frozen, piece, key, hyper), pieces)
-        weights = jax.tree.map(jnp.sum, each)
-        live = jnp.any(jnp.stack(list(each.values())) != 0, axis=0) if skip_empty else None
-
-        differentiate = partial(_piece_grads, loss_fn, weights, state.params, frozen, key, hyper)
-        grads, sums = differentiate(first) if num_microbatches == 1 else _accumulate(differentiate, pieces, first, live)
+        grads, sums, weights, extra = gradients(state, frozen, batch, key, hyper)
         metrics = means(sums)
         grad_norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
         guard, reasons = _judge(state.extra["guard"], metrics["loss"], grad_norm, weights, hyper)
 
         params, opt_state = update_rule(optimizer, grads, state, frozen=frozen, batch=batch, key=key, hyper=hyper)
-        new = TrainState(state.step + 1, params, opt_state, state.extra)
+        new = TrainState(state.step + 1, params, opt_state, state.extra | extra)
         new = new if post_update is None else post_update(new)
         new = jax.tree.map(partial(jnp.where, reasons["skipped"] > 0), state, new)
         new = new._replace(step=state.step + 1, extra=new.extra | {"guard": guard})
@@ -261,46 +205,6 @@ def make_train_step(
         return new, metrics | reasons
 
     return step
-
-
-def _piece_grads(
-    loss_fn: LossFn,
-    weights: dict[str, Array],
-    params: Params,
-    frozen: Params,
-    key: PRNGKeyArray,
-    hyper: Hyper,
-    piece: Any,
-) -> tuple[Params, dict[str, Sums]]:
-    """One microbatch's share of the whole batch's gradient, and its sums."""
-
-    def share(params: Params) -> tuple[Array, dict[str, Sums]]:
-        sums = reduce_terms(*loss_fn(params, frozen, piece, key, hyper))
-        parts = [sums[name].coef * divide(sums[name].total, weight) for name, weight in weights.items()]
-        return sum(parts, start=jnp.zeros((), jnp.float32)), sums
-
-    return jax.grad(share, has_aux=True)(params)
-
-
-def _accumulate(
-    differentiate: Callable[[Any], Any], pieces: Any, first: Any, live: Array | None
-) -> tuple[Params, dict[str, Sums]]:
-    """Sum gradients (in float32) and sums over the microbatches, one at a time; only the `live` ones where given."""
-    grads, sums = jax.eval_shape(differentiate, first)
-
-    def added(carry: tuple[Any, Any], piece: Any) -> tuple[Any, Any]:
-        grads, sums = differentiate(piece)
-        return jax.tree.map(lambda a, g: a + g.astype(jnp.float32), carry[0], grads), add(sums, carry[1])
-
-    def body(carry: tuple[Any, Any], part: tuple[Any, Array | None]) -> tuple[tuple[Any, Any], None]:
-        piece, on = part
-        return added(carry, piece) if on is None else jax.lax.cond(on, added, lambda c, _: c, carry, piece), None
-
-    start = (
-        jax.tree.map(lambda g: jnp.zeros(g.shape, jnp.float32), grads),
-        jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums),
-    )
-    return jax.lax.scan(body, start, (pieces, live))[0]
 
 
 def _judge(
@@ -327,14 +231,15 @@ def _judge(
     return new, {name: flag.astype(jnp.int32) for name, flag in reasons.items()}
 
 
-def make_eval_step(loss_fn: LossFn) -> Callable[..., dict[str, Sums]]:
+def make_eval_step(loss_fn: LossFn | Coupled) -> Callable[..., dict[str, Sums]]:
     """eval_step(params, frozen, batch, key, hyper) -> unreduced sums of every term and metric. Not jitted.
 
     Add them over batches (`metrics.terms.add`) and divide once (`metrics.terms.means`): the result is the mean over
-    all tokens of all batches, whatever their sizes.
+    all tokens of all batches, whatever their sizes. A coupled loss is taken batch by batch, without memory.
     """
+    whole = uncoupled(loss_fn) if isinstance(loss_fn, Coupled) else loss_fn
 
     def eval_step(params: Params, frozen: Params, batch: Any, key: PRNGKeyArray, hyper: Hyper) -> dict[str, Sums]:
-        return reduce_terms(*loss_fn(params, frozen, batch, key, hyper))
+        return reduce_terms(*whole(params, frozen, batch, key, hyper))
 
     return eval_step

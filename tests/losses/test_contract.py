@@ -27,7 +27,8 @@ from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig, StackCon
 from jaxpost.models.table import axes_tree
 from jaxpost.models.transformer import build_model
 from jaxpost.rl.rows import Answer, RowPlan, pack
-from jaxpost.train.step import init_state, make_eval_step, make_train_step, weights_only
+from jaxpost.train.gradients import weights_only
+from jaxpost.train.step import init_state, make_eval_step, make_train_step
 from jaxpost.types import Inputs, RolloutBatch, TokenBatch
 
 TOLERANCE = 2e-5

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from jaxpost.metrics.terms import add, means
+from jaxpost.train.gradients import split_microbatches
 from jaxpost.train.step import (
     GUARD_HISTORY,
     ema_update,
@@ -19,7 +20,6 @@ from jaxpost.train.step import (
     make_eval_step,
     make_train_step,
     row_keys,
-    split_microbatches,
 )
 from jaxpost.types import Term, TrainState
 
