@@ -55,6 +55,8 @@ class ArithmeticPrompts(_Prompts):
     operations: str = "+-"
     split: Literal["all", "train", "test"] = "train"
     held_out: float = 0.1
+    negative: bool = True
+    """Whether a - b may be below 0; if not, the larger operand comes first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,7 @@ class RolloutSection:
     """Samples per prompt, G."""
     max_tokens: int = 256
     min_tokens: int = 0
+    """No end before so many tokens. The learner's policy knows nothing of it, so ratios of these tokens are biased."""
     temperature: float = 1.0
     """The policy is softmax(logits / temperature), while sampling and in the loss."""
     stop: tuple[str, ...] = ()

@@ -83,7 +83,7 @@ def _puzzles(section: PromptsSection) -> Any:
     if isinstance(section, ArithmeticPrompts):
         return Arithmetic(
             seed=section.seed, low=section.low, high=section.high, operations=section.operations, split=section.split,
-            held_out=section.held_out,
+            held_out=section.held_out, negative=section.negative,
         )  # fmt: skip
     if isinstance(section, Game24Prompts):
         return Game24(seed=section.seed, high=section.high)

@@ -117,6 +117,8 @@ class Arithmetic(Problems):
     operations: str = "+-"
     split: Literal["all", "train", "test"] = "all"
     held_out: float = 0.1
+    negative: bool = True
+    """Whether a - b may be below 0; if not, the larger operand comes first."""
 
     def __post_init__(self) -> None:
         if self.low > self.high or not self.operations or set(self.operations) - set("+-*"):
@@ -138,6 +140,8 @@ class Arithmetic(Problems):
             if self._has(a, b):
                 break
         operation = self.operations[int(rng.integers(len(self.operations)))]
+        if operation == "-" and not self.negative:
+            a, b = max(a, b), min(a, b)
         answer = {"+": a + b, "-": a - b, "*": a * b}[operation]
         prompt = f"What is {a} {operation} {b}?"
         return {"prompt": prompt, "answer": str(answer), "operands": [a, b], "operation": operation}

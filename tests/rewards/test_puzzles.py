@@ -119,6 +119,13 @@ def test_arithmetic_is_right_and_its_splits_are_apart():
     assert 8 <= len(pairs["test"]) <= 40  # about a tenth of 210
 
 
+def test_differences_need_not_be_negative():
+    signed, unsigned = Arithmetic(operations="-", high=9), Arithmetic(operations="-", high=9, negative=False)
+    pairs = [(signed.example(i), unsigned.example(i)) for i in range(60)]
+    assert any(int(a["answer"]) < 0 for a, _ in pairs)
+    assert [abs(int(a["answer"])) for a, _ in pairs] == [int(b["answer"]) for _, b in pairs]
+
+
 def test_generators_refuse_what_has_no_problems():
     with pytest.raises(ValueError, match="no pair"):
         Arithmetic(low=1, high=2, split="test", held_out=0.0)
