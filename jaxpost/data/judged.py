@@ -126,11 +126,12 @@ def parse_judged(row: Mapping[str, Any], name: str, text: Callable[[str], Text],
         return _ranking(row, text, {**rest, "strength": _strength(row)})
     if name == "preference":
         prompt = text("prompt") if row.get("prompt") else None
-        prompt, answers = split_prompt(prompt, {"chosen": text("chosen"), "rejected": text("rejected")})
+        prompt, sides = split_prompt(prompt, {"chosen": text("chosen"), "rejected": text("rejected")})
         tie = row.get("tie")
         tied = tie is not None and label(tie, "tie")
-        check_distinct(list(answers.values()), (0, 0 if tied else 1), list(answers))
-        return Preference(prompt=prompt, **answers, tie=tied, strength=_strength(row), **rest)
+        check_distinct(list(sides.values()), (0, 0 if tied else 1), list(sides))
+        chosen, rejected = sides.values()
+        return Preference(prompt=prompt, chosen=chosen, rejected=rejected, tie=tied, strength=_strength(row), **rest)
     if name == "unpaired_preference":
         prompt, completion = _answer(text("prompt"), text("completion"))
         return UnpairedPreference(prompt=prompt, completion=completion, label=label(row["label"], "label"), **rest)
