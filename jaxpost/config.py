@@ -39,9 +39,42 @@ class SourceSection:
     subset: str | None = None
     """Configuration name of a hub dataset."""
     format: Literal[
-        "auto", "language_modeling", "prompt_only", "prompt_completion", "preference", "unpaired_preference", "stepwise"
+        "auto",
+        "language_modeling",
+        "prompt_only",
+        "prompt_completion",
+        "preference",
+        "ranking",
+        "unpaired_preference",
+        "scored",
+        "stepwise",
     ] = "auto"
-    convert: Literal["auto", "none", "sharegpt", "alpaca", "openai", "oasst"] = "auto"
+    convert: Literal[
+        "auto",
+        "none",
+        "sharegpt",
+        "alpaca",
+        "openai",
+        "oasst",
+        "hh",
+        "alpaca_eval",
+        "compared",
+        "pandalm",
+        "stack_exchange",
+        "qa_feedback",
+        "judge_prompts",
+        "solutions",
+        "best_of_n",
+        "truthful",
+        "mathdial",
+        "verify_cot",
+        "prm800k",
+        "math_shepherd",
+        "omega_prm",
+        "prmbench",
+        "big_bench_mistake",
+    ] = "auto"
+    """Whose rows they are, where their keys are not a format's; auto: recognised by their keys."""
     columns: dict[str, str] = field(default_factory=dict)
     """Renames {prompt: question, completion: answer}, or texts of columns {completion: "{steps} Answer: {answer}"}."""
     weight: float | None = None
@@ -71,6 +104,34 @@ class DataSection:
     """Processes that tokenise; 0: in this one."""
     prefetch: int = 4
     """Batches made ahead of the step that reads them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerDataSection(DataSection):
+    """Rows that say how good answers are. A row of a batch holds whole groups (pairs, rankings, single answers)."""
+
+    max_length: int | None = None
+    """Most tokens of a prompt with one answer; None: as many as let the group fit into `seq_len`."""
+    cut: Literal["answers", "prompt"] = "answers"
+    """What on_long_row: truncate shortens: the ends of the longest answers, or first the beginning of the prompt."""
+    on_tie: Literal["skip", "keep", "error"] = "skip"
+    """Pairs and rankings in which no answer is better: left out and counted, kept with equal ranks, or an error."""
+    grades: dict[str, float] = field(
+        default_factory=lambda: {"significantly": 1.0, "better": 2 / 3, "slightly": 1 / 3, "marginally": 0.0}
+    )
+    """Strength of a preference by grade (Llama 2's margins, 2307.09288); numbers in the rows stay as they are."""
+    pairs_of_rankings: Literal["all", "best_worst", "neighbours"] = "all"
+    """Which two answers of a ranking make pairs."""
+    good_score: float | None = None
+    """Scored answers from this score on are desirable where unpaired rows are needed."""
+    step_separator: str = "\n"
+    """Text that ends every step of an answer given in steps."""
+    step_mark: Literal["separator", "last"] = "separator"
+    """Where a step's score is read: the separator's last token, or the last token of the step itself."""
+    step_labels: Literal["as_given", "hard"] = "as_given"
+    """hard: 1 from a probability of 0.5 on, else 0."""
+    after_error: Literal["as_given", "ignore", "wrong"] = "as_given"
+    """Labels of the steps behind the first wrong one (label below 0.5)."""
 
 
 @dataclass(frozen=True, kw_only=True)

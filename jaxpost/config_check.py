@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 from jaxpost.config import (
     AdafactorSection,
     AdamWSection,
+    AdapterSection,
     CrossEntropySection,
     DataSection,
     DFTSection,
@@ -16,6 +18,7 @@ from jaxpost.config import (
     LoRASection,
     MeshSection,
     MuonSection,
+    OptimSection,
     RunSection,
     SFTConfig,
     TrainSection,
@@ -36,11 +39,39 @@ def check(config: SFTConfig) -> SFTConfig:
     Raises:
       ConfigError: the first thing that cannot be, with the key and what to do; further ones on lines of their own.
     """
-    problems = [*_data(config.data), *_loss(config.loss), *adapter(config.adapter), *optim(config.optim)]
-    problems += [*mesh(config.mesh), *_rows(config.mesh, config.train), *_train(config), *run(config.run)]
+    problems = [*_loss(config.loss), *supervised(config)]
     if problems:
         raise ConfigError("\n".join(problems))
     return config
+
+
+@runtime_checkable
+class Supervised(Protocol):
+    """What the configurations of supervised methods share."""
+
+    @property
+    def data(self) -> DataSection: ...
+    @property
+    def adapter(self) -> AdapterSection: ...
+    @property
+    def optim(self) -> OptimSection: ...
+    @property
+    def mesh(self) -> MeshSection: ...
+    @property
+    def train(self) -> TrainSection: ...
+    @property
+    def run(self) -> RunSection: ...
+
+
+def supervised(config: Supervised) -> Iterator[str]:
+    """Problems of the sections that all supervised methods share."""
+    yield from _data(config.data)
+    yield from adapter(config.adapter)
+    yield from optim(config.optim)
+    yield from mesh(config.mesh)
+    yield from _rows(config.mesh, config.train)
+    yield from _train(config)
+    yield from run(config.run)
 
 
 def at_least(key: str, value: int | float | None, least: int | float) -> Iterator[str]:
@@ -136,7 +167,7 @@ def _rows(mesh: MeshSection, train: TrainSection) -> Iterator[str]:
         yield f"{what}; make it a multiple of {rows}"
 
 
-def _train(config: SFTConfig) -> Iterator[str]:
+def _train(config: Supervised) -> Iterator[str]:
     train = config.train
     yield from at_least("train.steps", train.steps, 1)
     yield from above("train.epochs", train.epochs, 0)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from jaxpost.config_check import above, adapter, at_least, check, fraction, mesh, optim, run
+from jaxpost.config_check_preference import check_preference
 from jaxpost.config_env import EnvSection, PythonTool, SearchTool
 from jaxpost.config_io import Config, ConfigError
+from jaxpost.config_preference import PreferenceConfig
 from jaxpost.config_rl import (
     ArithmeticPrompts,
     CISPOLoss,
@@ -30,8 +32,10 @@ def check_config(config: Config) -> Config:
     """The configuration itself, of whichever method, if a run could follow it.
 
     Raises:
-      ConfigError: see `config_check.check` and `check_rl`.
+      ConfigError: see `config_check.check`, `check_rl` and `check_preference`.
     """
+    if isinstance(config, PreferenceConfig):
+        return check_preference(config)
     return check_rl(config) if isinstance(config, RLConfig) else check(config)
 
 

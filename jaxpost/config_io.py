@@ -22,13 +22,14 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 import yaml
 
 from jaxpost.config import SFTConfig
+from jaxpost.config_preference import PreferenceConfig
 from jaxpost.config_rl import RLConfig
 
 T = TypeVar("T")
 
-METHODS: dict[str, type] = {"sft": SFTConfig, "rl": RLConfig}
+METHODS: dict[str, type] = {"sft": SFTConfig, "rl": RLConfig, "preference": PreferenceConfig}
 
-Config = SFTConfig | RLConfig
+Config = SFTConfig | RLConfig | PreferenceConfig
 """The configuration of each `method:`."""
 
 TAGS = ("kind", "method")

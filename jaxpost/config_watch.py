@@ -1,4 +1,4 @@
-"""When an online run raises an alarm; see `train.watch`. Imports no jax."""
+"""When a run raises an alarm; see `train.watch` and `train.watch_preference`. Imports no jax."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class WatchSection:
-    """Limits whose crossing raises an alarm, which is told, logged and reported; the run goes on. One that is never
-    reached (1e9, or 0 for a lower limit) turns its alarm off."""
+class WatchCommon:
+    """How metrics are smoothed."""
 
     window: float = 10.0
     """Training records in the exponential mean of every metric."""
@@ -16,6 +15,25 @@ class WatchSection:
     """Records whose plain mean is a metric's first value; no alarm before them."""
     margin: float = 0.1
     """Part of a limit by which a metric must come back before its alarm can be raised again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceWatchSection(WatchCommon):
+    """Limits whose crossing raises an alarm, which is told, logged and reported; the run goes on. A limit of 1e9 turns
+    its alarm off."""
+
+    chosen_fall: float = 0.05
+    """Fall of the chosen answers' log-probability, nats a token: below the reference's where there is one, else below
+    its first value."""
+    kl: float = 1.0
+    """Mean KL of a token from the reference, in nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchSection(WatchCommon):
+    """Limits whose crossing raises an alarm, which is told, logged and reported; the run goes on. One that is never
+    reached (1e9, or 0 for a lower limit) turns its alarm off."""
+
     reward_rise: float = 0.5
     """Reward hacking: rise of the reward, in standard deviations of the first rewards, that held-out accuracy has
     to follow."""

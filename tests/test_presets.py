@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from jaxpost.config import SFTConfig
+from jaxpost.config_check_preference import data_kind
 from jaxpost.config_check_rl import check_config as check
 from jaxpost.config_flags import apply_flags
 from jaxpost.config_io import load
+from jaxpost.config_preference import PreferenceConfig
 from jaxpost.config_rl import FilePrompts, RLConfig
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +25,8 @@ SPEC.loader.exec_module(papers)
 
 
 CONFIGS = {preset: load(preset) for preset in PRESETS}
-SUPERVISED = [preset for preset, config in CONFIGS.items() if not isinstance(config, RLConfig)]
+SUPERVISED = [preset for preset, config in CONFIGS.items() if isinstance(config, SFTConfig)]
+PREFERENCE = [preset for preset, config in CONFIGS.items() if isinstance(config, PreferenceConfig)]
 
 
 def composition(config: RLConfig) -> tuple:
@@ -94,6 +98,55 @@ def test_preset_runs_three_steps_on_a_tiny_model(preset, tiny_model, tmp_path, m
     assert all(0 <= loss < 20 for loss in losses)
     exported = tmp_path / "run" / "export"
     assert (exported / ("adapter_config.json" if config.adapter.kind == "lora" else "config.json")).is_file()
+
+
+def tiny_preference(config: PreferenceConfig, model: Path, folder: Path) -> list[str]:
+    """Flags that make a preset small: a random model, pairs of short answers, few steps, every device."""
+    data = folder / "pairs.jsonl"
+    rows = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No " * (1 + i % 3)} for i in range(40)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        *("--model.path", str(model), "--model.revision", "null", "--model.tokenizer", "null"),
+        *("--model.chat_template", "null", "--model.compute_dtype", "float32", "--model.param_dtype", "float32"),
+        *("--data.train", f"[{{path: {data}}}]", "--data.eval", f"[{{path: {data}, limit: 16}}]"),
+        *("--data.seq_len", "160", "--data.max_length", "null", "--mesh", "{fsdp: -1}", "--optim.lr", "1e-3"),
+        *("--train.steps", "3", "--train.batch_size", "16", "--train.microbatches", "2", "--train.eval_every", "0"),
+        *("--optim.schedule.warmup", "0", "--train.eval_batches", "1", "--train.samples.prompts", "[]"),
+        *("--train.save_every", "0", "--run.dir", str(folder / "run"), "--run.loggers", "[]", "--run.export", "false"),
+    ]
+
+
+def preference_composition(config: PreferenceConfig) -> tuple:
+    """What decides which code a preset of preference optimisation runs through; numbers are traced."""
+    losses = tuple(tuple(x for x in vars(loss).values() if isinstance(x, str)) for loss in config.losses)
+    return (losses, config.reference.kind, config.adapter.kind, config.special_tokens)
+
+
+PREFERENCE_RUNS = [
+    pytest.param(preset, id=ids(preset), marks=() if preset.stem in ("local_bco", "llama3_round") else pytest.mark.slow)
+    for preset in {preference_composition(CONFIGS[preset]): preset for preset in PREFERENCE}.values()
+]
+"""One for each way in which they are composed."""
+
+
+@pytest.mark.parametrize("preset", PREFERENCE_RUNS)
+def test_preset_learns_preferences_for_three_steps_on_a_tiny_model(preset, tiny_model, tmp_path, monkeypatch):
+    from jaxpost import assemble
+
+    monkeypatch.setenv("JAXPOST_CACHE", str(tmp_path / "cache"))
+    config = check(apply_flags(CONFIGS[preset], tiny_preference(CONFIGS[preset], tiny_model, tmp_path)))
+    result = assemble.train(config)
+    assert (result.step, result.stopped) == (3, None)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if record["kind"] == "train"]
+    assert len(steps) == 3
+    assert all(record["grad_norm"] > 0 for record in steps)
+    for loss in config.losses:
+        assert loss.kind in steps[0]
+    assert ("kl" in steps[0]) == (config.reference.kind != "none")
+    assert ("rewards/accuracy" in steps[0]) == (data_kind(config.losses) == "pairs")
+    assert steps[0]["tokens/chosen"] > 0
+    assert steps[0]["tokens/rejected"] > 0
 
 
 def tiny_online(config: RLConfig, model: Path, folder: Path) -> list[str]:

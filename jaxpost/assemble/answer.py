@@ -13,7 +13,7 @@ import jax
 
 from jaxpost.assemble.commands import load_bound
 from jaxpost.assemble.matchers import make_matchers
-from jaxpost.assemble.sft import chat_prompt, text_sampler
+from jaxpost.assemble.supervised import chat_prompt, text_sampler
 from jaxpost.generate.batching import Completion
 from jaxpost.generate.beam import beam_search
 from jaxpost.generate.params import SamplingParams, said

@@ -13,9 +13,14 @@ from jaxpost.adapters import peft
 from jaxpost.adapters.bind import bind, merge
 from jaxpost.assemble.inspect_rl import inspect_rl
 from jaxpost.assemble.model import DTYPES, Pretrained, load_model, sampling_mesh
-from jaxpost.config import ModelSection, SFTConfig
+from jaxpost.assemble.preference import shares_prompts
+from jaxpost.config import ModelSection
+from jaxpost.config_check_preference import data_kind
+from jaxpost.config_io import Config
+from jaxpost.config_preference import PreferenceConfig
 from jaxpost.config_rl import RLConfig
 from jaxpost.data import inspect as data_inspect
+from jaxpost.data.inspect_answers import inspect_answers
 from jaxpost.train.folder import environment as run_environment
 from jaxpost.types import Params
 from jaxpost.weights import gguf, huggingface
@@ -64,20 +69,22 @@ def convert(source: str, out: Path, *, dtype: str = "float32") -> str:
     return f"wrote {out} ({size / 1e6:.0f} MB, {dtype})"
 
 
-def inspect(config: SFTConfig | RLConfig, *, rows: int = 3, color: bool = False) -> str:
+def inspect(config: Config, *, rows: int = 3, color: bool = False) -> str:
     """What a configuration would train on: rows as the model reads them, lengths, counts, rewards of the references."""
     pretrained = load_model(config.model)
     tokenizer = pretrained.tokenizer
     if isinstance(config, RLConfig):
         return inspect_rl(config, tokenizer, room=pretrained.config.max_positions, rows=rows, color=color)
-    return data_inspect.inspect(
-        config.data,
-        tokenizer,
-        cache_dir=cache_folder() / "tokens",
-        batch_size=config.train.batch_size,
-        rows=rows,
-        color=color,
-    )
+    common: dict[str, Any] = {
+        "cache_dir": cache_folder() / "tokens",
+        "batch_size": config.train.batch_size,
+        "rows": rows,
+        "color": color,
+    }
+    if isinstance(config, PreferenceConfig):
+        share = shares_prompts(config.share_prompts, config.model)
+        return inspect_answers(config.data, tokenizer, kind=data_kind(config.losses), share_prompts=share, **common)
+    return data_inspect.inspect(config.data, tokenizer, **common)
 
 
 def environment() -> dict[str, Any]:

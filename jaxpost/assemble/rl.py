@@ -19,7 +19,7 @@ from jaxpost.assemble.envs import Environments, judged, make_environments, syste
 from jaxpost.assemble.model import Pretrained, load_model, on_mesh
 from jaxpost.assemble.prompts import Problems, make_problems
 from jaxpost.assemble.rewards import make_pool
-from jaxpost.assemble.sft import exporter, model_identity, text_sampler
+from jaxpost.assemble.supervised import exporter, model_identity, text_sampler
 from jaxpost.assemble.training import Training, make_training
 from jaxpost.config import LoRASection
 from jaxpost.config_rl import (

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import jax
 
-from jaxpost.assemble import rl, sft
+from jaxpost.assemble import preference, rl, sft
 from jaxpost.config_io import Config
+from jaxpost.config_preference import PreferenceConfig
 from jaxpost.config_rl import RLConfig
 from jaxpost.train.job import RunResult
 
@@ -19,7 +20,9 @@ def writes() -> bool:
 
 
 def train(config: Config, *, command: Sequence[str] = tuple(sys.argv)) -> RunResult:
-    """Trains as configured, or goes on where the run stopped; see `sft.train` and `rl.train`."""
+    """Trains as configured, or goes on where the run stopped; see `sft.train`, `preference.train`, `rl.train`."""
+    if isinstance(config, PreferenceConfig):
+        return preference.train(config, command=command)
     if isinstance(config, RLConfig):
         return rl.train(config, command=command)
     return sft.train(config, command=command)

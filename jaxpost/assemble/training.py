@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from types import MappingProxyType
 from typing import Any
 
@@ -24,7 +24,14 @@ from jaxpost.models.table import axes_tree
 from jaxpost.ops import platform
 from jaxpost.train.job import trained_params
 from jaxpost.train.optim import make_optimizer, scale_parts
-from jaxpost.train.step import ema_update, init_state, make_eval_step, make_train_step
+from jaxpost.train.refresh import (
+    and_reference,
+    eval_with_reference,
+    reads_reference,
+    refresh_reference,
+    with_reference,
+)
+from jaxpost.train.step import PostUpdate, ema_update, init_state, make_eval_step, make_train_step
 from jaxpost.types import Coupled, Hyper, LossFn, Model, Params, TrainState, TrainStep
 
 
@@ -70,13 +77,16 @@ class _Parts:
 
 def make_loss(section: LossSection, model: Model, mesh: Mesh | None = None) -> LossFn:
     """The loss function that a `loss` section names; on a mesh each device that holds rows has its own chunk."""
-    chunk_tokens = platform.choices().chunk_tokens if section.chunk_tokens is None else section.chunk_tokens
-    if mesh is not None:
-        chunk_tokens *= math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "seq"))
-    common = {"z_loss": section.z_loss, "chunk_tokens": chunk_tokens}
+    common = {"z_loss": section.z_loss, "chunk_tokens": chunk_tokens_of(section.chunk_tokens, mesh)}
     if isinstance(section, DFTSection):
         return partial(supervised.dft, model, **common)
     return partial(supervised.cross_entropy, model, label_smoothing=section.label_smoothing, **common)
+
+
+def chunk_tokens_of(chunk_tokens: int | None, mesh: Mesh | None) -> int:
+    """Tokens whose logits exist at one time, over all devices that hold rows; None: by the platform."""
+    each = platform.choices().chunk_tokens if chunk_tokens is None else chunk_tokens
+    return each * (1 if mesh is None else math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "seq")))
 
 
 def make_training(
@@ -92,6 +102,7 @@ def make_training(
     network_lr: float | None = None,
     frozen: Mapping[str, Params] = MappingProxyType({}),
     hyper: Mapping[str, float] = MappingProxyType({}),
+    refresh: Mapping[str, Any] | None = None,
     guard: GuardSection = GuardSection(),  # noqa: B008 - frozen
     seed: int = 0,
 ) -> Training:
@@ -102,6 +113,7 @@ def make_training(
       microbatches, skip_empty: as `train.step.make_train_step`.
       networks, network_lr: what else is trained, and at which learning rate; None: the policy's.
       frozen, hyper: what else the loss reads.
+      refresh: {"every", "mix"} of a reference that follows the policy (`train.refresh`); None: there is none.
 
     Raises:
       ValueError: patterns that match nothing, an adapter that does not fit, a schedule that exceeds the run.
@@ -110,26 +122,36 @@ def make_training(
     optimizer, lr_at = make_optimizer(optim, num_steps)
     if network_lr is not None and networks:
         optimizer = scale_parts(optimizer, dict.fromkeys(networks, network_lr / optim.lr))
-    memory = loss.memory if isinstance(loss, Coupled) else ()
-    make_state = partial(init_state, optimizer=optimizer, ema=optim.ema_decay is not None, memory=memory)
+    make_state = partial(
+        _initial,
+        optimizer=optimizer,
+        ema=optim.ema_decay is not None,
+        memory=loss.memory if isinstance(loss, Coupled) else (),
+        reference=refresh is not None,
+    )
     trained = {"policy": Network(parts.abstract, parts.axes, parts.load), **networks}
     abstract = {name: network.abstract for name, network in trained.items()}
     shapes = jax.eval_shape(make_state, abstract)
     place = partial(sharding.param_shardings, mesh=pretrained.mesh)
     places = {name: place(network.axes, abstract=network.abstract) for name, network in trained.items()}
     state_places = sharding.state_shardings(shapes, places, pretrained.mesh)
-    wrap = lambda fn: sharding.pinned(bind_policy(fn) if parts.frozen else fn, places)  # noqa: E731
-    loss_fn = loss._replace(stats=wrap(loss.stats)) if isinstance(loss, Coupled) else wrap(loss)
+    loss_fn = _seen_through(loss, lambda fn: sharding.pinned(bind_policy(fn) if parts.frozen else fn, places))
     limits = {} if guard.spike_factor is None else {"spike_factor": guard.spike_factor}
+    step = make_train_step(
+        loss_fn,
+        optimizer,
+        num_microbatches=microbatches,
+        skip_empty=skip_empty,
+        post_update=_after(optim.ema_decay, refresh),
+    )
+    eval_step = make_eval_step(loss_fn)
+    eval_params = trained_params if optim.ema_decay is None else _averaged
+    if refresh is not None:
+        step, eval_step = reads_reference(step, parts.policy), eval_with_reference(eval_step, parts.policy)
+        eval_params = and_reference(eval_params)
     return Training(
-        step=make_train_step(
-            loss_fn,
-            optimizer,
-            num_microbatches=microbatches,
-            skip_empty=skip_empty,
-            post_update=None if optim.ema_decay is None else ema_update(optim.ema_decay),
-        ),
-        eval_step=make_eval_step(loss_fn),
+        step=step,
+        eval_step=eval_step,
         init_state=partial(_first_state, trained, make_state, places, state_places),
         abstract_state=jax.tree.map(
             lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, state_places
@@ -137,10 +159,27 @@ def make_training(
         frozen={**parts.frozen, **frozen},
         hyper={name: jnp.float32(value) for name, value in {**limits, **hyper}.items()},
         lr_at=lr_at,
-        eval_params=trained_params if optim.ema_decay is None else _averaged,
+        eval_params=eval_params,
         policy=parts.policy,
         trained=count(abstract),
     )
+
+
+def _seen_through(loss: LossFn | Coupled, wrap: Callable[[Any], Any]) -> LossFn | Coupled:
+    """What reads parameters, wrapped."""
+    return loss._replace(stats=wrap(loss.stats)) if isinstance(loss, Coupled) else wrap(loss)
+
+
+def _initial(params: Params, *, optimizer: Any, ema: bool, memory: Any, reference: bool) -> TrainState:
+    state = init_state(params, optimizer, ema=ema, memory=memory)
+    return with_reference(state) if reference else state
+
+
+def _after(ema_decay: float | None, refresh: Mapping[str, Any] | None) -> PostUpdate | None:
+    """What follows an accepted update."""
+    updates = [] if ema_decay is None else [ema_update(ema_decay)]
+    updates += [] if refresh is None else [refresh_reference(**refresh)]
+    return (lambda state: reduce(lambda found, update: update(found), updates, state)) if updates else None
 
 
 def _first_state(trained: Mapping[str, Network], make: Callable[..., TrainState], places: Any, all_places: Any) -> Any:

@@ -5,6 +5,7 @@
     alpaca     instruction, input, output (or response), system, history
     oasst      a tree of messages (prompt {text, role, replies}), or rows linked by a parent's id
 
+Files of judged answers have converters of their own: `convert_judged` and `convert_steps`.
 A converter gives one or several rows for one row; each says what it leaves out.
 """
 
@@ -15,6 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxpost.data.convert_judged import JUDGED_CONVERTERS, detect_judged
+from jaxpost.data.convert_steps import STEP_CONVERTERS, detect_steps
 from jaxpost.text.messages import DataError
 
 Converter = Callable[[Mapping[str, Any], Counter[str]], list[dict[str, Any]]]
@@ -242,9 +245,23 @@ CONVERTERS: dict[str, Converter] = {
 }
 
 
-def convert(row: Mapping[str, Any], name: str, ignored: Counter[str]) -> list[dict[str, Any]]:
-    """Rows in one of the ecosystem's formats. `name` "auto" recognises the shape from the keys."""
-    return CONVERTERS[detect_converter(row) if name == "auto" else name](row, ignored)
+def convert(row: Mapping[str, Any], name: str, ignored: Counter[str], kind: str | None = None) -> list[dict[str, Any]]:
+    """Rows in one of the ecosystem's formats.
+
+    Args:
+      name: whose row it is; "auto" recognises the shape from the keys.
+      kind: what judged rows are wanted for; None: rows for supervised training are wanted.
+    """
+    if name == "auto":
+        name = (kind and (detect_judged(row) or detect_steps(row))) or detect_converter(row)
+    judged = JUDGED_CONVERTERS | STEP_CONVERTERS
+    if name in judged and (kind is not None or name not in CONVERTERS):
+        try:
+            return judged[name](row, ignored, kind or "pairs")
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise DataError(f"the row is not as {name} rows are ({reason}); set the source's convert") from None
+    return CONVERTERS[name](row, ignored)
 
 
 def as_json(row: Mapping[str, Any]) -> str:

@@ -1,70 +1,44 @@
-"""Rows to cached tokens: read, convert, check, tokenise, and count all that was left out.
-
-Each source is tokenised once and kept on disk as plain .npy files under a key made of the source's bytes, the
-tokenizer and the options; the second start reads them back. Counts are kept with them.
-"""
+"""Rows to cached tokens for supervised training: example by example, token ids and loss weights."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from jaxpost.config import DataSection, SourceSection
+from jaxpost.data.cache import Progress, SourceStats, prepare_sources
 from jaxpost.data.encode import EncodeOptions
-from jaxpost.data.sources import Reader, open_source
-from jaxpost.data.tokenise import Counts, Reject, encoded_chunks
-from jaxpost.text.messages import DataError
 from jaxpost.text.tokenizer import Tokenizer
 
 
-class Progress(NamedTuple):
-    """How far a source's tokenisation is. `fraction` and `seconds_left` are None where the size is not known."""
+class Numbered:
+    """Examples of several sources, numbered 0 .. len - 1 through the sources in order.
 
-    source: str
-    rows: int
-    fraction: float | None
-    seconds_left: float | None
+    Attributes:
+      sizes: int64 [sources], examples of each.
+      starts: int64 [sources + 1], where each source's examples begin, and the end.
+    """
 
-    def __str__(self) -> str:
-        done = "" if self.fraction is None else f" ({self.fraction:.0%}, {self.seconds_left:.0f} s left)"
-        return f"tokenising {self.source}: {self.rows} rows{done}"
+    def number(self, sizes: Sequence[int]) -> None:
+        """Sets `sizes` and `starts`."""
+        self.sizes = np.array(sizes, np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
 
+    def __len__(self) -> int:
+        return int(self.starts[-1])
 
-@dataclass
-class SourceStats:
-    """Counts of one source. Tokens are those kept; `bad` and `dropped` say why rows are missing."""
-
-    name: str
-    rows: int = 0
-    examples: int = 0
-    tokens: int = 0
-    trained_tokens: int = 0
-    truncated: int = 0
-    truncated_tokens: int = 0
-    bad: dict[str, int] = field(default_factory=dict)
-    """Rows left out under on_bad_row: skip, by kind of error."""
-    dropped: dict[str, int] = field(default_factory=dict)
-    """Rows left out by on_long_row, or whose trained tokens all lay beyond the window."""
-    formats: dict[str, int] = field(default_factory=dict)
-    ignored: dict[str, int] = field(default_factory=dict)
-    """Columns and message keys that nothing reads."""
-    notes: dict[str, int] = field(default_factory=dict)
+    def locate(self, index: int) -> tuple[int, int]:
+        """The source of an example, and its number there."""
+        source = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return source, int(index - self.starts[source])
 
 
 @dataclass
-class TokenDataset:
-    """All sources' examples as token ids and loss weights, numbered 0 .. len - 1 through the sources in order."""
+class TokenDataset(Numbered):
+    """All sources' examples as token ids and loss weights."""
 
     tokens: list[np.ndarray]
     """Of each source: int32, examples one after another."""
@@ -78,17 +52,12 @@ class TokenDataset:
     fingerprint: str
 
     def __post_init__(self) -> None:
-        self.sizes = np.array([len(offsets) - 1 for offsets in self.offsets], np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self.number([len(offsets) - 1 for offsets in self.offsets])
         self.lengths = np.concatenate([np.diff(offsets) for offsets in self.offsets]).astype(np.int32)
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
 
     def example(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens int32 [n] and weights float32 [n] of an example."""
-        source = int(np.searchsorted(self.starts, index, side="right")) - 1
-        local = index - self.starts[source]
+        source, local = self.locate(index)
         start, end = self.offsets[source][local : local + 2]
         return self.tokens[source][start:end], self.weights[source][start:end]
 
@@ -122,125 +91,14 @@ def prepare(
       rejected: file (JSON lines) that the rows left out as bad are written to; not made where there are none.
     Raises: DataError or FileNotFoundError, naming the file, the row and what to do.
     """
-    if not sources:
-        raise DataError("no data: give at least one source (data.train)")
-    parts = [_prepare_source(section, source, tokenizer, Path(cache_dir), report) for source in sources]
-    if rejected is not None:
-        _gather_rejected([folder / "rejected.jsonl" for folder, _ in parts], Path(rejected))
-    given = [source.weight for source in sources]
-    if any(weight is not None for weight in given) and any(weight is None or weight <= 0 for weight in given):
-        raise DataError("give every source a weight > 0, or none of them one")
-    digest = hashlib.sha256(repr(([folder.name for folder, _ in parts], given)).encode())
+    prepared = prepare_sources(
+        section, sources, tokenizer, encode_options(section), cache_dir=cache_dir, report=report, rejected=rejected
+    )
     return TokenDataset(
-        tokens=[np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False) for folder, _ in parts],
-        weights=[np.load(folder / "weights.npy", mmap_mode="r", allow_pickle=False) for folder, _ in parts],
-        offsets=[np.load(folder / "offsets.npy", allow_pickle=False) for folder, _ in parts],
-        shares=None if given[0] is None else tuple(float(weight) for weight in given if weight is not None),
-        stats=[stats for _, stats in parts],
-        fingerprint=digest.hexdigest(),
+        tokens=prepared.load("tokens", mapped=True),
+        weights=prepared.load("weights", mapped=True),
+        offsets=prepared.load("offsets"),
+        shares=prepared.shares,
+        stats=prepared.stats,
+        fingerprint=prepared.fingerprint,
     )
-
-
-def _prepare_source(
-    section: DataSection,
-    source: SourceSection,
-    tokenizer: Tokenizer,
-    cache_dir: Path,
-    report: Callable[[Progress], None] | None,
-) -> tuple[Path, SourceStats]:
-    reader = open_source(source)
-    options = encode_options(section)
-    read = {k: v for k, v in asdict(source).items() if k not in ("path", "weight", "split", "subset")}
-    key = repr((_code(), reader.digest(), sorted(read.items()), options, section.on_bad_row, tokenizer.fingerprint))
-    folder = cache_dir / hashlib.sha256(key.encode()).hexdigest()[:32]
-    if not (folder / "stats.json").is_file():
-        _tokenise(reader, tokenizer, options, section, folder, report)
-    stats = SourceStats(**json.loads((folder / "stats.json").read_text(encoding="utf-8")))
-    stats.name = source.path
-    return folder, stats
-
-
-@cache
-def _code() -> str:
-    """A hash of the code that makes tokens of rows, so that no cache outlives a change of it."""
-    digest = hashlib.sha256()
-    for package in (Path(__file__).parent, Path(__file__).parent.parent / "text"):
-        for path in sorted((*package.rglob("*.py"), *package.rglob("*.jinja"))):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _tokenise(
-    reader: Reader,
-    tokenizer: Tokenizer,
-    options: EncodeOptions,
-    section: DataSection,
-    folder: Path,
-    report: Callable[[Progress], None] | None,
-) -> None:
-    counts, examples, rejects, rows = Counts(), [], [], 0
-    began = told = time.monotonic()
-    for chunk in encoded_chunks(reader, tokenizer, options, section.on_bad_row, section.workers):
-        rows += chunk.rows
-        examples += [(e.tokens, e.weights) for e in chunk.examples]
-        rejects += chunk.rejects
-        counts.add(chunk.counts)
-        now = time.monotonic()
-        if report is not None and now - told > 0.5:
-            told, part = now, reader.fraction
-            left = None if not part else (now - began) * (1 - part) / part
-            report(Progress(reader.name, rows, part, left))
-    if rows == 0:
-        raise DataError(f"{reader.name} holds no rows")
-    if not examples:
-        why = ", ".join(f"{n} {kind}" for kind, n in {**counts.bad, **counts.dropped}.items())
-        hint = f"; the first: {rejects[0].where}: {rejects[0].reason}" if rejects else ""
-        raise DataError(f"{reader.name}: none of its {rows} rows can be trained on ({why}){hint}")
-    if report is not None:
-        report(Progress(reader.name, rows, 1.0, 0.0))
-    lengths = [len(tokens) for tokens, _ in examples]
-    weights = np.concatenate([weights for _, weights in examples])
-    stats = SourceStats(
-        name=reader.name,
-        rows=rows,
-        examples=len(examples),
-        tokens=sum(lengths),
-        trained_tokens=int((weights > 0).sum()),
-        truncated=counts.truncated,
-        truncated_tokens=counts.truncated_tokens,
-        **{k: dict(+getattr(counts, k)) for k in ("bad", "dropped", "formats", "ignored", "notes")},
-    )
-    arrays = {
-        "tokens": np.concatenate([tokens for tokens, _ in examples]),
-        "weights": weights,
-        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-    }
-    _write(folder, arrays, stats, rejects)
-
-
-def _write(folder: Path, arrays: dict[str, np.ndarray], stats: SourceStats, rejects: Sequence[Reject]) -> None:
-    """Writes beside the folder and renames, so that a killed process leaves no half of a cache."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
-    try:
-        for name, array in arrays.items():
-            np.save(draft / f"{name}.npy", array, allow_pickle=False)
-        with (draft / "rejected.jsonl").open("w", encoding="utf-8") as stream:
-            for reject in rejects:
-                stream.write(json.dumps(reject._asdict(), ensure_ascii=False) + "\n")
-        (draft / "stats.json").write_text(json.dumps(asdict(stats)), encoding="utf-8")
-        try:
-            os.replace(draft, folder)
-        except OSError:
-            if not (folder / "stats.json").is_file():  # no other process was first: the folder is damaged
-                shutil.rmtree(folder)
-                os.replace(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _gather_rejected(files: Sequence[Path], target: Path) -> None:
-    lines = "".join(path.read_text(encoding="utf-8") for path in files)
-    if lines:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(lines, encoding="utf-8")

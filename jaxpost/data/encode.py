@@ -15,9 +15,9 @@ The first token of an example is never a target (nothing predicts it), so its we
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,14 +26,29 @@ from jaxpost.text.messages import Conversation, DataError, Message
 from jaxpost.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodeOptions:
-    """What decides the tokens of a row, beside the tokenizer."""
+@runtime_checkable
+class Coding(Protocol):
+    """What becomes of a source's examples: the part of their preparation that differs between kinds of data.
 
-    mask: str
-    seq_len: int
-    system_prompt: str | None = None
-    on_long_row: str = "truncate"
+    A frozen dataclass of options: worker processes get a copy, and its `repr` is part of the cache's key.
+    """
+
+    @property
+    def kind(self) -> str | None:
+        """What judged rows are read as; None: rows for supervised training."""
+        ...
+
+    def split(self, example: Example, tokenizer: Tokenizer, notes: Counter[str]) -> list[Any]:
+        """Pieces of text of an example; a str among them is why a part of it is dropped. Raises: DataError."""
+        ...
+
+    def encode(self, items: Sequence[Any], tokenizer: Tokenizer) -> list[Any]:
+        """Of each item tokens that know their `cut` (tokens beyond the window), a DataError, or why it is dropped."""
+        ...
+
+    def arrays(self, encoded: Sequence[Any]) -> dict[str, np.ndarray]:
+        """What is kept on disk; `tokens` and `weights` are flat and of equal length."""
+        ...
 
 
 class Pieced(NamedTuple):
@@ -51,6 +66,44 @@ class Encoded(NamedTuple):
     tokens: np.ndarray
     weights: np.ndarray
     full_length: int
+
+    @property
+    def cut(self) -> int:
+        """Tokens beyond the window."""
+        return self.full_length - len(self.tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeOptions:
+    """What decides the tokens of a row for supervised training, beside the tokenizer."""
+
+    mask: str
+    seq_len: int
+    system_prompt: str | None = None
+    on_long_row: str = "truncate"
+
+    @property
+    def kind(self) -> None:
+        """Rows for supervised training."""
+        return None
+
+    def split(self, example: Example, tokenizer: Tokenizer, notes: Counter[str]) -> list[Pieced]:
+        """One example's pieces."""
+        return [to_pieces(example, tokenizer, self, notes)]
+
+    def encode(self, items: Sequence[Pieced], tokenizer: Tokenizer) -> list[Encoded | DataError | str]:
+        """Tokens and weights, an error, or why the row is dropped."""
+        reason = "too long" if self.on_long_row == "drop" else "nothing trained within the window"
+        return [reason if found is None else found for found in encode_batch(items, tokenizer, self)]
+
+    def arrays(self, encoded: Sequence[Encoded]) -> dict[str, np.ndarray]:
+        """tokens [n], weights [n], offsets [examples + 1]."""
+        lengths = [len(e.tokens) for e in encoded]
+        return {
+            "tokens": np.concatenate([e.tokens for e in encoded]),
+            "weights": np.concatenate([e.weights for e in encoded]),
+            "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        }
 
 
 def to_pieces(example: Example, tokenizer: Tokenizer, options: EncodeOptions, notes: Counter[str]) -> Pieced:
@@ -134,15 +187,28 @@ def encode_batch(
     batch: Sequence[Pieced], tokenizer: Tokenizer, options: EncodeOptions
 ) -> list[Encoded | DataError | None]:
     """Tokens and weights of each example; an error where nothing is trained; None for a dropped row."""
-    out: list[Encoded | DataError | None] = []
+    return [_finish(ids, weights, options) for ids, weights, _ in weighted_tokens(batch, tokenizer)]
+
+
+def weighted_tokens(
+    batch: Sequence[Pieced], tokenizer: Tokenizer
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each example the tokens int32 [n], their weights float32 [n] and the piece that each begins in, int [n].
+
+    The begin token belongs to piece -1, the end token to none either (the number of pieces).
+    """
     for pieced, (ids, owner) in zip(batch, tokenizer.encode_pieces([p.pieces for p in batch]), strict=True):
         weights = np.asarray(pieced.weights, np.float32)[owner]
         if pieced.add_bos:
-            ids, weights = np.insert(ids, 0, tokenizer.bos_id), np.insert(weights, 0, 0.0)
+            ids, weights, owner = (
+                np.insert(ids, 0, tokenizer.bos_id),
+                np.insert(weights, 0, 0.0),
+                np.insert(owner, 0, -1),
+            )
         if pieced.end_weight is not None and tokenizer.eos_id is not None:
             ids, weights = np.append(ids, tokenizer.eos_id), np.append(weights, pieced.end_weight)
-        out.append(_finish(ids.astype(np.int32), weights.astype(np.float32), options))
-    return out
+            owner = np.append(owner, len(pieced.pieces))
+        yield ids.astype(np.int32), weights.astype(np.float32), owner
 
 
 def _finish(tokens: np.ndarray, weights: np.ndarray, options: EncodeOptions) -> Encoded | DataError | None:

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from jaxpost.config import DataSection, SourceSection
-from jaxpost.data.dataset import Progress, SourceStats, TokenDataset, encode_options, prepare
+from jaxpost.data.answers import AnswerDataset
+from jaxpost.data.cache import Progress, SourceStats
+from jaxpost.data.dataset import TokenDataset, encode_options, prepare
 from jaxpost.data.encode import EncodeOptions, encode_batch, to_pieces
 from jaxpost.data.formats import Example, LanguageModeling, PromptCompletion, Text
-from jaxpost.data.loader import BatchSource, make_source
+from jaxpost.data.loader import make_source
+from jaxpost.data.packing import Plan
 from jaxpost.data.sources import open_source
 from jaxpost.data.tokenise import Counts, examples_of, read_chunks
 from jaxpost.text.messages import DataError
@@ -83,7 +86,7 @@ def _part(
             endless=name == "train",
             pad_id=tokenizer.pad_id,
         )
-        out += [heading(f"{name}: counts", color), *summary(dataset, batches)]
+        out += [heading(f"{name}: counts", color), *summary(dataset, batches.plan)]
         out += ["", heading(f"{name}: tokens of an example", color), *histogram(dataset.lengths, section.seq_len), ""]
     return "\n".join(out)
 
@@ -132,12 +135,25 @@ def show_example(example: Example, tokenizer: Tokenizer, options: EncodeOptions,
         return shown + (f"\n(cut: {cut} of {encoded.full_length} tokens lie beyond the window)" if cut else "")
     lines = [f"({type(example).__name__})"]
     for key, value in vars(example).items():
-        if key == "completions":
+        if key == "completions" and "labels" in vars(example):
             labels = vars(example)["labels"]
-            lines += [f"  [{'right' if ok else 'wrong'}] {step}" for step, ok in zip(value, labels, strict=True)]
+            words = [step_word(label) for label in labels]
+            texts = value if len(value) == len(words) else (*value, *[""] * (len(words) - len(value)))
+            lines += [f"  [{word}] {step}" for step, word in zip(texts, words, strict=True)]
         elif value is not None and key != "labels":
             lines.append(f"{key}: {_plain(value)}")
     return "\n".join(lines)
+
+
+def step_word(label: float | None) -> str:
+    """A step's label as a word.
+
+    >>> step_word(1.0), step_word(0.25), step_word(None)
+    ('right', '0.25', 'not judged')
+    """
+    if label is None:
+        return "not judged"
+    return {1.0: "right", 0.0: "wrong"}.get(label, f"{label:.2f}")
 
 
 def _plain(value: Text | bool | tuple) -> str:
@@ -162,7 +178,7 @@ def show_tokens(tokens: np.ndarray, weights: np.ndarray, tokenizer: Tokenizer, c
     return "".join(out)
 
 
-def summary(dataset: TokenDataset, batches: BatchSource) -> Iterator[str]:
+def summary(dataset: TokenDataset | AnswerDataset, plan: Plan) -> Iterator[str]:
     """Counts of every source, what was left out and why, and how the rows pack."""
     columns = ("rows", "examples", "tokens", "trained", "cut", "dropped", "bad", "share")
     width = max(len("source"), *(len(_short(stats.name)) for stats in dataset.stats))
@@ -175,11 +191,10 @@ def summary(dataset: TokenDataset, batches: BatchSource) -> Iterator[str]:
         yield f"{_short(stats.name):{width}}" + "".join(f"{value:>10}" for value in numbers + left)
     for stats in dataset.stats:
         yield from _details(stats)
-    plan = batches.plan
     kind = "packed" if plan.packing else "one example a row"
     yield (
         f"{plan.rows_per_epoch} rows of {plan.seq_len} tokens an epoch ({kind}), {plan.efficiency:.1%} filled; "
-        f"{batches.num_batches_per_epoch} batches of {plan.batch_size}"
+        f"{plan.num_batches_per_epoch} batches of {plan.batch_size}"
     )
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from jaxpost.data.cache import SourceStats
 from jaxpost.data.dataset import TokenDataset
 from jaxpost.data.packing import Plan, make_plan
 from jaxpost.data.prefetch import prefetched
@@ -21,8 +22,22 @@ from jaxpost.types import TokenBatch
 ENDLESS = 2**31 - 1
 
 
+@runtime_checkable
+class Planned(Protocol):
+    """What batches are planned and counted by: an AnswerDataset or a TokenDataset."""
+
+    stats: list[SourceStats]
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+
+D = TypeVar("D", bound=Planned)
+B = TypeVar("B")
+
+
 @dataclass
-class BatchSource:
+class RowSource(Generic[D, B]):
     """Reads `plan` over `dataset`: the batches of one process.
 
     Attributes:
@@ -31,7 +46,7 @@ class BatchSource:
       prefetch: batches made ahead in `iterate`.
     """
 
-    dataset: TokenDataset
+    dataset: D
     plan: Plan
     pad_id: int = 0
     rows: Sequence[int] | np.ndarray | None = None
@@ -75,14 +90,31 @@ class BatchSource:
             "packing_efficiency": self.plan.efficiency,
         }
 
+    def numbers(self, k: int) -> np.ndarray:
+        """int64: this process's rows of batch k, by their number in the plan's stream of rows."""
+        return k * self.plan.batch_size + np.asarray(self.rows, np.int64)
+
+    def batch(self, k: int) -> B:
+        """Batch k: numpy arrays of this process's rows."""
+        raise TypeError(f"{type(self).__name__} does not say what a batch is")
+
+    def iterate(self, start: int = 0) -> Iterator[B]:
+        """batch(start), batch(start + 1) ...: without end in training, all that remain in evaluation."""
+        stop = ENDLESS if self.plan.endless else self.num_batches_per_epoch
+        return prefetched(self.batch, start, stop, ahead=self.prefetch)
+
+
+@dataclass
+class BatchSource(RowSource[TokenDataset, TokenBatch]):
+    """Batches for supervised training."""
+
     def batch(self, k: int) -> TokenBatch:
         """Batch k: numpy arrays of this process's rows.
 
         Row r of batch k has row id k * B + r (wrapped to int32), whichever process holds it.
         """
-        plan = self.plan
-        numbers = k * plan.batch_size + np.asarray(self.rows, np.int64)
-        rows, width = len(numbers), plan.seq_len
+        numbers = self.numbers(k)
+        plan, rows, width = self.plan, len(numbers), self.plan.seq_len
         tokens = np.full((rows, width), self.pad_id, np.int32)
         positions, segments = np.zeros((2, rows, width), np.int32)
         weights = np.zeros((rows, width), np.float32)
@@ -96,11 +128,6 @@ class BatchSource:
                 at = end
         arrays: Any = (tokens, positions, segments, weights, numbers.astype(np.int32))
         return TokenBatch(*arrays)
-
-    def iterate(self, start: int = 0) -> Iterator[TokenBatch]:
-        """batch(start), batch(start + 1) ...: without end in training, all that remain in evaluation."""
-        stop = ENDLESS if self.plan.endless else self.num_batches_per_epoch
-        return prefetched(self.batch, start, stop, ahead=self.prefetch)
 
 
 def make_source(

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
 from jaxpost.config import SourceSection
 from jaxpost.data.convert import as_json, convert, is_linked, link_messages
-from jaxpost.data.encode import Encoded, EncodeOptions, Pieced, encode_batch, to_pieces
+from jaxpost.data.encode import Coding
 from jaxpost.data.formats import Example, detect_format, parse_example, texts_of
 from jaxpost.data.sources import Reader, Row
 from jaxpost.text.chat import TemplateError
@@ -59,68 +59,90 @@ class Chunk(NamedTuple):
     """The examples of some rows, in order, and what was left out of them."""
 
     rows: int
-    examples: list[Encoded]
+    examples: list[Any]
+    """What the coding made of them."""
     rejects: list[Reject]
     counts: Counts
 
 
-def examples_of(row: Row, section: SourceSection, counts: Counts) -> list[Example]:
+def examples_of(row: Row, section: SourceSection, counts: Counts, kind: str | None = None) -> list[Example]:
     """The typed examples of a row. Columns renamed to a format's keys are taken as they are, without a converter.
+
+    Args:
+      kind: what judged rows are read as (`Coding.kind`).
 
     Raises: DataError.
     """
+    return [parse_item(item, section, counts) for item in items_of(row, section, counts, kind)]
+
+
+def items_of(row: Row, section: SourceSection, counts: Counts, kind: str | None) -> list[dict[str, Any]]:
+    """The rows in one of the formats that a row gives. Raises: DataError."""
     if row.value is None:
         raise row.error or DataError("the row is empty")
     name = section.convert
     if name == "auto" and section.columns.keys() & _FORMAT_KEYS:
         name = "none"
-    out = []
-    for item in convert(row.value, name, counts.ignored):
-        format_name = detect_format(list(item)) if section.format == "auto" else section.format
-        out.append(parse_example(item, format_name, counts.ignored))
-        counts.formats[format_name] += 1
-    return out
+    return convert(row.value, name, counts.ignored, kind)
+
+
+def parse_item(item: Mapping[str, Any], section: SourceSection, counts: Counts) -> Example:
+    """The typed example of a row in one of the formats. Raises: DataError."""
+    name = detect_format(list(item)) if section.format == "auto" else section.format
+    example = parse_example(item, name, counts.ignored)
+    counts.formats[name] += 1
+    return example
 
 
 def encode_rows(
-    rows: Sequence[Row], section: SourceSection, tokenizer: Tokenizer, options: EncodeOptions, on_bad_row: str
+    rows: Sequence[Row], section: SourceSection, tokenizer: Tokenizer, coding: Coding, on_bad_row: str
 ) -> Chunk:
     """Tokenises some rows. Raises: DataError with the place of the row, unless bad rows are skipped."""
     counts = Counts()
     rejects: list[tuple[int, Reject]] = []
-    pieced: list[Pieced] = []
+    pieced: list[Any] = []
     origin: list[int] = []
 
-    def reject(number: int, error: DataError) -> None:
+    def reject(number: int, error: DataError, item: Mapping[str, Any] | None = None) -> None:
         row = rows[number]
         if on_bad_row == "error":
             raise DataError(f"{row.where}: {error}", kind=error.kind) from None
         counts.bad[error.kind] += 1
-        rejects.append((number, Reject(row.where, error.kind, str(error), row.raw or as_json(row.value or {}))))
+        text = row.raw or as_json(item or row.value or {})
+        rejects.append((number, Reject(row.where, error.kind, str(error), text)))
 
     for number, row in enumerate(rows):
         try:
-            examples = examples_of(row, section, counts)
-            found = [to_pieces(example, tokenizer, options, counts.notes) for example in examples]
-        except TemplateError:
-            raise
+            items = items_of(row, section, counts, coding.kind)
         except DataError as error:
             reject(number, error)
             continue
-        if any(tokenizer.holds_special(text) for example in examples for text in texts_of(example)):
+        special = False
+        for item in items:  # of a row that gives several examples, the good ones are kept
+            try:
+                example = parse_item(item, section, counts)
+                found = coding.split(example, tokenizer, counts.notes)
+            except TemplateError:
+                raise
+            except DataError as error:
+                reject(number, error, item)
+                continue
+            special |= any(tokenizer.holds_special(text) for text in texts_of(example))
+            counts.dropped.update(part for part in found if isinstance(part, str))
+            found = [part for part in found if not isinstance(part, str)]
+            pieced += found
+            origin += [number] * len(found)
+        if special:
             counts.notes["rows whose own text holds special tokens, which are read as such"] += 1
-        pieced += found
-        origin += [number] * len(found)
     kept = []
-    for number, encoded in zip(origin, encode_batch(pieced, tokenizer, options), strict=True):
+    for number, encoded in zip(origin, coding.encode(pieced, tokenizer), strict=True):
         if isinstance(encoded, DataError):
             reject(number, encoded)
-        elif encoded is None:
-            counts.dropped["too long" if options.on_long_row == "drop" else "nothing trained within the window"] += 1
+        elif isinstance(encoded, str):
+            counts.dropped[encoded] += 1
         else:
-            cut = encoded.full_length - len(encoded.tokens)
-            counts.truncated += cut > 0
-            counts.truncated_tokens += cut
+            counts.truncated += encoded.cut > 0
+            counts.truncated_tokens += encoded.cut
             kept.append(encoded)
     in_order = [rejected for _, rejected in sorted(rejects, key=lambda item: item[0])]
     return Chunk(len(rows), kept, in_order, counts)
@@ -154,24 +176,24 @@ def _start_worker(folder: str, chat_template: str | None, args: tuple) -> None:
 
 
 def _work(rows: list[Row]) -> Chunk:
-    tokenizer, section, options, on_bad_row = _worker["args"]
-    return encode_rows(rows, section, tokenizer, options, on_bad_row)
+    tokenizer, section, coding, on_bad_row = _worker["args"]
+    return encode_rows(rows, section, tokenizer, coding, on_bad_row)
 
 
 def encoded_chunks(
-    reader: Reader, tokenizer: Tokenizer, options: EncodeOptions, on_bad_row: str, workers: int
+    reader: Reader, tokenizer: Tokenizer, coding: Coding, on_bad_row: str, workers: int
 ) -> Iterator[Chunk]:
     """A source's examples in order, whatever the number of worker processes (0: in this one)."""
     if workers == 0:
         for rows in read_chunks(reader):
-            yield encode_rows(rows, reader.section, tokenizer, options, on_bad_row)
+            yield encode_rows(rows, reader.section, tokenizer, coding, on_bad_row)
         return
     import multiprocessing
 
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
         context = multiprocessing.get_context("spawn")  # a fork would copy the locks of JAX's threads
-        args = (folder, tokenizer.chat_request, (reader.section, options, on_bad_row))
+        args = (folder, tokenizer.chat_request, (reader.section, coding, on_bad_row))
         with context.Pool(workers, _start_worker, args) as pool:
             waiting: deque = deque()
             for rows in read_chunks(reader):

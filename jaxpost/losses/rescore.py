@@ -14,14 +14,14 @@ from jaxtyping import Array, Float
 from jaxpost.losses.policy import hidden_states, stats_of
 from jaxpost.losses.supervised import next_tokens
 from jaxpost.losses.value import ValueFn
-from jaxpost.types import Hyper, Model, Params, RolloutBatch
+from jaxpost.types import AnswerBatch, Hyper, Model, Params, RolloutBatch
 
 RescoreFn = Callable[[Params, Params, RolloutBatch, Hyper], Float[Array, "B T"]]
 """(params, frozen, batch, hyper) -> one number per token, read at its own place."""
 
 
 def logprobs(
-    model: Model, policy: Params, batch: RolloutBatch, hyper: Hyper, *, chunk_tokens: int | None = None
+    model: Model, policy: Params, batch: RolloutBatch | AnswerBatch, hyper: Hyper, *, chunk_tokens: int | None = None
 ) -> Float[Array, "B T"]:
     """log softmax(logits / T) of every token of the batch, 0 where the loss weight is 0."""
     targets, weights = next_tokens(batch)

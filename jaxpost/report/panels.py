@@ -36,6 +36,14 @@ SECTIONS: Mapping[str, Sequence[Panel]] = {
         Panel("held-out accuracy of votes", {}, "vote@*", percent=True),
         Panel("loss", {"train": "loss"}, "loss"),
     ),
+    "Both sides": (
+        Panel("rewards", {"chosen": "rewards/chosen", "rejected": "rewards/rejected"}),
+        Panel("reward margin", {"train": "rewards/margin"}, "rewards/margin"),
+        Panel("pairs in the right order", {"train": "rewards/accuracy"}, "rewards/accuracy", percent=True),
+        Panel("log-probability of an answer", {"chosen": "logprobs/chosen", "rejected": "logprobs/rejected"}),
+        Panel("log pi / pi_ref of an answer", {"chosen": "logratios/chosen", "rejected": "logratios/rejected"}),
+        Panel("length, tokens", {"chosen": "tokens/chosen", "rejected": "tokens/rejected"}, from_zero=True),
+    ),
     "How far the policy went": (
         Panel("KL, nats a token", {"from the reference": "kl", "from the old policy": "old_kl"}, from_zero=True),
         Panel("entropy, nats a token", {"train": "entropy"}, from_zero=True),
@@ -99,7 +107,8 @@ def evaluation_names(evals: Sequence[Record]) -> list[str]:
     """What evaluations are called: all before the last slash of their keys; "" of a single one."""
     keys = dict.fromkeys(k for r in evals for k in r if not k.startswith("best/"))
     marks = ("accuracy", "loss")
-    return list(dict.fromkeys(k.rpartition("/")[0] for k in keys if k.rpartition("/")[2] in marks))
+    found = dict.fromkeys(k.rpartition("/")[0] for k in keys if k.rpartition("/")[2] in marks)
+    return [name for name in found if name.rpartition("/")[2] != "rewards"]  # of pairs, not of items
 
 
 def points(records: Sequence[Record], key: str, most: int = 600) -> Points:

@@ -15,6 +15,9 @@ from jaxpost.train.progress import duration
 def method_of(run: Run) -> str:
     """The method, as the configuration has it: of reinforcement learning, what it is composed of."""
     parts = [run.setting(key) for key in ("method", "advantage.kind", "loss.kind", "adapter.kind")]
+    losses = run.setting("losses")
+    if isinstance(losses, list):
+        parts.insert(1, " + ".join(str(each.get("kind")) for each in losses if isinstance(each, dict)))
     return clean(" · ".join(str(part) for part in parts if part and part != "full") or "a run", 80)
 
 
@@ -101,7 +104,7 @@ def tiles(run: Run, found: Sequence[Evaluation]) -> str:
     shown.append((str(last_step(run)), "steps"))
     if seconds := seconds_of(run):
         shown.append((duration(seconds), "training and evaluation"))
-    if run.train and "reward" in run.train[-1]:
+    if run.train and ("reward" in run.train[-1] or "rewards/margin" in run.train[-1]):
         shown.append((str(len(run.alarms)), "alarms"))
     return page.tiles(shown)
 

@@ -35,6 +35,7 @@ class Tokenizer:
       pad_id: the id that fills rows; it is always masked, so any id serves where there is no padding token.
       end_of_turn_id: the token that ends an assistant turn, or None without a chat template.
       eos_ids: every id that ends a generation.
+      special_ids: ids of all special tokens.
       fingerprint: changes with the vocabulary, the template and the special tokens.
     """
 
@@ -69,7 +70,9 @@ class Tokenizer:
                 raise
         eos = (self.eos_id, self.end_of_turn_id, *extra_eos_ids)
         self.eos_ids = tuple(sorted({i for i in eos if i is not None}))
-        tokens = sorted({str(t.content) for t in hf.added_tokens_decoder.values() if t.special}, key=len, reverse=True)
+        added = {i: str(t.content) for i, t in hf.added_tokens_decoder.items() if t.special}
+        self.special_ids = tuple(sorted(added))
+        tokens = sorted(set(added.values()), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, tokens))) if tokens else None
         self.pad_id = next((i for i in (hf.pad_token_id, self.eos_id) if i is not None), 0)
         digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode())

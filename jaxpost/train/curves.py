@@ -30,6 +30,8 @@ def draw_curves(records: Sequence[Mapping[str, Any]], *, title: str = "run") -> 
         Chart("loss", _series(train, {"train": "loss"}) + _series(evals, {"held out": eval_key}, dots=True)),
         Chart("reward", _series(train, {"train": "reward"})),
         Chart("accuracy", _series(evals, held_out, dots=True)),
+        Chart("rewards of both sides", _series(train, {"chosen": "rewards/chosen", "rejected": "rewards/rejected"})),
+        Chart("pairs in the right order", _series(train, {"train": "rewards/accuracy"})),
         Chart("gradient norm", _series(train, {"train": "grad_norm"})),
         Chart("learning rate", _series(train, {"train": "lr"}, smooth=False), from_zero=True),
         Chart("tokens per second", _series(speed, {"train": "v"}), from_zero=True),

@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from jaxpost.config import RunSection, TrainSection
 from jaxpost.metrics.terms import Sums
+from jaxpost.train.watch import Alarm
 from jaxpost.types import Hyper, Params, TrainState, TrainStep
 
 
@@ -40,6 +41,9 @@ class EvalStep(Protocol):
     """eval_step(params, frozen, batch, key, hyper) -> sums and weights, added over batches and divided once."""
 
     def __call__(self, params: Params, frozen: Params, batch: Any, key: Any, hyper: Hyper) -> Mapping[str, Sums]: ...
+
+
+WatchFn = Callable[[dict[str, Any], Mapping[str, Any]], tuple[dict[str, Any], list[Alarm]]]
 
 
 def token_counts(batch: Any) -> dict[str, Array]:
@@ -109,6 +113,8 @@ class SupervisedJob(Job):
     eval_step: EvalStep | None = None
     sample: Callable[[Params, Params], list[dict[str, str]]] | None = None
     """sample(eval_params, frozen) -> [{"prompt", "text"}], deterministic."""
+    watch: WatchFn | None = None
+    """(state, record) -> the new state and the alarms that the record raises; the state survives JSON."""
 
     @property
     def saving(self) -> tuple[int, int]:

@@ -148,5 +148,6 @@ class Progress:
 
 
 _SHOWN = (
+    ("rewards/accuracy", "accuracy"), ("rewards/margin", "margin"),
     ("reward", "reward"), ("answer_tokens", "tokens"), ("entropy", "entropy"), ("grad_norm", "grad"), ("lr", "lr"),
 )  # fmt: skip

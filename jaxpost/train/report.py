@@ -60,6 +60,9 @@ def _accuracy(name: str, first: Mapping[str, Any], last: Mapping[str, Any]) -> l
     """One evaluation's accuracy before and after, with intervals, and what several samples reach."""
     if f"{name}/accuracy" not in first:
         return []
+    if f"{name}/low" not in first:  # of pairs: a mean without items
+        before, after = (100 * r[f"{name}/accuracy"] for r in (first, last))
+        return [f"held-out {name}/accuracy: {before:.1f}% before, {after:.1f}% after"]
     told = lambda r: (  # noqa: E731
         f"{100 * r[f'{name}/accuracy']:.1f}% [{100 * r[f'{name}/low']:.1f}, {100 * r[f'{name}/high']:.1f}]"
     )

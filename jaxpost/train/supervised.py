@@ -63,6 +63,8 @@ class _Run(Attempt[SupervisedJob]):
     """One attempt at a supervised job."""
 
     def __init__(self, job: SupervisedJob, held: Opened) -> None:
+        if job.watch is not None:
+            self.files_kept = (*self.files_kept, "alarms.jsonl")
         super().__init__(job, held)
         self.eval_steps = {name: CompiledEval(job, name) for name in job.evals}
         self.pending: _Pending | None = None
@@ -152,7 +154,19 @@ class _Run(Attempt[SupervisedJob]):
             "peak_memory_gib": round(peak_memory_gib(self.devices), 3),
         }
         self.write(record)
+        self._watch(record)
         self.progress.update(record, self.meter.seconds_per_update * (self.job.num_steps - step))
+
+    def _watch(self, record: dict[str, Any]) -> None:
+        """Raise the alarms that a record calls for."""
+        if self.job.watch is None:
+            return
+        loop = self.position.loop
+        loop["watch"], alarms = self.job.watch(loop.get("watch", {}), record)
+        for alarm in alarms:
+            self.progress.say(f"ALARM at step {alarm.step}, {alarm.alarm}: {alarm.message}")
+            if self.files:
+                self.files["alarms.jsonl"].write(alarm._asdict())
 
     def _evaluation_due(self) -> bool:
         job, step = self.job, self.position.step

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any, NamedTuple
 
-from jaxpost.config_watch import WatchSection
+from jaxpost.config_watch import WatchCommon, WatchSection
 
 State = dict[str, Any]
 
@@ -32,87 +32,89 @@ class Alarm(NamedTuple):
     """A sentence with numbers, and what to do."""
 
 
-class _Rule(NamedTuple):
+class Rule(NamedTuple):
+    """When a metric of training records raises an alarm."""
+
     metric: str
-    limit: Callable[[Limits, float], float]
+    limit: Callable[[Any, float], float]
     """(limits, first value) -> the limit."""
     above: bool
     message: str
     """Formatted with value, first and limit."""
 
 
-RULES: dict[str, _Rule] = {
-    "kl": _Rule(
+RULES: dict[str, Rule] = {
+    "kl": Rule(
         "kl",
         lambda limits, first: limits.kl,
         True,
         "the KL from the reference is {value:.3g} nats a token, above {limit:.3g}: the policy has left the model that "
         "it came from. Read samples; raise the KL's coefficient or lower the learning rate.",
     ),
-    "old_kl": _Rule(
+    "old_kl": Rule(
         "old_kl",
         lambda limits, first: limits.old_kl,
         True,
         "one step moves the policy by {value:.3g} nats a token, above {limit:.3g}: updates are too large. Lower the "
         "learning rate, or take fewer updates from each batch of samples.",
     ),
-    "length_growth": _Rule(
+    "length_growth": Rule(
         "answer_tokens",
         lambda limits, first: limits.length_up * first,
         True,
         "answers have grown from {first:.1f} to {value:.1f} tokens, more than {limit:.1f}. Fine if longer answers are "
         "right more often; otherwise the reward or the loss's mean pays for length.",
     ),
-    "length_collapse": _Rule(
+    "length_collapse": Rule(
         "answer_tokens",
         lambda limits, first: limits.length_down * first,
         False,
         "answers have shrunk from {first:.1f} to {value:.1f} tokens, less than {limit:.1f}. Fine if short answers are "
         "what is asked for; otherwise the reward can be had without the work. Read samples.",
     ),
-    "repetition": _Rule(
+    "repetition": Rule(
         "repetition",
         lambda limits, first: limits.repetition,
         True,
         "{value:.0%} of the 4-grams in an answer are repeated, above {limit:.0%}: answers degenerate. Read samples; "
         "add a repetition penalty to the reward or go back to an earlier checkpoint.",
     ),
-    "entropy_collapse": _Rule(
+    "entropy_collapse": Rule(
         "entropy",
         lambda limits, first: limits.entropy * first,
         False,
         "the entropy fell from {first:.3g} to {value:.3g} nats a token, below {limit:.3g}: samples of a prompt become "
         "alike and exploration ends. Raise clip_high or the entropy bonus, or lower the learning rate.",
     ),
-    "zero_variance": _Rule(
+    "zero_variance": Rule(
         "zero_variance",
         lambda limits, first: limits.zero_variance,
         True,
         "in {value:.0%} of the groups all rewards are equal, above {limit:.0%}, and such groups teach nothing: the "
         "prompts are too easy or too hard. Change their difficulty, draw more samples of each, or refill the batch.",
     ),
-    "unscored": _Rule(
+    "unscored": Rule(
         "unscored",
         lambda limits, first: limits.unscored,
         True,
         "{value:.0%} of the samples have no reward, above {limit:.0%}: a reward function fails or takes too long. The "
         "log names it.",
     ),
-    "sampler_mismatch": _Rule(
+    "sampler_mismatch": Rule(
         "sampler_gap",
         lambda limits, first: limits.sampler_gap,
         True,
         "sampler and learner differ by {value:.3g} nats a token, above {limit:.3g}: samples are not the policy's own. "
         "Compute both in one precision, check temperature and top-p, or correct by importance weights.",
     ),
-    "effective_sample_size": _Rule(
+    "effective_sample_size": Rule(
         "effective_sample_size",
         lambda limits, first: limits.effective_sample_size,
         False,
         "importance weights leave {value:.0%} of the samples, below {limit:.0%}: few samples carry the gradient. Take "
         "fewer updates from a batch, lower the learning rate, or allow less staleness.",
     ),
-    "truncation": _Rule(
+    "truncation": Rule(
         "truncated",
         lambda limits, first: first + limits.truncation_rise,
         True,
@@ -124,7 +126,11 @@ RULES: dict[str, _Rule] = {
 
 
 def watch(
-    state: State, record: Mapping[str, Any], *, limits: Limits | None = None, gold: str | None = None
+    state: State,
+    record: Mapping[str, Any],
+    *,
+    limits: Limits | None = None,
+    gold: str | None = None,
 ) -> tuple[State, list[Alarm]]:
     """Take in one record of metrics.jsonl.
 
@@ -147,21 +153,38 @@ def watch(
       [(2, 'entropy_collapse')]
     """
     limits = Limits() if limits is None else limits
-    state = {"smooth": {}, "first": {}, "raised": [], "golds": {}} | {
-        key: dict(value) if isinstance(value, Mapping) else list(value) for key, value in state.items()
-    }
+    state = _copied(state)
     if record.get("kind") == "train":
-        _take_in(state, _metrics(record), limits)
-        alarms = [
-            Alarm(int(record["step"]), name, message)
-            for name, rule in RULES.items()
-            if (message := _check(state, name, rule, limits)) is not None
-        ]
-        return state, alarms
+        return watch_rules(state, record["step"], _metrics(record), rules=RULES, limits=limits)
     if record.get("kind") == "eval":
         message = _gold_against_proxy(state, record, limits, gold)
         return state, [] if message is None else [Alarm(int(record["step"]), "reward_hacking", message)]
     return state, []
+
+
+def watch_rules(
+    state: State, step: int, metrics: Mapping[str, float], *, rules: Mapping[str, Rule], limits: WatchCommon
+) -> tuple[State, list[Alarm]]:
+    """Take in the metrics of one training record, by any rules.
+
+    Args:
+      metrics: finite numbers; a rule whose metric is absent waits.
+      limits: what the rules' limits read.
+    """
+    state = _copied(state)
+    _take_in(state, metrics, limits)
+    alarms = [
+        Alarm(int(step), name, message)
+        for name, rule in rules.items()
+        if (message := _check(state, name, rule, limits)) is not None
+    ]
+    return state, alarms
+
+
+def _copied(state: State) -> State:
+    return {"smooth": {}, "first": {}, "raised": [], "golds": {}} | {
+        key: dict(value) if isinstance(value, Mapping) else list(value) for key, value in state.items()
+    }
 
 
 def _metrics(record: Mapping[str, Any]) -> dict[str, float]:
@@ -177,7 +200,7 @@ def _metrics(record: Mapping[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in found.items() if isinstance(v, Real) and math.isfinite(v)}
 
 
-def _take_in(state: State, metrics: Mapping[str, float], limits: Limits) -> None:
+def _take_in(state: State, metrics: Mapping[str, float], limits: WatchCommon) -> None:
     keep = 1.0 - 1.0 / max(limits.window, 1.0)
     for name, value in metrics.items():
         total, weight = state["smooth"].get(name, (0.0, 0.0))
@@ -192,13 +215,13 @@ def _smoothed(state: State, name: str) -> float:
     return total / weight
 
 
-def _first(state: State, name: str, limits: Limits) -> float | None:
+def _first(state: State, name: str, limits: WatchCommon) -> float | None:
     """The mean of the first records; None before there are enough."""
     total, count = state["first"].get(name, (0.0, 0))
     return total / count if count >= max(limits.first, 1) else None
 
 
-def _check(state: State, name: str, rule: _Rule, limits: Limits) -> str | None:
+def _check(state: State, name: str, rule: Rule, limits: WatchCommon) -> str | None:
     """The message of a rule whose limit has just been crossed; keeps `raised` up to date."""
     first = _first(state, rule.metric, limits)
     if first is None:

@@ -8,7 +8,7 @@ import pytest
 from toy_text import CHATML, fast_tokenizer, save_tokenizer
 
 from jaxpost.config import DataSection, SourceSection
-from jaxpost.data import dataset as module
+from jaxpost.data import cache as module
 from jaxpost.data.dataset import prepare
 from jaxpost.text.chat import TemplateError
 from jaxpost.text.messages import DataError

@@ -10,6 +10,8 @@ from jaxpost.data.formats import (
     Preference,
     PromptCompletion,
     PromptOnly,
+    Ranking,
+    Scored,
     Stepwise,
     UnpairedPreference,
     detect_format,
@@ -22,6 +24,8 @@ USER, ANSWER = {"role": "user", "content": "2+2?"}, {"role": "assistant", "conte
 U, A = Message(role="user", content="2+2?"), Message(role="assistant", content="4")
 BAD = {"role": "assistant", "content": "5"}
 B = Message(role="assistant", content="5")
+OTHER = {"role": "assistant", "content": "four"}
+FOUR = Message(role="assistant", content="four")
 
 ROWS = {
     "language_modeling": ({"text": "Hi"}, LanguageModeling(content="Hi")),
@@ -31,13 +35,18 @@ ROWS = {
         {"prompt": "2+2=", "chosen": "4", "rejected": "5"},
         Preference(prompt="2+2=", chosen="4", rejected="5"),
     ),
+    "ranking": (
+        {"prompt": "2+2=", "completions": ["5", "4", "6"], "ranks": [2, 1, 2]},
+        Ranking(prompt="2+2=", completions=("5", "4", "6"), ranks=(1, 0, 1)),
+    ),
+    "scored": ({"prompt": "2+2=", "completion": "4", "score": 5}, Scored(prompt="2+2=", completion="4", score=5.0)),
     "unpaired_preference": (
         {"prompt": "2+2=", "completion": "4", "label": True},
         UnpairedPreference(prompt="2+2=", completion="4", label=True),
     ),
     "stepwise": (
         {"prompt": "2+2+2?", "completions": ["4", "7"], "labels": [True, False]},
-        Stepwise(prompt="2+2+2?", completions=("4", "7"), labels=(True, False)),
+        Stepwise(prompt="2+2+2?", completions=("4", "7"), labels=(1.0, 0.0)),
     ),
 }
 CONVERSATIONS = {
@@ -48,13 +57,21 @@ CONVERSATIONS = {
         {"prompt": [USER], "chosen": [ANSWER], "rejected": [BAD]},
         Preference(prompt=(U,), chosen=(A,), rejected=(B,)),
     ),
+    "ranking": (
+        {"prompt": [USER], "edited": [ANSWER], "chosen": [OTHER], "rejected": [BAD]},
+        Ranking(prompt=(U,), completions=((A,), (FOUR,), (B,)), ranks=(0, 1, 2)),
+    ),
+    "scored": (
+        {"prompt": "2+2?", "completion": [ANSWER], "score": 4.5},
+        Scored(prompt=(U,), completion=(A,), score=4.5),
+    ),
     "unpaired_preference": (
         {"prompt": [USER], "completion": [BAD], "label": 0},
         UnpairedPreference(prompt=(U,), completion=(B,), label=False),
     ),
     "stepwise": (
         {"prompt": [USER], "completions": ["4"], "labels": [1]},
-        Stepwise(prompt=(U,), completions=("4",), labels=(True,)),
+        Stepwise(prompt=(U,), completions=("4",), labels=(1.0,)),
     ),
 }
 
@@ -128,10 +145,10 @@ def test_columns_that_nothing_reads_are_counted():
         ({"prompt": "a", "completion": None}, "prompt_completion", "completion must be text"),
         ({"prompt": "a", "completion": "b", "label": "good"}, "unpaired_preference", "label must be true or false"),
         ({"chosen": "a", "rejected": [ANSWER]}, "preference", "must both be"),
-        ({"chosen": "same", "rejected": "same"}, "preference", "nothing that the other lacks"),
+        ({"chosen": "same", "rejected": "same"}, "preference", "identical, so neither is better"),
         ({"prompt": "a", "completions": "b", "labels": []}, "stepwise", "completions must be a list"),
         ({"prompt": "a", "completions": ["b"], "labels": []}, "stepwise", "one entry for each of the 1"),
-        ({"prompt": "a", "completions": ["b"], "labels": [0.5]}, "stepwise", "labels[0] must be true or false"),
+        ({"prompt": "a", "completions": ["b"], "labels": [1.5]}, "stepwise", "labels[0] must be true or false"),
         ({"prompt": "a", "completions": [1], "labels": [True]}, "stepwise", "completions[0] must be text"),
         ({"messages": [USER, {"role": "x"}]}, "language_modeling", "messages: message 1: unknown role 'x'"),
     ],

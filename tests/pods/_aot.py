@@ -130,8 +130,9 @@ def slice_devices(topology: str = "v5e:4x4"):
 
 CASES = {
     "sft_fsdp16": {"mesh_sizes": {"fsdp": 16}},
-    "grpo_fsdp8_tensor2": {"mesh_sizes": {"fsdp": 8, "tensor": 2}, "online": True},
+    "grpo_fsdp8_tensor2": {"mesh_sizes": {"fsdp": 8, "tensor": 2}, "method": "rl"},
     "lora_fsdp16": {"mesh_sizes": {"fsdp": 16}, "lora": True},
+    "dpo_fsdp16": {"mesh_sizes": {"fsdp": 16}, "method": "preference"},
 }
 SCORING = {"rescore_fsdp16": {"mesh_sizes": {"fsdp": 16}}}
 DECODING = {
@@ -161,10 +162,8 @@ def llama_8b():
     )
 
 
-def lower_step(mesh_sizes: dict[str, int], *, lora: bool = False, online: bool = False):
+def lower_step(mesh_sizes: dict[str, int], *, lora: bool = False, method: str = "sft"):
     """The jitted training step of 16 x 2048 tokens, lowered for a v5e-16: AdamW, bfloat16 computation.
-
-    Online it is GRPO's: clipped ratios, a KL from the reference's log-probabilities, an importance correction.
 
     Full fine-tuning keeps parameters and moments in float32; LoRA has a bfloat16 base and float32 factors.
     """
@@ -175,11 +174,6 @@ def lower_step(mesh_sizes: dict[str, int], *, lora: bool = False, online: bool =
     from jaxpost.adapters import lora as adapters
     from jaxpost.adapters.bind import bind_policy
     from jaxpost.config import AdamWSection, LoRASection
-    from jaxpost.losses.aggregate import sequence_mean
-    from jaxpost.losses.correction import truncated
-    from jaxpost.losses.kl import k3, plain
-    from jaxpost.losses.policy import policy_gradient
-    from jaxpost.losses.supervised import cross_entropy
     from jaxpost.models.table import abstract_params, axes_tree
     from jaxpost.models.transformer import build_model
     from jaxpost.train.optim import make_optimizer
@@ -189,12 +183,8 @@ def lower_step(mesh_sizes: dict[str, int], *, lora: bool = False, online: bool =
     model = build_model(llama_8b(), sharding.make_constrain(mesh), compute_dtype=jnp.bfloat16, mesh=mesh)
     base = abstract_params(model.table, jnp.bfloat16 if lora else jnp.float32)
     base_places = sharding.param_shardings(axes_tree(model.table), mesh, base)
-    loss_fn, hyper = partial(cross_entropy, model, chunk_tokens=CHUNK), {}
-    if online:
-        methods = {"kl": plain(k3), "correction": truncated(cap=2.0), "aggregate": sequence_mean}
-        loss_fn = partial(policy_gradient, model, **methods, chunk_tokens=CHUNK)
-        names = ("clip_low", "clip_high", "kl_coef", "temperature")
-        hyper = dict.fromkeys(names, jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh)))
+    loss_fn, names, batch = METHODS[method](model, mesh)
+    hyper = dict.fromkeys(names, jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh)))
     frozen, trained, places = {}, base, base_places
     if lora:
         new = partial(adapters.init, table=model.table, section=LoRASection())
@@ -207,10 +197,55 @@ def lower_step(mesh_sizes: dict[str, int], *, lora: bool = False, online: bool =
     state = jax.eval_shape(partial(init_state, optimizer=optimizer), {"policy": trained})
     state_places = sharding.state_shardings(state, {"policy": places}, mesh)
     step = make_train_step(sharding.pinned(loss_fn, {"policy": places}), optimizer)
-    batch = rows_of_samples(mesh) if online else rows_of_tokens(mesh)
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=sharding.replicated(mesh))
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_places, None))
     return jitted.lower(_placed(state, state_places), frozen, batch, key, hyper)
+
+
+def of_sft(model, mesh):
+    """Loss, names of its scalars, and a batch: supervised."""
+    from jaxpost.losses.supervised import cross_entropy
+
+    return partial(cross_entropy, model, chunk_tokens=CHUNK), (), rows_of_tokens(mesh)
+
+
+def of_rl(model, mesh):
+    """The same of GRPO: clipped ratios, a KL from the reference's log-probabilities, an importance correction."""
+    from jaxpost.losses.aggregate import sequence_mean
+    from jaxpost.losses.correction import truncated
+    from jaxpost.losses.kl import k3, plain
+    from jaxpost.losses.policy import policy_gradient
+
+    methods = {"kl": plain(k3), "correction": truncated(cap=2.0), "aggregate": sequence_mean}
+    loss = partial(policy_gradient, model, **methods, chunk_tokens=CHUNK)
+    return loss, ("clip_low", "clip_high", "kl_coef", "temperature"), rows_of_samples(mesh)
+
+
+def of_preference(model, mesh):
+    """The same of DPO with cached reference log-probabilities, a pair in every row."""
+    from jaxpost.assemble.preference_losses import make_preference_loss, preference_hyper
+    from jaxpost.config_preference_losses import DPOLoss
+
+    losses = (DPOLoss(),)
+    loss = make_preference_loss(losses, model, mesh, chunk_tokens=CHUNK // mesh.size)
+    return loss, tuple(preference_hyper(losses)), rows_of_pairs(mesh)
+
+
+METHODS = {"sft": of_sft, "rl": of_rl, "preference": of_preference}
+
+
+def rows_of_pairs(mesh):
+    """A batch of pairs, each side behind its own copy of the prompt, as splash attention reads them."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxpost.sharding import batch_sharding
+    from jaxpost.types import AnswerBatch
+
+    table = _placed(jax.ShapeDtypeStruct((ROWS, 2), jnp.int32), batch_sharding(mesh))
+    strengths = _placed(jax.ShapeDtypeStruct((ROWS, 2), jnp.float32), batch_sharding(mesh))
+    batch = rows_of_tokens(mesh)
+    return AnswerBatch(*batch, groups=table, ranks=table, strengths=strengths, ref_logprobs=batch.weights)
 
 
 def rows_of_tokens(mesh):

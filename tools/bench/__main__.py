@@ -19,10 +19,11 @@ from pathlib import Path
 
 import generation
 import online
+import preference
 import training
 from common import Task
 
-TASKS: dict[str, Task] = training.TASKS | generation.TASKS | online.TASKS
+TASKS: dict[str, Task] = training.TASKS | generation.TASKS | online.TASKS | preference.TASKS
 THREADS = "2"
 
 

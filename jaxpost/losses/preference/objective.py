@@ -181,8 +181,8 @@ def watch(answers: Answers, rewards: Float[Array, "B S"], *, paired: bool) -> Te
     Means over the answers of each side: "rewards/chosen", "rewards/rejected" (what the first loss takes the policy
     for), "logprobs/chosen", "logprobs/rejected" (log pi of whole answers, nats), "tokens/chosen", "tokens/rejected".
     Over pairs: "rewards/margin", and "rewards/accuracy", the share of pairs with a positive margin (a margin of 0
-    counts half). With a reference "kl", per token: k3 of the log ratios, an estimate of the distance only as far as the
-    answers are the policy's own.
+    counts half). With a reference "logratios/chosen", "logratios/rejected" (log pi / pi_ref of whole answers) and "kl",
+    per token: k3 of the log ratios, an estimate of the distance only as far as the answers are the policy's own.
     """
     stats = jax.lax.stop_gradient(answers.stats)
     rewards = jax.lax.stop_gradient(rewards)
@@ -193,6 +193,8 @@ def watch(answers: Answers, rewards: Float[Array, "B S"], *, paired: bool) -> Te
         metrics[f"rewards/{name}"] = Term(rewards, weight)
         metrics[f"logprobs/{name}"] = Term(stats.logprob, weight)
         metrics[f"tokens/{name}"] = Term(stats.length, weight)
+        if stats.ref_logprob is not None:
+            metrics[f"logratios/{name}"] = Term(stats.logprob - stats.ref_logprob, weight)
     if paired:
         chosen, rejected = of_pairs(rewards, answers)
         metrics["rewards/margin"] = Term(chosen - rejected, pairs.weight)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxpost.assemble.model import load_model
-from jaxpost.assemble.sft import chat_prompt, text_sampler, train
+from jaxpost.assemble.sft import train
+from jaxpost.assemble.supervised import chat_prompt, text_sampler
 from jaxpost.config import (
     AdamWSection,
     DataSection,

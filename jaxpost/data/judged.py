@@ -1,0 +1,341 @@
+"""Rows that say how good answers are: pairs, rankings, labels, scores, labelled steps.
+
+    preference            (prompt,) chosen, rejected; strength (a grade or a number) or margin; tie
+    ranking               prompt, completions, ranks (0 the best) or scores (more is better); or a preference row with
+                          `edited`, a corrected answer above `chosen`
+    unpaired_preference   prompt, completion, label (true or false)
+    scored                prompt, completion, score
+    stepwise              prompt, completions [text] (or one completion in which every step ends with the separator),
+                          labels [true, false, a probability, or null: not judged], or first_error (counted from 0;
+                          null: none)
+
+`subset` may stand beside any of them: accuracies are told by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxpost.data.texts import Text, Tools, is_empty, parse_text, same_kind
+from jaxpost.text.messages import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference:
+    """Two answers, of which the first is better. The common beginning is the prompt where the row gave none."""
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+    strength: float | str | None = None
+    """How much better: a number, or the name of a grade."""
+    tie: bool = False
+    """Neither is better."""
+    subset: str | None = None
+    tools: Tools = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Answers to one prompt with their places (0 the best, equal numbers for ties), and their scores, if any."""
+
+    prompt: Text
+    completions: tuple[Text, ...]
+    ranks: tuple[int, ...]
+    scores: tuple[float, ...] | None = None
+    strength: float | str | None = None
+    subset: str | None = None
+    tools: Tools = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnpairedPreference:
+    """An answer that is good (True) or bad (False)."""
+
+    prompt: Text
+    completion: Text
+    label: bool
+    subset: str | None = None
+    tools: Tools = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """An answer and its grade."""
+
+    prompt: Text
+    completion: Text
+    score: float
+    subset: str | None = None
+    tools: Tools = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepwise:
+    """An answer in steps, each right (1), wrong (0), right with a probability, or not judged (None).
+
+    `completions` of one text that is not split yet: its steps end with the data section's separator.
+    """
+
+    prompt: Text
+    completions: tuple[str, ...]
+    labels: tuple[float | None, ...]
+    split: bool = True
+    """False: `completions` is one text of len(labels) steps."""
+    subset: str | None = None
+    tools: Tools = None
+
+
+JUDGED = (Preference, Ranking, UnpairedPreference, Scored, Stepwise)
+Judged = Preference | Ranking | UnpairedPreference | Scored | Stepwise
+
+REQUIRED: dict[str, tuple[set[str], ...]] = {
+    "preference": ({"chosen", "rejected"},),
+    "ranking": (
+        {"prompt", "completions", "ranks"},
+        {"prompt", "completions", "scores"},
+        {"edited", "chosen", "rejected"},
+    ),
+    "unpaired_preference": ({"prompt", "completion", "label"},),
+    "scored": ({"prompt", "completion", "score"},),
+    "stepwise": (
+        {"prompt", "completions", "labels"},
+        {"prompt", "completions", "first_error"},
+        {"prompt", "completion", "labels"},
+    ),
+}
+EXTRA = {
+    "preference": {"strength", "margin", "tie", "subset"},
+    "ranking": {"strength", "margin", "subset"},
+    "unpaired_preference": {"subset"},
+    "scored": {"subset"},
+    "stepwise": {"subset"},
+}
+
+
+def parse_judged(row: Mapping[str, Any], name: str, text: Callable[[str], Text], tools: Tools) -> Judged:
+    """Reads a row of one of these formats; `text(key)` reads a plain or conversational text of it.
+
+    Raises: DataError naming the key.
+    """
+    rest: dict[str, Any] = {"subset": _subset(row.get("subset")), "tools": tools}
+    if name == "ranking":
+        return _ranking(row, text, {**rest, "strength": _strength(row)})
+    if name == "preference":
+        prompt = text("prompt") if row.get("prompt") else None
+        prompt, sides = split_prompt(prompt, {"chosen": text("chosen"), "rejected": text("rejected")})
+        tie = row.get("tie")
+        tied = tie is not None and label(tie, "tie")
+        check_distinct(list(sides.values()), (0, 0 if tied else 1), list(sides))
+        chosen, rejected = sides.values()
+        return Preference(prompt=prompt, chosen=chosen, rejected=rejected, tie=tied, strength=_strength(row), **rest)
+    if name == "unpaired_preference":
+        prompt, completion = _answer(text("prompt"), text("completion"))
+        return UnpairedPreference(prompt=prompt, completion=completion, label=label(row["label"], "label"), **rest)
+    if name == "scored":
+        prompt, completion = _answer(text("prompt"), text("completion"))
+        return Scored(prompt=prompt, completion=completion, score=number(row["score"], "score"), **rest)
+    return _stepwise(text("prompt"), row, rest)
+
+
+def _subset(value: Any) -> str | None:
+    if value is None or isinstance(value, str | int):
+        return None if value is None else str(value)
+    raise DataError(f"subset must be a name, not {value!r:.80}")
+
+
+def label(value: Any, key: str) -> bool:
+    """A value that is true or false, or 1 or 0. Raises: DataError naming the key."""
+    if isinstance(value, bool) or value in (0, 1):
+        return bool(value)
+    raise DataError(
+        f"{key} must be true or false, not {value!r:.80}; if the column means something else, set the source's format"
+    )
+
+
+def number(value: Any, key: str, *, kind: str = "score") -> float:
+    """A finite number. Raises: DataError naming the key.
+
+    >>> number(True, "score")
+    1.0
+    """
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    raise DataError(f"{key} must be a finite number, not {value!r:.80}", kind=kind)
+
+
+def _strength(row: Mapping[str, Any]) -> float | str | None:
+    for key in ("strength", "margin"):
+        value = row.get(key)
+        if value is None:
+            continue
+        if isinstance(value, str):
+            return value
+        found = number(value, key, kind="strength")
+        if found < 0:
+            raise DataError(f"{key} must not be negative, as chosen is the better side; it is {value}", kind="strength")
+        return found
+    return None
+
+
+def _answer(prompt: Text, completion: Text) -> tuple[Text, Text]:
+    prompt, completion = same_kind(prompt, completion)
+    if is_empty(completion):
+        raise DataError("completion is empty", kind="empty")
+    return prompt, completion
+
+
+def split_prompt(prompt: Text | None, answers: Mapping[str, Text]) -> tuple[Text, dict[str, Text]]:
+    """The prompt of answers, and the answers without it, as all of the same kind (plain or conversational).
+
+    Some files repeat the prompt at the head of every answer, some give whole dialogues and no prompt: what all begin
+    with is the prompt then.
+
+    Raises: DataError where a side is empty, two sides are the same, or the sides answer different prompts.
+    """
+    kinds = {isinstance(value, str) for value in answers.values()}
+    names = " and ".join(answers)
+    if len(kinds) > 1:
+        raise DataError(f"{names} must both be text or both be messages")
+    _check_empty(answers)
+    whole = dict(answers)
+    if prompt is not None:
+        for key, value in answers.items():
+            prompt, whole[key] = same_kind(prompt, value)
+        head = len(prompt)
+        if not isinstance(prompt, str) and all(value[:head] == prompt for value in whole.values()):
+            whole = {key: value[head:] for key, value in whole.items()}
+    else:
+        first, *others = answers.values()
+        if all(other == first for other in others):
+            raise DataError(f"{names} are identical, so neither is better", kind="identical")
+        shared = min(_common_prefix(first, other) for other in others)
+        if shared == 0:
+            raise DataError(
+                f"{names} begin differently, so they answer different prompts; give the prompt in a column of its own",
+                kind="prompts_differ",
+            )
+        prompt, whole = first[:shared], {key: value[shared:] for key, value in whole.items()}
+    _check_empty(whole)
+    for key, value in whole.items():
+        if not isinstance(value, str) and value[0].role != "assistant":
+            raise DataError(
+                f"{key} begins with a turn of role {value[0].role} that the other side lacks, so {names} answer "
+                "different prompts",
+                kind="prompts_differ",
+            )
+    return prompt, whole
+
+
+def _check_empty(answers: Mapping[str, Text]) -> None:
+    for key, value in answers.items():
+        if is_empty(value):
+            raise DataError(f"{key} is empty, or has nothing that the other side lacks", kind="empty")
+
+
+def check_distinct(answers: Sequence[Text], ranks: Sequence[int], names: Sequence[str]) -> None:
+    """Equal answers cannot have different places. Raises: DataError naming them."""
+    for i, first in enumerate(answers):
+        for j in range(i):
+            if answers[j] == first and ranks[j] != ranks[i]:
+                raise DataError(f"{names[j]} and {names[i]} are identical, so neither is better", kind="identical")
+
+
+def _common_prefix(a: Text, b: Text) -> int:
+    """Turns or characters that both begin with; of plain texts, up to the start of the word where they part."""
+    n = 0
+    while n < min(len(a), len(b)) and a[n] == b[n]:
+        n += 1
+    if isinstance(a, str) and isinstance(b, str):
+        while n > 0 and not a[n - 1].isspace():
+            n -= 1
+        while n > 0 and a[n - 1] == " ":
+            n -= 1
+    return n
+
+
+def _ranking(row: Mapping[str, Any], text: Callable[[str], Text], rest: dict[str, Any]) -> Ranking:
+    if "edited" in row and "completions" not in row:
+        keys = ("edited", "chosen", "rejected")
+        prompt, answers = split_prompt(text("prompt") if row.get("prompt") else None, {key: text(key) for key in keys})
+        check_distinct(list(answers.values()), (0, 1, 2), keys)
+        return Ranking(prompt=prompt, completions=tuple(answers.values()), ranks=(0, 1, 2), **rest)
+    values = row["completions"]
+    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+        raise DataError(f"completions must be a list of answers, not {values!r:.80}")
+    names = [f"completions[{n}]" for n in range(len(values))]
+    answers = {name: parse_text(value, name) for name, value in zip(names, values, strict=True)}
+    prompt, answers = split_prompt(text("prompt"), answers)
+    key = "ranks" if "ranks" in row else "scores"
+    given = numbers(row[key], key, len(values), "completions")
+    scores = given if key == "scores" else None
+    order = sorted(set(given), reverse=key == "scores")
+    ranks = tuple(order.index(value) for value in given)
+    check_distinct(list(answers.values()), ranks, names)
+    return Ranking(prompt=prompt, completions=tuple(answers.values()), ranks=ranks, scores=scores, **rest)
+
+
+def numbers(values: Any, key: str, count: int, of: str) -> tuple[float, ...]:
+    """A list of `count` finite numbers. Raises: DataError naming the key and the entry."""
+    _check_length(values, key, count, of)
+    return tuple(number(value, f"{key}[{n}]") for n, value in enumerate(values))
+
+
+def _check_length(values: Any, key: str, count: int, of: str) -> None:
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise DataError(f"{key} must be a list, not {values!r:.80}")
+    if len(values) != count:
+        raise DataError(f"{key} must have one entry for each of the {count} {of}; it has {len(values)}", kind="length")
+
+
+def _stepwise(prompt: Text, row: Mapping[str, Any], rest: dict[str, Any]) -> Stepwise:
+    steps = row.get("completions")
+    if steps is None:
+        whole, labels = row["completion"], row["labels"]
+        if not isinstance(whole, str):
+            raise DataError(f"completion of a stepwise row must be text, not {whole!r:.80}")
+        if not isinstance(labels, Sequence) or isinstance(labels, str) or not labels:
+            raise DataError(f"labels must be a list with one entry for each step, not {labels!r:.80}")
+        return Stepwise(prompt=prompt, completions=(whole,), labels=_labels(labels), split=False, **rest)
+    if not isinstance(steps, Sequence) or isinstance(steps, str) or not steps:
+        raise DataError(f"completions must be a list of steps, not {steps!r:.80}")
+    for index, step in enumerate(steps):
+        if not isinstance(step, str):
+            raise DataError(f"completions[{index}] must be text, not {step!r:.80}")
+        if not step.strip():
+            raise DataError(f"completions[{index}] is empty", kind="empty")
+    if "labels" in row:
+        _check_length(row["labels"], "labels", len(steps), "completions")
+        return Stepwise(prompt=prompt, completions=tuple(steps), labels=_labels(row["labels"]), **rest)
+    labels = first_error_labels(row["first_error"], len(steps))
+    return Stepwise(prompt=prompt, completions=tuple(steps), labels=labels, **rest)
+
+
+def first_error_labels(first: Any, steps: int) -> tuple[float | None, ...]:
+    """Labels of steps of which only the first wrong one is known (counted from 0; None: all are right).
+
+    >>> first_error_labels(1, 4)
+    (1.0, 0.0, None, None)
+
+    Raises: DataError where there is no such step.
+    """
+    if first is None:
+        return (1.0,) * steps
+    if not isinstance(first, int) or not 0 <= first < steps:
+        raise DataError(
+            f"first_error must be null or 0 to {steps - 1}, a step's number; it is {first!r}", kind="length"
+        )
+    return (1.0,) * first + (0.0,) + (None,) * (steps - first - 1)
+
+
+def _labels(values: Sequence[Any]) -> tuple[float | None, ...]:
+    out: list[float | None] = []
+    for n, value in enumerate(values):
+        if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+            message = f"labels[{n}] must be true or false, a probability, or null (not judged), not {value!r:.80}"
+            raise DataError(message, kind="score")
+        out.append(None if value is None else float(value))
+    return tuple(out)
