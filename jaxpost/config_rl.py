@@ -20,6 +20,7 @@ from jaxpost.config import (
     SourceSection,
 )
 from jaxpost.config_env import EnvSection
+from jaxpost.config_preference_losses import DPOLoss, PreferenceLossSection
 from jaxpost.config_rewards import RewardSection
 from jaxpost.config_watch import WatchSection
 
@@ -178,6 +179,13 @@ class GAEAdvantage:
     whiten: bool = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class BestWorst:
+    """The best and the worst sample of each group become a pair; for `loss.kind: preference`."""
+
+    kind: Literal["best_worst"] = "best_worst"
+
+
 AdvantageSection = (
     GRPOAdvantage
     | ProcessAdvantage
@@ -186,6 +194,7 @@ AdvantageSection = (
     | ReMaxAdvantage
     | ReinforcePlusPlusAdvantage
     | GAEAdvantage
+    | BestWorst
 )
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant_mean"]
@@ -245,7 +254,16 @@ class ReinforceLoss(_LossCommon):
     kind: Literal["reinforce"] = "reinforce"
 
 
-PolicyLossSection = PPOLoss | GSPOLoss | CISPOLoss | ReinforceLoss
+@dataclass(frozen=True, kw_only=True)
+class OnlinePreferenceLoss(_LossCommon):
+    """Preference losses of the pairs that `advantage.kind: best_worst` makes: online DPO (2402.04792) and its kin."""
+
+    kind: Literal["preference"] = "preference"
+    losses: tuple[PreferenceLossSection, ...] = (DPOLoss(),)
+    """As in `method: preference`."""
+
+
+PolicyLossSection = PPOLoss | GSPOLoss | CISPOLoss | ReinforceLoss | OnlinePreferenceLoss
 
 
 @dataclass(frozen=True, kw_only=True)
