@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 
 from jax.sharding import Mesh
 
-from jaxpost.config_preference_losses import PreferenceLossSection, _Compared
+from jaxpost.assemble.training import chunk_tokens_of
+from jaxpost.config_preference_losses import ComparedLoss, PreferenceLossSection
 from jaxpost.losses.preference import divergences, reference_free, referenced, shapes, transport, unpaired
 from jaxpost.losses.preference.objective import Needs, Piece, each_pair, preference
-from jaxpost.ops import platform
 from jaxpost.types import Coupled, LossFn, Model
 
 DIVERGENCES = {
@@ -26,7 +25,7 @@ FREE = Needs(reference=False)
 
 def _pair(loss: Callable, reward: Callable = shapes.implicit_reward, needs: Needs = Needs()) -> Callable:  # noqa: B008
     def piece(section: PreferenceLossSection) -> Piece:
-        chosen = {"divergence": DIVERGENCES[section.divergence]} if isinstance(section, _Compared) else {}
+        chosen = {"divergence": DIVERGENCES[section.divergence]} if isinstance(section, ComparedLoss) else {}
         return Piece(section.kind, each_pair(partial(loss, **chosen)), reward, needs)
 
     return piece
@@ -99,17 +98,17 @@ def make_preference_loss(
     Raises:
       ValueError: no section, or two of one kind.
     """
-    each = platform.choices().chunk_tokens if chunk_tokens is None else chunk_tokens
-    if mesh is not None:
-        each *= math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "seq"))
     pieces = [PIECES[section.kind](section) for section in sections]
-    return preference(model, pieces=pieces, live_reference=live_reference, chunk_tokens=each)
+    return preference(
+        model, pieces=pieces, live_reference=live_reference, chunk_tokens=chunk_tokens_of(chunk_tokens, mesh)
+    )
 
 
 def preference_hyper(sections: Sequence[PreferenceLossSection]) -> dict[str, float]:
     """The traced scalars of the losses: every number of every section, under "<kind>/<name>".
 
     Example:
+      >>> from jaxpost.config_preference_losses import NLLLoss
       >>> preference_hyper([NLLLoss(weight=0.2)])
       {'nll/weight': 0.2}
     """
@@ -117,7 +116,7 @@ def preference_hyper(sections: Sequence[PreferenceLossSection]) -> dict[str, flo
         f"{section.kind}/{field.name}": value
         for section in sections
         for field in fields(section)
-        if isinstance(value := getattr(section, field.name), float)
+        if isinstance(value := getattr(section, field.name), int | float)
     }
 
 

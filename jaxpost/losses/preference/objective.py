@@ -53,7 +53,7 @@ class Piece(NamedTuple):
     couples: bool = False
     """Whether an answer's loss depends on other rows."""
     remember: Callable[[Answers, Hyper, Memory], Memory] | None = None
-    """(answers, hyper, memory) -> the new memory, whose entries `term` finds in its hyper: running means."""
+    """(answers, hyper, memory) -> the new memory, without gradient (running means); `term` finds it in its hyper."""
     memory: Memory = {}  # noqa: RUF012
     """Before the first step."""
 
@@ -161,7 +161,7 @@ def combine(
     for piece in pieces:
         own = _own(hyper, piece)
         if piece.remember is not None:
-            new[piece.name] = jax.lax.stop_gradient(piece.remember(answers, own, memory[piece.name]))
+            new[piece.name] = piece.remember(answers, own, memory[piece.name])
             own |= new[piece.name]
         term = piece.term(answers, own)
         terms[piece.name] = term._replace(coef=term.coef * own.get("weight", 1.0))
