@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from jaxpost import cli_help, cli_lab
+from jaxpost import cli_help, cli_lab, cli_score
 from jaxpost.cli_arguments import parse, parser, split_flags
 from jaxpost.config_check_rl import check_config
 from jaxpost.config_flags import apply_flags, flags_help
@@ -270,6 +270,7 @@ COMMANDS = {
     "diff": run_diff,
     "report": run_report,
     "env": run_env,
+    **cli_score.COMMANDS,
     **cli_lab.COMMANDS,
 }
 

@@ -68,6 +68,7 @@ class SourceSection:
         "truthful",
         "mathdial",
         "verify_cot",
+        "helpsteer",
         "prm800k",
         "math_shepherd",
         "omega_prm",
@@ -124,6 +125,8 @@ class AnswerDataSection(DataSection):
     """Which two answers of a ranking make pairs."""
     good_score: float | None = None
     """Scored answers from this score on are desirable where unpaired rows are needed."""
+    objectives: tuple[str, ...] = ()
+    """Of scored answers, where `score` is {name: number}: which of them are learned, each by an output of its own."""
     step_separator: str = "\n"
     """Text that ends every step of an answer given in steps."""
     step_mark: Literal["separator", "last"] = "separator"

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 from jaxpost.config_check import above, adapter, at_least, check, fraction, mesh, optim, run
 from jaxpost.config_check_preference import check_preference, data_kind, loss_problems
+from jaxpost.config_check_reward import check_reward
 from jaxpost.config_env import EnvSection, PythonTool, SearchTool
 from jaxpost.config_io import Config, ConfigError
 from jaxpost.config_preference import PreferenceConfig
+from jaxpost.config_reward import RewardConfig
 from jaxpost.config_rl import (
     ArithmeticPrompts,
     BestWorst,
@@ -34,10 +36,12 @@ def check_config(config: Config) -> Config:
     """The configuration itself, of whichever method, if a run could follow it.
 
     Raises:
-      ConfigError: see `config_check.check`, `check_rl` and `check_preference`.
+      ConfigError: see `config_check.check`, `check_rl`, `check_preference` and `check_reward`.
     """
     if isinstance(config, PreferenceConfig):
         return check_preference(config)
+    if isinstance(config, RewardConfig):
+        return check_reward(config)
     return check_rl(config) if isinstance(config, RLConfig) else check(config)
 
 

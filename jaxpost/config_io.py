@@ -23,13 +23,19 @@ import yaml
 
 from jaxpost.config import SFTConfig
 from jaxpost.config_preference import PreferenceConfig
+from jaxpost.config_reward import RewardConfig
 from jaxpost.config_rl import RLConfig
 
 T = TypeVar("T")
 
-METHODS: dict[str, type] = {"sft": SFTConfig, "rl": RLConfig, "preference": PreferenceConfig}
+METHODS: dict[str, type] = {
+    "sft": SFTConfig,
+    "rl": RLConfig,
+    "preference": PreferenceConfig,
+    "reward": RewardConfig,
+}
 
-Config = SFTConfig | RLConfig | PreferenceConfig
+Config = SFTConfig | RLConfig | PreferenceConfig | RewardConfig
 """The configuration of each `method:`."""
 
 TAGS = ("kind", "method")

@@ -125,6 +125,30 @@ class FunctionSection(_Part):
     """file.py:function"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelRewardSection(_Part):
+    """The score of a reward model: loaded on the policy's devices, several models as an ensemble."""
+
+    kind: Literal["model"] = "model"
+    name: str = "model"
+    path: tuple[str, ...] = ()
+    """Exports of `method: reward`, sequence or token classifiers, adapters with a head, hub ids."""
+    template: str = "{prompt}"
+    """What the reward model is shown as the question: {prompt} and other columns of the problem. With messages as the
+    prompt it stays as it is."""
+    members: Literal["mean", "min", "mean_std"] = "mean"
+    """How an ensemble's scores become one; mean_std: mean - penalty * deviation (2310.02743)."""
+    penalty: float = 1.0
+    steps: Literal["min", "last", "prod", "mean"] = "min"
+    """How a process model's steps become one score; advantage.kind grpo_process reads each of them."""
+    objectives: tuple[float, ...] = ()
+    """Weights of a model's objectives; empty: equal, adding up to 1."""
+    tokens: int = 16_384
+    """Most tokens of a batch."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+
+
 RewardPart = (
     MathSection
     | ChoiceSection
@@ -137,12 +161,13 @@ RewardPart = (
     | RepetitionSection
     | ScriptSection
     | FunctionSection
+    | ModelRewardSection
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSection:
-    """Rule rewards, combined: combine(parts) where every gate is passed, `closed` elsewhere."""
+    """Rule rewards and reward models, combined: combine(parts) where every gate is passed, `closed` elsewhere."""
 
     parts: tuple[RewardPart, ...] = ()
     combine: Literal["sum", "product", "min"] = "sum"

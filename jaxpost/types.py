@@ -138,8 +138,9 @@ class AnswerBatch(NamedTuple):
     """How much the group's order is worth: a margin by grade, or 1; the same in all columns of a group."""
     marks: Float[Array, "B T"] | None = None
     """Weight of a score read after this token: the last of an answer, or of each step."""
-    labels: Float[Array, "B T"] | None = None
-    """What the score of a marked token should say: 0 or 1, a probability, or a grade."""
+    labels: Float[Array, "B T *M"] | None = None
+    """What the score of a marked token should say: 0 or 1, a probability, or a grade; of several objectives [B, T, M],
+    NaN where one is not known."""
     ref_logprobs: Float[Array, "B T"] | None = None
     """Of the reference policy, per token as a target."""
     prefix_ids: Int[Array, "B T"] | None = None

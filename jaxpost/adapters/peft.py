@@ -28,9 +28,11 @@ from jaxpost.models.families import keys_of
 from jaxpost.models.table import flatten, nest, parameter_table
 from jaxpost.types import Params
 from jaxpost.weights.files import replaced_folder
+from jaxpost.weights.heads import NAMES as HEAD_NAMES
 from jaxpost.weights.huggingface import read_json
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+ABOUT = "score_head.json"
 PREFIX = "base_model.model."
 
 _READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"}
@@ -40,6 +42,8 @@ _NEUTRAL = {
     "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size",
     "revision", "runtime_config", "target_modules", "task_type",
 }  # fmt: skip
+# Names of the head that PEFT saves whole beside a classifier's adapter; that of the supported families is `score`.
+_HEADS = {"score", "classifier"}
 # Initialisations that leave the base model as it was; others (PiSSA, OLoRA, LoftQ ...) change its weights.
 _PLAIN_INITS = (True, False, None, "gaussian")
 
@@ -64,7 +68,7 @@ def _slots(config: ModelConfig) -> Iterator[_Slot]:
             yield _Slot(path, repeat, name.format(layer=layer))
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
+def _read_settings(folder: Path, *, trunk: bool = False) -> dict[str, Any]:
     """adapter_config.json, refused if it asks for what we do not compute."""
     settings = read_json(folder / CONFIG)
     where = f"{folder / CONFIG}: "
@@ -81,6 +85,8 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         for name, value in settings.items()
         if value and name not in _READ | _NEUTRAL and value != neutral.get(name)
     }
+    if trunk and set(odd.get("modules_to_save", ())) <= _HEADS:
+        odd.pop("modules_to_save", None)
     if odd:
         name, value = next(iter(odd.items()))
         raise ValueError(f"{where}{name} = {value!r} is not supported (only plain LoRA on linear layers)")
@@ -119,8 +125,10 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{file} is not a readable safetensors file ({err}); download or save it again") from err
 
 
-def load(folder: Path | str, config: ModelConfig) -> tuple[Params, Params]:
+def load(folder: Path | str, config: ModelConfig, *, trunk: bool = False) -> tuple[Params, Params]:
     """An adapter folder as (overlay, scales), float32, for `bind(base, overlay, scales)`.
+
+    With `trunk`, a classifier's head beside the adapter is left to `load_head`.
 
     Layers that the adapter leaves alone get factors of zero, which stay zero in training. `lora_dropout` is not
     applied here: it concerns PEFT's own training.
@@ -131,7 +139,9 @@ def load(folder: Path | str, config: ModelConfig) -> tuple[Params, Params]:
         or of another shape.
     """
     folder = Path(folder)
-    settings, tensors = _read_settings(folder), _read_tensors(folder)
+    settings, tensors = _read_settings(folder, trunk=trunk), _read_tensors(folder)
+    if trunk:
+        tensors = {name: x for name, x in tensors.items() if name.removeprefix(PREFIX) not in HEAD_NAMES.values()}
     specs = linear_kernels(parameter_table(config))
     found: dict[tuple[str, ...], dict[int | None, tuple[np.ndarray, np.ndarray, float]]] = {}
     for slot in _slots(config):
@@ -161,6 +171,13 @@ def load(folder: Path | str, config: ModelConfig) -> tuple[Params, Params]:
     return nest(overlay), nest(scales)
 
 
+def load_head(folder: Path | str) -> Params | None:
+    """The head that PEFT saved beside a classifier's adapter, {"kernel": [D, K], "bias": [K]}; None: there is none."""
+    tensors = _read_tensors(Path(folder))
+    found = {leaf: tensors[PREFIX + name] for leaf, name in HEAD_NAMES.items() if PREFIX + name in tensors}
+    return found | {"kernel": np.ascontiguousarray(found["kernel"].T)} if "kernel" in found else None
+
+
 def _stack(shape: tuple[int, ...], layers: Mapping[int | None, tuple[np.ndarray, np.ndarray, float]]) -> LowRank:
     rank = max(a.shape[1] for a, _, _ in layers.values())
     a_all = np.zeros((*shape[:-1], rank), np.float32)
@@ -188,6 +205,9 @@ def save(
     base_model: str,
     rslora: bool = False,
     overwrite: bool = False,
+    head: Params | None = None,
+    tokens: bool = False,
+    about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write an adapter folder that PEFT loads; it appears at once when all is written.
 
@@ -199,6 +219,8 @@ def save(
       scales: the overlay's scales.
       base_model: `base_model_name_or_path` of the config.
       rslora: write scale = alpha / sqrt(r) instead of alpha / r.
+      head: of a classifier, saved whole beside the adapter; with `tokens`, of one that scores every token.
+      about: what is known of the head, for `head_about`.
 
     Raises:
       FileExistsError: the folder exists and `overwrite` is false.
@@ -230,9 +252,15 @@ def save(
     if not ranks:
         raise ValueError("the adapter is zero everywhere: there is nothing to save")
     settings = _settings(ranks, alphas, whole) | {"base_model_name_or_path": base_model, "use_rslora": rslora}
+    if head is not None:
+        settings |= {"task_type": "TOKEN_CLS" if tokens else "SEQ_CLS", "modules_to_save": sorted(_HEADS)}
+        whole_head = {leaf: _to_host(x) for leaf, x in head.items()}
+        tensors |= {PREFIX + HEAD_NAMES[leaf]: np.ascontiguousarray(x.T) for leaf, x in whole_head.items()}
     if jax.process_index() == 0:
         with replaced_folder(folder, overwrite=overwrite) as new:
             save_file(tensors, new / TENSORS, metadata={"format": "pt"})
+            if about is not None:
+                (new / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             (new / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"jaxpost saved {folder}")

@@ -114,9 +114,17 @@ def _of_samples(section: AdvantageSection, known: Known, numbers: Mapping[str, A
 
 
 def step_rewards(
-    separator: str, decode: Callable[[Sequence[int]], str], score: ScoreFn
+    separator: str,
+    decode: Callable[[Sequence[int]], str],
+    score: ScoreFn,
+    *,
+    by_step: Callable[..., tuple[list[np.ndarray], list[Any]]] | None = None,
 ) -> Callable[[Sequence[Group], Samples], tuple[np.ndarray, np.ndarray, list[str]]]:
     """Rewards by step: a step ends with the separator or the answer, and is scored as if the answer ended there.
+
+    Args:
+      by_step: a process reward model, that scores all steps of an answer at once: (examples, texts of the steps) ->
+        scores and faults.
 
     Returns:
       process(groups, samples) -> rewards [N, S], NaN where a sample has no such step or it has no score; the steps'
@@ -125,17 +133,28 @@ def step_rewards(
 
     def process(groups: Sequence[Group], samples: Samples) -> tuple[np.ndarray, np.ndarray, list[str]]:
         each = len(samples.rewards) // max(int(samples.groups.max()) + 1, 1)
-        rows, examples, parts = [], [], []
+        rows, examples, parts, texts = [], [], [], []
         for g, group in enumerate(groups):
             for s, episode in enumerate(group.episodes):
-                for end in _step_ends(episode.tokens, separator, decode):
+                ends = _step_ends(episode.tokens, separator, decode)
+                if by_step is not None:
+                    rows += [(g * each + s, end) for end in ends]
+                    examples.append(group.problem.example)
+                    starts = [0, *(end + 1 for end in ends[:-1])]
+                    texts.append([decode(episode.tokens[a : b + 1]) for a, b in zip(starts, ends, strict=True)])
+                    continue
+                for end in ends:
                     tokens = episode.tokens[: end + 1]
                     finish = episode.finish if end == len(episode.tokens) - 1 else "stop"
                     rows.append((g * each + s, end))
                     examples.append(group.problem.example)
                     parts.append(Sample(decode(tokens), tokens, finish))
-        scored = score(examples, parts)
-        scores = next(iter(scored.rewards.values()))
+        if by_step is not None:
+            found, problems = by_step(examples, texts)
+            scores = np.concatenate(found)
+        else:
+            scored = score(examples, parts)
+            scores, problems = next(iter(scored.rewards.values())), scored.problems
         most = max(Counter(row for row, _ in rows).values())
         width = 1 << (most - 1).bit_length()  # few shapes, so few compilations
         rewards = np.full((len(samples.rewards), width), np.nan, np.float32)
@@ -145,7 +164,7 @@ def step_rewards(
             rewards[row, filled[row]], ends[row, filled[row]] = value, end
             filled[row] += 1
         rewards[np.isnan(samples.rewards)] = np.nan
-        return rewards, ends, [str(problem) for problem in scored.problems]
+        return rewards, ends, [str(problem) for problem in problems]
 
     return process
 

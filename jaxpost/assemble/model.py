@@ -34,6 +34,8 @@ class Pretrained:
     folder: Path
     model: Model
     mesh: Mesh
+    trunk: bool = False
+    """Without what stands on top of the model: `model` has no language model's head, for a head of another kind."""
 
     @property
     def config(self) -> ModelConfig:
@@ -62,7 +64,7 @@ class Pretrained:
 
     def load(self) -> Params:
         """Reads the weights straight into their shardings."""
-        return huggingface.load(self.folder, self.model, dtype=self.dtype, shardings=self.shardings)
+        return huggingface.load(self.folder, self.model, dtype=self.dtype, shardings=self.shardings, trunk=self.trunk)
 
 
 def sampling_mesh(config: ModelConfig) -> Mesh:
@@ -73,13 +75,16 @@ def sampling_mesh(config: ModelConfig) -> Mesh:
     return sharding.make_mesh({"tensor": tensor, "data": count // tensor})
 
 
-def load_model(section: ModelSection, mesh: Mesh | Callable[[ModelConfig], Mesh] | None = None) -> Pretrained:
+def load_model(
+    section: ModelSection, mesh: Mesh | Callable[[ModelConfig], Mesh] | None = None, *, trunk: bool = False
+) -> Pretrained:
     """Finds a model and builds its functions; the weights wait for `load()`.
 
     Args:
       section: what and how; see `config.ModelSection`.
       mesh: where it will live, or a function of the model's shapes that says so; None: all devices, weights split
         over all of them.
+      trunk: leave out the language model's head; `unembed` is not to be used then.
 
     Raises:
       FileNotFoundError: nothing is found under the path (says what would help).
@@ -87,8 +92,10 @@ def load_model(section: ModelSection, mesh: Mesh | Callable[[ModelConfig], Mesh]
     """
     folder = Path(resolve_model(section.path, revision=section.revision))
     config = huggingface.read_config(folder)
+    if trunk:  # a tied head has no parameters of its own
+        config = replace(config, tie_embeddings=True)
     mesh = sharding.make_mesh(MeshSection()) if mesh is None else mesh if isinstance(mesh, Mesh) else mesh(config)
-    return Pretrained(section, folder, _build(section, config, mesh), mesh)
+    return Pretrained(section, folder, _build(section, config, mesh), mesh, trunk)
 
 
 def on_mesh(pretrained: Pretrained, mesh: Mesh) -> Pretrained:

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
@@ -16,7 +14,7 @@ from jaxtyping import Array
 from jaxpost.assemble.credit import ESTIMATORS
 from jaxpost.assemble.model import Pretrained
 from jaxpost.assemble.preference_losses import make_preference_loss, preference_hyper
-from jaxpost.assemble.training import Network
+from jaxpost.assemble.training import Network, head_network
 from jaxpost.config_check_preference import needs_reference
 from jaxpost.config_rl import (
     CISPOLoss,
@@ -34,6 +32,7 @@ from jaxpost.losses import aggregate, correction, kl, policy, rescore, value
 from jaxpost.losses.policy import hidden_states, joined, policy_gradient
 from jaxpost.losses.preference.online import of_samples
 from jaxpost.losses.rescore import RescoreFn
+from jaxpost.models import heads
 from jaxpost.models.table import axes_tree
 from jaxpost.ops import platform
 from jaxpost.types import Coupled, LossFn, Model, Params, RolloutBatch
@@ -130,8 +129,7 @@ def loss_hyper(config: RLConfig) -> dict[str, float]:
 
 def _head(params: Params, hidden: Array) -> Array:
     """Values of hidden states [B, T, D], in float32."""
-    head = params["value"]
-    return hidden.astype(jnp.float32) @ head["kernel"].astype(jnp.float32) + head["bias"].astype(jnp.float32)
+    return heads.score(params["value"], hidden)[..., 0]
 
 
 def separate_values(model: Model) -> value.ValueFn:
@@ -152,10 +150,7 @@ def critic_networks(config: RLConfig, pretrained: Pretrained) -> Mapping[str, Ne
     """What a critic adds to what is trained: a head that starts at 0, and a copy of the policy to put it on."""
     if not isinstance(config.advantage, GAEAdvantage):
         return {}
-    width = pretrained.config.width
-    shapes = {"kernel": jax.ShapeDtypeStruct((width,), jnp.float32), "bias": jax.ShapeDtypeStruct((), jnp.float32)}
-    zeros = lambda: jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)  # noqa: E731
-    networks = {"value": Network(shapes, {"kernel": (None,), "bias": ()}, zeros)}
+    networks = {"value": head_network(heads.head_table(pretrained.config.width, bias=True, std=0.0))}
     if config.critic.network == "separate":
         networks["critic"] = Network(pretrained.abstract, axes_tree(pretrained.model.table), pretrained.load)
     return networks

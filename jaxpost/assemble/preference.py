@@ -5,26 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-
-import jax
 
 from jaxpost import sharding
+from jaxpost.assemble.answer_data import answer_sources, shares_prompts
 from jaxpost.assemble.model import Pretrained
 from jaxpost.assemble.preference_losses import make_preference_loss, preference_hyper
 from jaxpost.assemble.reference_policy import frozen_reference, with_cached
-from jaxpost.assemble.supervised import open_model, reporter, run_folder, source_names, supervised_job, tell
+from jaxpost.assemble.supervised import open_model, supervised_job
 from jaxpost.assemble.training import make_training
-from jaxpost.config import LoRASection, ModelSection, SourceSection
+from jaxpost.config import LoRASection
 from jaxpost.config_check_preference import data_kind, needs_mismatched, needs_reference
 from jaxpost.config_preference import CachedReference, PreferenceConfig, RefreshedReference
 from jaxpost.data.answer_rows import AnswerSource, make_answer_source
-from jaxpost.data.answers import AnswerDataset, prepare_answers
+from jaxpost.data.answers import AnswerDataset
 from jaxpost.models import cost
 from jaxpost.train.job import RunResult, SupervisedJob
 from jaxpost.train.supervised import run_supervised
 from jaxpost.train.watch_preference import watch
-from jaxpost.weights.resolve import cache_folder
 
 
 def train(config: PreferenceConfig, *, command: Sequence[str] = tuple(sys.argv)) -> RunResult:
@@ -40,7 +37,13 @@ def train(config: PreferenceConfig, *, command: Sequence[str] = tuple(sys.argv))
 def make_job(config: PreferenceConfig, *, command: Sequence[str] = tuple(sys.argv)) -> SupervisedJob:
     """Everything that the loop needs: data tokenised, the reference's log-probabilities or its weights in place."""
     pretrained = open_model(config)
-    sources = _sources(config, pretrained, run_folder(config))
+    sources = answer_sources(
+        config,
+        pretrained,
+        kind=data_kind(config.losses),
+        mismatched=needs_mismatched(config.losses),
+        unweighted=() if config.special_tokens == "count" else pretrained.tokenizer.special_ids,
+    )
     if isinstance(config.reference, CachedReference):
         sources = with_cached(config, pretrained, sources, partial(_pass, config, pretrained))
     source = sources.pop("train")
@@ -77,44 +80,6 @@ def make_job(config: PreferenceConfig, *, command: Sequence[str] = tuple(sys.arg
     )
 
 
-def shares_prompts(wish: bool | None, model: ModelSection) -> bool:
-    """Whether answers of a group stand behind one copy of their prompt, which splash attention cannot read."""
-    splash = model.attention == "splash" or (model.attention == "auto" and jax.default_backend() == "tpu")
-    return not splash if wish is None else wish
-
-
-def _sources(config: PreferenceConfig, pretrained: Pretrained, folder: Path) -> dict[str, AnswerSource]:
-    """The training source as "train", and one evaluation source per file of `data.eval`."""
-    make = partial(_source, config, pretrained)
-    rows = config.train.batch_size // config.train.microbatches
-    found = {"train": make(_dataset(config, pretrained, config.data.train, folder / "rejected.jsonl"), None)}
-    for name, part in zip(source_names(config.data.eval), config.data.eval, strict=True):
-        name = f"{name}_eval" if name == "train" else name
-        found[name] = make(_dataset(config, pretrained, (part,), folder / f"rejected_{name}.jsonl"), rows)
-    return found
-
-
-def _source(
-    config: PreferenceConfig, pretrained: Pretrained, dataset: AnswerDataset, eval_rows: int | None
-) -> AnswerSource:
-    """Training batches without end, or one ordered pass in batches of `eval_rows`."""
-    batch_size = eval_rows or config.train.batch_size
-    return make_answer_source(
-        dataset,
-        seq_len=config.data.seq_len,
-        batch_size=batch_size,
-        share_prompts=shares_prompts(config.share_prompts, config.model),
-        packing=config.data.packing,
-        seed=config.data.seed,
-        endless=eval_rows is None,
-        pad_id=pretrained.tokenizer.pad_id,
-        rows=sharding.local_rows(pretrained.mesh, batch_size),
-        prefetch=config.data.prefetch,
-        mismatched=needs_mismatched(config.losses),
-        unweighted=() if config.special_tokens == "count" else pretrained.tokenizer.special_ids,
-    )
-
-
 def _pass(config: PreferenceConfig, pretrained: Pretrained, dataset: AnswerDataset) -> AnswerSource:
     """A data set in order, packed as densely as it goes, every row in every process."""
     section = config.reference
@@ -129,21 +94,3 @@ def _pass(config: PreferenceConfig, pretrained: Pretrained, dataset: AnswerDatas
         endless=False,
         pad_id=pretrained.tokenizer.pad_id,
     )
-
-
-def _dataset(
-    config: PreferenceConfig, pretrained: Pretrained, sources: Sequence[SourceSection], rejected: Path
-) -> AnswerDataset:
-    report = reporter()
-    data = prepare_answers(
-        config.data,
-        sources,
-        pretrained.tokenizer,
-        kind=data_kind(config.losses),
-        cache_dir=cache_folder() / "tokens",
-        share_prompts=shares_prompts(config.share_prompts, config.model),
-        report=report,
-        rejected=None if report is None else rejected,
-    )
-    tell(data.stats)
-    return data

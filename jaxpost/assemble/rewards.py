@@ -11,6 +11,7 @@ from jaxpost.config_rewards import (
     FinishedSection,
     FunctionSection,
     MathSection,
+    ModelRewardSection,
     OneBoxSection,
     OverlongSection,
     ReachesSection,
@@ -25,6 +26,7 @@ from jaxpost.rewards import answers, combine, puzzles, style
 from jaxpost.rewards.contract import RewardFn
 from jaxpost.rewards.functions import FromFile, load
 from jaxpost.rewards.runner import Pool
+from jaxpost.rewards.scored import ModelScore
 
 REWARDS: dict[type, type] = {
     MathSection: answers.MathAnswer,
@@ -37,6 +39,7 @@ REWARDS: dict[type, type] = {
     TargetLengthSection: style.TargetLength,
     RepetitionSection: style.Repetition,
     ScriptSection: style.Script,
+    ModelRewardSection: ModelScore,
 }
 """What each section names; a section has the reward's own fields, and how its score is combined."""
 
@@ -52,6 +55,9 @@ def make_pool(section: RewardSection, *, key: str = "reward") -> Pool:
       FileNotFoundError: a function's file is not there.
     """
     reward = make_reward_at(section, key=key)
+    for part in section.parts + section.gates:
+        if isinstance(part, ModelRewardSection) and not part.path:
+            raise ValueError(f"{key}: the model reward {part.name!r} names no model; give it a path: [FOLDER]")
     try:
         return Pool(reward, workers=section.workers, seconds=section.seconds)
     except ValueError as error:

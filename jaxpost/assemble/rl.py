@@ -16,9 +16,9 @@ from jaxpost.assemble import policy
 from jaxpost.assemble.check_rl import check_problems
 from jaxpost.assemble.credit import make_credit, step_rewards
 from jaxpost.assemble.envs import Environments, judged, make_environments, system_of
+from jaxpost.assemble.judge import Judge, make_judge
 from jaxpost.assemble.model import Pretrained, load_model, on_mesh
 from jaxpost.assemble.prompts import Problems, make_problems
-from jaxpost.assemble.rewards import make_pool
 from jaxpost.assemble.supervised import exporter, model_identity, text_sampler
 from jaxpost.assemble.training import Training, make_training
 from jaxpost.config import LoRASection
@@ -37,10 +37,9 @@ from jaxpost.generate.sampler import Sampler
 from jaxpost.rl.episodes import Episode, Problem
 from jaxpost.rl.returns import adapted_kl_coef
 from jaxpost.rl.rows import RowPlan
-from jaxpost.train.agree import scored_once
 from jaxpost.train.job import RunResult
 from jaxpost.train.online import run_online
-from jaxpost.train.online_job import Draw, Evaluation, OnlineJob, ScoreFn, Wish
+from jaxpost.train.online_job import Draw, Evaluation, OnlineJob, Wish
 from jaxpost.types import Params
 
 ROWS = 64
@@ -73,16 +72,17 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
     plan, whole = _plans(config, pretrained, problems.longest)
     training = _training(config, pretrained, plan)
     generate, sampler = _generator(config, pretrained, training, environments)
-    pools = _pools(config)
+    judges = _judges(config, mesh)
     return OnlineJob(
         **_of_any_run(config, pretrained, training),
-        **_of_method(config, pretrained, training, judged(scored_once(pools[0]))),
+        **_of_method(config, pretrained, training, judges[0]),
         identity={
             "model": model_identity(pretrained),
             "tokenizer": tokenizer.fingerprint,
             "problems": problems.fingerprint,
             **{f"eval {name}": found.fingerprint for name, found in evals.items()},
             **(environments.identity if environments is not None else {}),
+            **judges[0].identity,
         },
         command=tuple(command),
         problem=problems.at,
@@ -90,11 +90,11 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
         plan=plan,
         whole=whole,
         evals=tuple(
-            _evaluation(config, section, evals[section.name], pool)
-            for section, pool in zip(config.evals, pools[1:], strict=True)
+            _evaluation(config, section, evals[section.name], judge)
+            for section, judge in zip(config.evals, judges[1:], strict=True)
         ),
         forget=sampler.forget_weights,
-        close=partial(_close, pools),
+        close=partial(_close, judges),
     )
 
 
@@ -136,9 +136,9 @@ def _of_any_run(config: RLConfig, pretrained: Pretrained, training: Training) ->
     }
 
 
-def _of_method(config: RLConfig, pretrained: Pretrained, training: Training, score: ScoreFn) -> dict[str, Any]:
+def _of_method(config: RLConfig, pretrained: Pretrained, training: Training, judge: Judge) -> dict[str, Any]:
     """What makes the method: sections of the preset that the loop reads, and the functions that others name."""
-    keeps_old, tokenizer = _keeps_old(config), pretrained.tokenizer
+    keeps_old, tokenizer, score = _keeps_old(config), pretrained.tokenizer, judged(judge)
     asks_learner = keeps_old and config.learner.old_logprobs == "learner"
     steps = config.advantage.separator if isinstance(config.advantage, ProcessAdvantage) else None
     return {
@@ -146,7 +146,7 @@ def _of_method(config: RLConfig, pretrained: Pretrained, training: Training, sco
         "rollout": config.rollout,
         "learner": config.learner,
         "score": score,
-        "process": None if steps is None else step_rewards(steps, tokenizer.decode, score),
+        "process": None if steps is None else step_rewards(steps, tokenizer.decode, score, by_step=judge.by_step),
         "credit": make_credit(config.advantage, kl=config.kl, loss=config.loss),
         "answer_tokens": config.answer_tokens,
         "rescore": policy.make_rescore(config, pretrained.model, pretrained.mesh, training.policy, asks_learner),
@@ -267,22 +267,22 @@ def _generator(
     return play, sampler
 
 
-def _pools(config: RLConfig) -> list[Any]:
-    """Workers of the run's reward, and of each evaluation's."""
-    found = [make_pool(config.reward)]
-    return found + [make_pool(s.reward or config.reward, key=f"evals {s.name} reward") for s in config.evals]
+def _judges(config: RLConfig, mesh: Any) -> list[Judge]:
+    """The run's reward, and each evaluation's; a reward model is loaded once."""
+    make = partial(make_judge, mesh=mesh, loaded={})
+    return [make(config.reward), *(make(s.reward or config.reward, key=f"evals {s.name} reward") for s in config.evals)]
 
 
-def _close(pools: list[Any]) -> None:
-    for pool in pools:
-        pool.close()
+def _close(judges: list[Judge]) -> None:
+    for judge in judges:
+        judge.close()
 
 
-def _evaluation(config: RLConfig, section: EvalSection, problems: Problems, score: Any) -> Evaluation:
+def _evaluation(config: RLConfig, section: EvalSection, problems: Problems, judge: Judge) -> Evaluation:
     items = section.items if problems.count is None else min(section.items, problems.count)
     return Evaluation(
         section=section,
         problems=tuple(problems.at(i) for i in range(items)),
-        score=judged(scored_once(score)),
+        score=judged(judge),
         wish=Wish(section.samples, section.temperature, section.max_tokens or config.rollout.max_tokens),
     )

@@ -54,15 +54,18 @@ class Sections(Protocol):
     def run(self) -> RunSection: ...
 
 
-def open_model(config: Sections) -> Pretrained:
+def open_model(config: Sections, *, trunk: bool = False) -> Pretrained:
     """The model on its mesh, if rows of `data.seq_len` tokens can be dealt to the mesh and fit the model.
+
+    Args:
+      trunk: without the language model's head (`load_model`).
 
     Raises:
       ValueError, FileNotFoundError: it does not fit, or there is none; says what to do.
     """
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.train.batch_size, mesh, microbatches=config.train.microbatches)
-    pretrained = load_model(config.model, mesh)
+    pretrained = load_model(config.model, mesh, trunk=trunk)
     if config.data.seq_len > pretrained.config.max_positions:
         raise ValueError(
             f"--data.seq_len {config.data.seq_len} exceeds the model's context of {pretrained.config.max_positions}"

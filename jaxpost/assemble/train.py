@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import jax
 
-from jaxpost.assemble import preference, rl, sft
+from jaxpost.assemble import preference, reward_model, rl, sft
 from jaxpost.config_io import Config
 from jaxpost.config_preference import PreferenceConfig
+from jaxpost.config_reward import RewardConfig
 from jaxpost.config_rl import RLConfig
 from jaxpost.train.job import RunResult
 
@@ -20,9 +21,11 @@ def writes() -> bool:
 
 
 def train(config: Config, *, command: Sequence[str] = tuple(sys.argv)) -> RunResult:
-    """Trains as configured, or goes on where the run stopped; see `sft.train`, `preference.train`, `rl.train`."""
+    """Trains as configured, or goes on where the run stopped; see `train` of the method's module."""
     if isinstance(config, PreferenceConfig):
         return preference.train(config, command=command)
+    if isinstance(config, RewardConfig):
+        return reward_model.train(config, command=command)
     if isinstance(config, RLConfig):
         return rl.train(config, command=command)
     return sft.train(config, command=command)

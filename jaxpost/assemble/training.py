@@ -20,7 +20,8 @@ from jaxpost.assemble.model import Pretrained
 from jaxpost.config import AdapterSection, DFTSection, GuardSection, LoRASection, LossSection, OptimSection
 from jaxpost.losses import supervised
 from jaxpost.metrics.terms import Sums
-from jaxpost.models.table import axes_tree
+from jaxpost.models import heads
+from jaxpost.models.table import abstract_params, axes_tree
 from jaxpost.ops import platform
 from jaxpost.train.job import trained_params
 from jaxpost.train.optim import make_optimizer, scale_parts
@@ -32,7 +33,7 @@ from jaxpost.train.refresh import (
     with_reference,
 )
 from jaxpost.train.step import PostUpdate, ema_update, init_state, make_eval_step, make_train_step
-from jaxpost.types import Coupled, Hyper, LossFn, Model, Params, TrainState, TrainStep
+from jaxpost.types import Coupled, Hyper, LossFn, Model, Params, ParamSpec, TrainState, TrainStep
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,17 @@ class Training:
 
 @dataclass(frozen=True)
 class Network:
-    """Another network that is trained beside the policy: a critic."""
+    """Another network that is trained beside the policy: a critic, a reward model's head."""
 
     abstract: Params
     axes: Params
     load: Callable[[], Params]
+
+
+def head_network(table: tuple[ParamSpec, ...], *, load: Callable[[], Params] | None = None, seed: int = 0) -> Network:
+    """A head as a network: loaded, or drawn from the seed."""
+    first = partial(heads.init_head, jax.random.key(seed), table)
+    return Network(abstract_params(table), axes_tree(table), first if load is None else load)
 
 
 @dataclass(frozen=True)

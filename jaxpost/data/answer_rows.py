@@ -130,7 +130,9 @@ class _Arrays:
         self.source = source
         self.tokens = np.full((rows, width), source.pad_id, np.int32)
         self.positions, self.segments, self.prefixes = np.zeros((3, rows, width), np.int32)
-        self.weights, self.marks, self.labels, self.reference = np.zeros((4, rows, width), np.float32)
+        self.weights, self.marks, self.reference = np.zeros((3, rows, width), np.float32)
+        objectives = source.dataset.options.objectives if source.dataset.kind == "scores" else ()
+        self.labels = np.zeros((rows, width, *([len(objectives)] if objectives else [])), np.float32)
         self.groups, self.ranks = np.zeros((2, rows, source.columns), np.int32)
         self.strengths = np.zeros((rows, source.columns), np.float32)
 

@@ -163,6 +163,7 @@ def answer_options(section: AnswerDataSection, kind: Kind, *, share_prompts: boo
         grades=tuple(section.grades.items()),
         pairs_of_rankings=section.pairs_of_rankings,
         good_score=section.good_score,
+        objectives=section.objectives,
         step_separator=section.step_separator,
         step_mark=section.step_mark,
         step_labels=section.step_labels,

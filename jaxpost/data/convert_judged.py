@@ -266,6 +266,16 @@ def _ranked(node: Mapping[str, Any], path: list[dict[str, Any]], ignored: Counte
         yield from _ranked(reply, path, ignored)
 
 
+ASPECTS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+
+
+def from_helpsteer(row: Mapping[str, Any], ignored: Counter[str], kind: str) -> list[dict[str, Any]]:
+    """A response with its five grades from 0 to 4 (HelpSteer, 2311.09528; HelpSteer2, 2406.08673)."""
+    prompt, response = keys(row, "prompt", "response")
+    score = {name: row[name] for name in ASPECTS if name in row}
+    return [{**rest(row, "prompt", "response", *ASPECTS), "prompt": prompt, "completion": response, "score": score}]
+
+
 JUDGED_CONVERTERS: dict[str, JudgedConverter] = {
     "hh": from_hh,
     "alpaca_eval": from_alpaca_eval,
@@ -280,6 +290,7 @@ JUDGED_CONVERTERS: dict[str, JudgedConverter] = {
     "mathdial": from_mathdial,
     "verify_cot": from_verify_cot,
     "oasst": from_oasst_ranked,
+    "helpsteer": from_helpsteer,
 }
 _SHAPES: tuple[tuple[str, set[str]], ...] = (
     ("alpaca_eval", {"instruction", "baseline", "candidates"}),
@@ -292,6 +303,7 @@ _SHAPES: tuple[tuple[str, set[str]], ...] = (
     ("best_of_n", {"question", "response", "score"}),
     ("mathdial", {"question", "ground_truth", "student_incorrect_solution"}),
     ("verify_cot", {"question", "answer", "flag"}),
+    ("helpsteer", {"prompt", "response", "helpfulness", "correctness"}),
 )
 
 

@@ -36,8 +36,8 @@ Kind = Literal["pairs", "unpaired", "rankings", "scores", "steps"]
 class Answer(NamedTuple):
     """One answer: tokens int32 [n], weights float32 [n] as targets, its place in the group.
 
-    `marks` and `labels`, float32 [n]: where a score is read, and what it should say; None where nothing of it is
-    given (pairs, rankings, unpaired answers).
+    `marks` and `labels`, float32 [n]: where a score is read, and what it should say, of several objectives [n, M];
+    None where nothing of it is given (pairs, rankings, unpaired answers).
     """
 
     tokens: np.ndarray
@@ -66,7 +66,7 @@ class AnswerText(NamedTuple):
 
     pieced: Pieced
     rank: int
-    score: float | None = None
+    score: float | tuple[float, ...] | None = None
     steps: tuple[Step, ...] = ()
 
 
@@ -94,6 +94,7 @@ class AnswerOptions:
     grades: tuple[tuple[str, float], ...]
     pairs_of_rankings: str
     good_score: float | None
+    objectives: tuple[str, ...]
     step_separator: str
     step_mark: str
     step_labels: str
@@ -140,6 +141,8 @@ class AnswerOptions:
         return self._fit(Group(prompt, answers, item.strength, item.subset))
 
     def _given(self, text: AnswerText, marks: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray | None, ...]:
+        if isinstance(text.score, tuple):
+            labels = np.full((len(marks), len(text.score)), np.nan, np.float32)
         if text.score is not None:
             marks[-1], labels[-1] = 1.0, text.score
         return (marks, labels) if self.kind in ("scores", "steps") else (None, None)
@@ -193,7 +196,9 @@ class AnswerOptions:
         tokens, weights, marks, labels, ranks, first = [], [], [], [], [], [0]
         for group in encoded:
             nothing = np.zeros(len(group.prompt), np.float32)
-            parts = (Answer(group.prompt, nothing, -2, nothing, nothing), *group.answers)
+            given = group.answers[0].labels
+            unsaid = nothing if given is None else np.zeros((len(nothing), *given.shape[1:]), np.float32)
+            parts = (Answer(group.prompt, nothing, -2, nothing, unsaid), *group.answers)
             tokens += [part.tokens for part in parts]
             weights += [part.weights for part in parts]
             marks += [part.marks for part in parts if part.marks is not None]
@@ -346,11 +351,24 @@ def _scores(
     else:
         raise _unfit(options, example, "scored, unpaired_preference or ranking with scores")
     order = sorted({score for _, score in found}, reverse=True)
+    given = _aspects(example, options.objectives) if options.objectives else None
     answers = (
-        AnswerText(options.text(example.prompt, text, example, tokenizer, notes), order.index(score), score)
+        AnswerText(options.text(example.prompt, text, example, tokenizer, notes), order.index(score), given or score)
         for text, score in found
     )
     yield GroupText(tuple(answers), 1.0, example.subset or "")
+
+
+def _aspects(example: Judged, objectives: Sequence[str]) -> tuple[float, ...]:
+    """The scores of the objectives, NaN where one is not known. Raises: DataError where the row has none of them."""
+    known = dict(example.aspects) if isinstance(example, Scored) else {}
+    if not known.keys() & set(objectives):
+        has = f"has {', '.join(known)}" if known else "has one number or none"
+        raise DataError(
+            f"score lacks {', '.join(objectives)} (data.objectives): it {has}, and must be {{name: number}}",
+            kind="score",
+        )
+    return tuple(known.get(name, np.nan) for name in objectives)
 
 
 def _steps(

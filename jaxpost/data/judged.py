@@ -4,7 +4,7 @@
     ranking               prompt, completions, ranks (0 the best) or scores (more is better); or a preference row with
                           `edited`, a corrected answer above `chosen`
     unpaired_preference   prompt, completion, label (true or false)
-    scored                prompt, completion, score
+    scored                prompt, completion, score (of several objectives {name: score or null})
     stepwise              prompt, completions [text] (or one completion in which every step ends with the separator),
                           labels [true, false, a probability, or null: not judged], or first_error (counted from 0;
                           null: none)
@@ -69,6 +69,9 @@ class Scored:
     prompt: Text
     completion: Text
     score: float
+    """Of several objectives the mean of those that are known."""
+    aspects: tuple[tuple[str, float], ...] = ()
+    """Name and score of every objective, where there are several; NaN: not known."""
     subset: str | None = None
     tools: Tools = None
 
@@ -137,7 +140,8 @@ def parse_judged(row: Mapping[str, Any], name: str, text: Callable[[str], Text],
         return UnpairedPreference(prompt=prompt, completion=completion, label=label(row["label"], "label"), **rest)
     if name == "scored":
         prompt, completion = _answer(text("prompt"), text("completion"))
-        return Scored(prompt=prompt, completion=completion, score=number(row["score"], "score"), **rest)
+        score, aspects = _score(row["score"])
+        return Scored(prompt=prompt, completion=completion, score=score, aspects=aspects, **rest)
     return _stepwise(text("prompt"), row, rest)
 
 
@@ -165,6 +169,17 @@ def number(value: Any, key: str, *, kind: str = "score") -> float:
     if isinstance(value, int | float) and math.isfinite(value):
         return float(value)
     raise DataError(f"{key} must be a finite number, not {value!r:.80}", kind=kind)
+
+
+def _score(value: Any) -> tuple[float, tuple[tuple[str, float], ...]]:
+    """A grade, or the mean of several objectives' grades and each of them."""
+    if not isinstance(value, Mapping):
+        return number(value, "score"), ()
+    aspects = tuple((str(k), math.nan if v is None else number(v, f"score.{k}")) for k, v in value.items())
+    known = [v for _, v in aspects if not math.isnan(v)]
+    if not known:
+        raise DataError("score has no number in it", kind="score")
+    return sum(known) / len(known), aspects
 
 
 def _strength(row: Mapping[str, Any]) -> float | str | None:

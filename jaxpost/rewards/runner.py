@@ -10,17 +10,19 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxpost.rewards.combine import evaluate, leaves
 from jaxpost.rewards.contract import Completion, Example, RewardFn, Rewards, Sample, name_of
+from jaxpost.rewards.scored import ModelScore
 
 START_SECONDS = 120.0
 """For a worker to start and to load users' files."""
@@ -104,10 +106,12 @@ class Pool:
         if workers < 1 or seconds <= 0:
             raise ValueError(f"workers = {workers} and seconds = {seconds} must be positive")
         self.reward, self.workers, self.seconds = reward, workers, seconds
-        self._leaves = _distinct(leaves(reward))
+        every = _distinct(leaves(reward))
+        names = [name_of(leaf) for leaf in every]
+        if len(set(names)) < len(names):
+            raise ValueError(f"rewards need different names, not {', '.join(names)}")
+        self._leaves = [leaf for leaf in every if not isinstance(leaf, ModelScore)]
         self._names = [name_of(leaf) for leaf in self._leaves]
-        if len(set(self._names)) < len(self._names):
-            raise ValueError(f"rewards need different names, not {', '.join(self._names)}")
         self._pool: list[_Worker] = []
         self._lock = threading.Lock()
 
@@ -122,8 +126,18 @@ class Pool:
         with self._lock:
             self._end()
 
-    def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> Scored:
-        """Scores N completions; examples[i] is the row that completions[i] answers."""
+    def __call__(
+        self,
+        examples: Sequence[Example],
+        completions: Sequence[Completion],
+        *,
+        known: Mapping[ModelScore, Rewards] = MappingProxyType({}),
+    ) -> Scored:
+        """Scores N completions; examples[i] is the row that completions[i] answers.
+
+        Args:
+          known: columns of the rewards that models compute.
+        """
         if len(examples) != len(completions):
             raise ValueError(f"{len(examples)} examples for {len(completions)} completions")
         rows = [
@@ -138,7 +152,8 @@ class Pool:
                 raise
         columns = [self._columns(number, len(rows), board) for number in range(len(self._leaves))]
         problems = sorted(Problem(name, task.row, reason) for task, name, reason in board.problems)
-        return Scored(evaluate(self.reward, lambda leaf: columns[self._leaves.index(leaf)]), tuple(problems))
+        found = lambda leaf: known[leaf] if isinstance(leaf, ModelScore) else columns[self._leaves.index(leaf)]  # noqa: E731
+        return Scored(evaluate(self.reward, found), tuple(problems))
 
     def _columns(self, number: int, count: int, board: _Board) -> Rewards:
         """A simple reward's columns; names in the order of their first appearance."""

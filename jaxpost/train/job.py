@@ -113,6 +113,8 @@ class SupervisedJob(Job):
     eval_step: EvalStep | None = None
     sample: Callable[[Params, Params], list[dict[str, str]]] | None = None
     """sample(eval_params, frozen) -> [{"prompt", "text"}], deterministic."""
+    examine: Callable[[str, Params, Params], Mapping[str, float]] | None = None
+    """examine(name of an evaluation source, eval_params, frozen) -> further numbers of it, beside the loss's."""
     watch: WatchFn | None = None
     """(state, record) -> the new state and the alarms that the record raises; the state survives JSON."""
 

@@ -82,10 +82,10 @@ def _mask(params: Any) -> Any:
 
 
 def _muon_axes(params: Any) -> Any:
-    """Muon's axes for hidden matrices ([..., in, out]); None, that is AdamW, for embeddings, head and vectors."""
+    """Muon's axes for hidden matrices ([..., in, out]); None, that is AdamW, for embeddings, heads and vectors."""
 
     def axes(path: tuple[Any, ...], leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        outer = {"embed", "lm_head"} & set(_names(path))
+        outer = {"embed", "lm_head", "head", "value"} & set(_names(path))
         return optax.contrib.MuonDimensionNumbers(-2, -1) if is_matrix(path, leaf) and not outer else None
 
     return jax.tree.map_with_path(axes, params)

@@ -185,6 +185,8 @@ class _Run(Attempt[SupervisedJob]):
                 means = self._evaluate_source(name, source, params)
                 if means is None:
                     return
+                if job.examine is not None:
+                    means |= job.examine(name, params, job.frozen)
                 record |= means if len(job.evals) == 1 else {f"{name}/{k}": v for k, v in means.items()}
             samples = job.sample(params, job.frozen) if job.sample is not None else []
             if self.interrupted():

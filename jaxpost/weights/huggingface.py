@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,8 @@ from jaxpost.weights.files import Checkpoint, TensorInfo, replaced_folder, write
 
 # Buffers that old exporters wrote; they hold no parameter.
 _BUFFERS = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
+# What stands on top of a model: its own head, or a classifier's.
+_HEADS = ("lm_head.weight", "score.weight", "score.bias")
 # Parts of multimodal checkpoints beside the language model.
 _OTHER_PARTS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 _PREFIXES = ("model.", "language_model.model.", "model.language_model.")
@@ -89,7 +91,12 @@ def sources(config: ModelConfig, table: tuple[ParamSpec, ...]) -> Iterator[Sourc
 
 
 def load(
-    folder: Path | str, model: Model | ModelConfig, *, dtype: Any = None, shardings: Params | None = None
+    folder: Path | str,
+    model: Model | ModelConfig,
+    *,
+    dtype: Any = None,
+    shardings: Params | None = None,
+    trunk: bool = False,
 ) -> Params:
     """Parameters of a model folder, each shard read from the files straight to its device.
 
@@ -100,6 +107,7 @@ def load(
         model: the model, or its configuration, that the weights are for.
         dtype: of the result; None keeps the file's.
         shardings: nested dicts like the parameters', of Shardings; None puts all on the first device.
+        trunk: leave unread what the folder has on top of the model: a language model's head or a classifier's.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -112,7 +120,7 @@ def load(
         raise ValueError(f"{folder} holds a {stored.family} model, but a {config.family} model is wanted")
     files = Checkpoint(folder)
     wanted = list(sources(config, table))
-    names = _match_names(files, wanted, config)
+    names = _match_names(files, wanted, config, ignored=_HEADS if trunk else ())
     flat = {} if shardings is None else flatten(shardings)
     default = SingleDeviceSharding(jax.local_devices()[0])
     loaded = {}
@@ -124,7 +132,9 @@ def load(
     return nest(loaded)
 
 
-def _match_names(files: Checkpoint, wanted: list[Source], config: ModelConfig) -> dict[str, str]:
+def _match_names(
+    files: Checkpoint, wanted: list[Source], config: ModelConfig, *, ignored: tuple[str, ...]
+) -> dict[str, str]:
     """{our name of a tensor: its name in the files}. Raises ValueError for missing and unknown tensors."""
     expected = [name for source in wanted for name in source.names]
     prefix = next((p for p in _PREFIXES if f"{p}embed_tokens.weight" in files.names), "model.")
@@ -136,7 +146,7 @@ def _match_names(files: Checkpoint, wanted: list[Source], config: ModelConfig) -
     extra = sorted(
         name
         for name in files.names - set(names.values())
-        if not name.endswith(_BUFFERS) and not (prefix != "model." and name.startswith(_OTHER_PARTS))
+        if not name.endswith((*_BUFFERS, *ignored)) and not (prefix != "model." and name.startswith(_OTHER_PARTS))
     )
     head = next((n for n in extra if n.endswith("lm_head.weight")), None)
     if config.tie_embeddings and head is not None:
@@ -224,6 +234,7 @@ def save(
     max_shard_bytes: int = 5_000_000_000,
     dtype: Any = None,
     overwrite: bool = False,
+    head: tuple[Params, Sequence[Source], Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write a folder that transformers loads: safetensors, config.json, tokenizer and generation settings.
 
@@ -239,6 +250,8 @@ def save(
         max_shard_bytes: largest file.
         dtype: of the files; None keeps the parameters'.
         overwrite: replace an existing folder.
+        head: what stands on the model in place of a language model's head: its parameters, its tensors under the path
+            ("head", leaf), and fields of config.json (`weights.heads`).
 
     Raises:
         FileExistsError: the folder exists.
@@ -248,6 +261,12 @@ def save(
     hf = config_to_hf(config)
     flat = flatten(params)
     rows = _export_rows(config, flat, dtype)
+    if head is not None:
+        flat |= {("head", leaf): x for leaf, x in head[0].items()}
+        hf |= dict(head[2])
+        for source in head[1]:
+            shape = source.spec.shape[::-1] if source.transpose else source.spec.shape
+            rows.append((TensorInfo(source.names[0], shape, rows[0][0].dtype), source, None))
     hf["dtype"] = str(rows[0][0].dtype)
     writes = jax.process_index() == 0
     by_name = {info.name: (source, layer) for info, source, layer in rows}
@@ -263,7 +282,8 @@ def save(
     else:
         with replaced_folder(folder, overwrite=overwrite) as new:
             write_checkpoint(new, infos, fetch, max_shard_bytes=max_shard_bytes)
-            hf |= copy_tokenizer(Path(tokenizer_from), new) if tokenizer_from is not None else {}
+            copied = copy_tokenizer(Path(tokenizer_from), new) if tokenizer_from is not None else {}
+            hf |= copied if head is None else {**copied, **head[2]}
             (new / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"jaxpost saved {folder}")
