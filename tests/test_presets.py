@@ -159,8 +159,8 @@ def test_preset_trains_a_reward_model_for_three_steps_on_a_tiny_model(preset, ti
     assert all(record["grad_norm"] > 0 for record in records if record["kind"] == "train")
     last = [record for record in records if record["kind"] == "eval"][-1]
     names = ("accuracy", "mean_absolute_error", "objective/helpfulness/mean_absolute_error")
-    assert any(name in last for name in names)
-    assert ("first_error/f1" in last) == (config.data_kind == "steps")
+    assert any(f"pairs/{name}" in last for name in names)
+    assert ("pairs/first_error/f1" in last) == (config.data_kind == "steps")
 
 
 def preference_composition(config: PreferenceConfig) -> tuple:
