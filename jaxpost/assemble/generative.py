@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,18 +29,16 @@ YesNo = Callable[[Sequence[str], Sequence[str]], list[float]]
 VERDICT = "Correct:"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Verdicts:
     """A judging model in the place of a `JudgeScore`: verdicts of many answers, and what could not be read."""
 
     spec: JudgeScore
     ask: Ask
     yes_no: YesNo | None = None
-    asked: int = field(default=0)
-    """Calls so far: each has noise of its own."""
 
     def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> tuple[Rewards, list[Problem]]:
-        """Columns NAME, NAME/unreadable (share of its verdicts), of rubrics NAME/CRITERION; NaN where none is readable."""
+        """Columns NAME, NAME/unreadable (share of verdicts), of rubrics NAME/CRITERION; NaN where none can be read."""
         texts = [completion.text for completion in completions]
         if self.spec.mode == "pair":
             found = self._pairs(examples, texts)
@@ -65,8 +64,8 @@ class Verdicts:
     def _each(self, asked: Sequence[str]) -> list[tuple[float | None, dict[str, float], float]]:
         """(value, by criterion, share unreadable) of every question, over `verdicts` times asking."""
         every = [q for q in asked for _ in range(self.spec.verdicts)]
-        self.asked += 1
-        said = self.ask(every, self.asked)
+        # Noise by what is asked: other questions have other noise, and a resumed run has the same.
+        said = self.ask(every, int(hashlib.sha256("\0".join(every).encode()).hexdigest()[:7], 16))
         read = [self._read(text) for text in said]
         if self.yes_no is not None:
             kept = [i for i, (value, _) in enumerate(read) if value is not None]

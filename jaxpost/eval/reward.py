@@ -145,7 +145,8 @@ def judge_ranked(groups: Sequence[Ranked], *, grades: Mapping[float, str] | None
     Returns: "accuracy" of pairs, "low", "high", "items" (groups), the same under "subset/<name>/..." and
     "grade/<name>/..." where there are several; "calibration_error" and the reliability diagram of the probability
     s(|r_i - r_j|) that the pair's order is right; "length_correlation" of r_i - r_j with the difference in tokens, and
-    "longer_is_better/accuracy" and "longer_is_worse/accuracy" over the pairs whose better answer is longer or shorter. A tie is not right.
+    "longer_is_better/accuracy" and "longer_is_worse/accuracy" over the pairs whose better answer is longer or shorter.
+    A tie is not right.
 
     Args:
       grades: names of strengths; None: their numbers.
