@@ -186,7 +186,7 @@ def _keeps_old(config: RLConfig) -> bool:
     """Whether ratios can differ from 1: several updates from one step's samples, or samples of an older policy."""
     several = config.learner.epochs * config.learner.minibatches > 1
     in_reward = config.kl.coef > 0 and config.kl.where != "loss"
-    return several or bool(config.rollout.overlap) or config.correction is not None or in_reward
+    return several or bool(config.rollout.overlap) or in_reward
 
 
 def _reference(config: RLConfig, pretrained: Pretrained) -> dict[str, Params]:

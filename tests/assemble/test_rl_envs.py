@@ -22,21 +22,11 @@ from jaxpost.train.compiled import CompiledStep
 from jaxpost.train.learn import Learner, Numbers
 from jaxpost.train.online import run_online
 from jaxpost.train.online_job import Draw, Wish
-from tests.train.toy_online import quick_compiler, records, scored_by
+from tests.train.toy_online import InProcess, quick_compiler, records
 
 quick = pytest.fixture(autouse=True)(quick_compiler)
 STOPS = tuple(chr(c) for c in range(33, 127))
 """A random model of bytes ends a turn within a few tokens."""
-
-
-class _Tokens:
-    """Stands for a run's pool of workers: pays a point for each token."""
-
-    def __call__(self, examples, completions):
-        return scored_by(lambda example, completion: float(len(completion.tokens)))(examples, completions)
-
-    def close(self):
-        """Nothing to end."""
 
 
 class _Often:
@@ -55,7 +45,7 @@ def make(tiny_model, tmp_path, monkeypatch):
         self._call = _Often()
 
     monkeypatch.setattr(envs._Conversation, "__init__", begin)
-    monkeypatch.setattr(rl, "make_pool", lambda *a, **k: _Tokens())
+    monkeypatch.setattr(rl, "make_pool", lambda *a, **k: InProcess(lambda example, c: float(len(c.tokens))))
 
     def job(name="run", **train):
         config = RLConfig(

@@ -39,7 +39,7 @@ def test_beams_wide_enough_find_the_best_of_all_texts(shared, length_penalty):
 WISH = SamplingParams(temperature=0, max_tokens=12, n=3)
 
 
-@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("window", [None, pytest.param(5, marks=pytest.mark.slow)])
 def test_log_probabilities_are_the_learners_and_neighbours_change_nothing(window):
     sampler, search = searcher(window)
     found = search(PROMPTS, WISH, beams=3)

@@ -9,6 +9,7 @@ from tests.generate.test_sampler import sampler
 from tests.generate.toy_lm import EOS, VOCAB, toy
 
 
+@pytest.mark.slow
 def test_strict_holds_after_a_warm_up():
     sample, made = sampler(5, rows=2, prefill_tokens=16, max_steps=4, strict=True)
     largest = SamplingParams(

@@ -236,7 +236,13 @@ def test_microbatches(case: Case, microbatches: int) -> None:
 
 @every_loss
 @pytest.mark.parametrize(
-    "axes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=lambda a: "-".join(a)
+    "axes",
+    [
+        pytest.param({"data": 8}, marks=pytest.mark.slow),
+        pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
+        {"data": 2, "fsdp": 2, "tensor": 2},
+    ],
+    ids=lambda a: "-".join(a),
 )
 def test_shards(case: Case, axes: dict[str, int]) -> None:
     mesh = sharding.make_mesh(axes)

@@ -116,6 +116,7 @@ def losses_of(folder):
     return {r["step"]: r["loss"] for r in records if r["kind"] == "train"}
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_with_one(tiny_model, tmp_path):
     """Four steps by one process; two steps by two processes, then two more by one from their checkpoint."""
     data, preset = tmp_path / "chat.jsonl", tmp_path / "preset.yaml"

@@ -90,11 +90,11 @@ def test_the_reward_rises_and_the_files_say_how(tmp_path: Path) -> None:
     assert len([s for s in samples if s["kind"] == "eval" and s["step"] == 0]) == 20
 
 
-@pytest.mark.parametrize("pieces", [{}, {"correction": TruncatedCorrection()}], ids=["current", "rescored"])
+@pytest.mark.parametrize("pieces", [{}, {"correction": TruncatedCorrection()}], ids=["plain", "corrected"])
 def test_on_policy_ratios_are_one_and_the_loss_is_minus_the_mean_advantage(
     pieces: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The second case has its old log-probabilities from a pass of their own."""
+    """With one update a step the old policy is the current one, with a correction too: no pass of its own."""
     config = toy_config(
         tmp_path, advantage=ReinforceAdvantage(baseline="none"), train=OnlineSection(steps=3, save_every=0),
         rollout=replace(ROLLOUT, temperature=0.7), **pieces,

@@ -171,6 +171,19 @@ def scored_by(one: Callable[[Any, Any], float], name: str = "score") -> Score:
     return score
 
 
+class InProcess:
+    """Stands for a run's reward and its workers: `scored_by(one)`."""
+
+    def __init__(self, one: Callable[[Any, Any], float]):
+        self.score = scored_by(one)
+
+    def __call__(self, examples: Any, completions: Any) -> Scored:
+        return self.score(examples, completions)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
 def toy_config(folder: Path, **changes: Any) -> RLConfig:
     """Two-token answers, 4 prompts x 8 samples; sections of RLConfig by name."""
     base = RLConfig(
