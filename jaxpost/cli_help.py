@@ -26,6 +26,7 @@ examples:
   jaxpost train configs/grpo/demo.yaml --advantage.kind rloo --prompts.operations "+" --run.name sums
   jaxpost train configs/sft/gsm8k.yaml --data.train.0.path train.jsonl.gz --optim.lr 1e-6
   jaxpost train configs/sft/gsm8k.yaml --adapter '{kind: lora, rank: 8}' --run.name gsm8k-lora8
+  jaxpost train configs/dpo/local_dpo.yaml --losses '[{kind: ipo, beta: 0.1}]' --data.train.0.path pairs.jsonl
   jaxpost train configs/sft/gsm8k.yaml --optim.kind lion --optim.lr 3e-6 --train.steps 200
   jaxpost train configs/sft/gsm8k.yaml --help          every flag, its meaning and its value in that preset
   jaxpost train runs/demo/config.yaml --run.name again an earlier run's configuration is a preset too
@@ -84,13 +85,14 @@ examples:
 INSPECT = """\
 Show what a preset would train on, before it trains: rows as the model will read them with the trained tokens
 coloured, a histogram of lengths, and counts of truncated and dropped rows. Of reinforcement learning: problems as
-the model sees them, and what each reward says of the reference answers.
+the model sees them, and what each reward says of the reference answers. Of preferences: both sides and what differs.
 """
 
 INSPECT_EPILOG = """\
 examples:
   jaxpost data inspect configs/sft/chitchat.yaml
   jaxpost data inspect configs/grpo/demo.yaml
+  jaxpost data inspect configs/dpo/local_dpo.yaml --data.train.0.path pairs.jsonl --data.eval '[]'
   jaxpost data inspect configs/sft/gsm8k.yaml --rows 10 --data.train.0.path mine.jsonl
 """
 

@@ -34,7 +34,7 @@ UNPAIRED = (KTOLoss, BCOLoss, APOZeroUnpairedLoss)
 """They judge single answers."""
 EITHER = (AOTUnpairedLoss, NLLLoss)
 """They read single answers, or the answers of pairs."""
-REFERENCE_FREE = (ORPOLoss, SimPOLoss, AlphaPOLoss, CPOLoss, NLLLoss)
+REFERENCE_FREE = (ORPOLoss, SimPOLoss, AlphaPOLoss, CPOLoss, NLLLoss, XPOLoss)
 
 
 def data_kind(losses: Sequence[PreferenceLossSection]) -> Literal["pairs", "unpaired"]:

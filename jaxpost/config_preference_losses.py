@@ -19,13 +19,17 @@ class _Common:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Referenced(_Common):
+class ReferencedLoss(_Common):
+    """What losses relative to a reference share."""
+
     beta: float = 0.1
     """How strongly the policy is held to its reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Compared(_Referenced):
+class ComparedLoss(ReferencedLoss):
+    """What losses of the difference of both sides' log ratios share."""
+
     divergence: Divergence = "reverse_kl"
     """Distance to the reference (f-DPO, 2309.16240)."""
     alpha: float = 0.5
@@ -33,7 +37,7 @@ class _Compared(_Referenced):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Logistic(_Compared):
+class _Logistic(ComparedLoss):
     label_smoothing: float = 0.0
     """Share of labels that are taken to be wrong (conservative DPO)."""
     margin: float = 0.0
@@ -72,7 +76,7 @@ class WPOLoss(_Logistic):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobustLoss(_Compared):
+class RobustLoss(ComparedLoss):
     """DPO that is unbiased when a known share of labels is flipped (2403.00409)."""
 
     kind: Literal["robust"] = "robust"
@@ -81,28 +85,28 @@ class RobustLoss(_Compared):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HingeLoss(_Compared):
+class HingeLoss(ComparedLoss):
     """max(0, 1 - beta D) (2309.06657)."""
 
     kind: Literal["hinge"] = "hinge"
 
 
 @dataclass(frozen=True, kw_only=True)
-class IPOLoss(_Compared):
+class IPOLoss(ComparedLoss):
     """(D per token - 1 / (2 beta))^2 (2310.12036)."""
 
     kind: Literal["ipo"] = "ipo"
 
 
 @dataclass(frozen=True, kw_only=True)
-class IPOSumLoss(_Compared):
+class IPOSumLoss(ComparedLoss):
     """(D - 1 / (2 beta))^2: IPO with sums over tokens (2310.12036)."""
 
     kind: Literal["ipo_sum"] = "ipo_sum"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EXOLoss(_Compared):
+class EXOLoss(ComparedLoss):
     """KL of the policy's preference from the smoothed label (2402.00856)."""
 
     kind: Literal["exo"] = "exo"
@@ -111,7 +115,7 @@ class EXOLoss(_Compared):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NCALoss(_Referenced):
+class NCALoss(ReferencedLoss):
     """Noise-contrastive alignment (2402.05369)."""
 
     kind: Literal["nca"] = "nca"
@@ -119,14 +123,14 @@ class NCALoss(_Referenced):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BCOPairLoss(_Referenced):
+class BCOPairLoss(ReferencedLoss):
     """A classifier of both sides, without a reward shift (2404.04656)."""
 
     kind: Literal["bco_pair"] = "bco_pair"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SPPOLoss(_Referenced):
+class SPPOLoss(ReferencedLoss):
     """Self-play preference optimisation with certain wins (2405.00675); its eta is 1 / beta."""
 
     kind: Literal["sppo"] = "sppo"
@@ -134,21 +138,21 @@ class SPPOLoss(_Referenced):
 
 
 @dataclass(frozen=True, kw_only=True)
-class APOZeroLoss(_Referenced):
+class APOZeroLoss(ReferencedLoss):
     """Chosen up, rejected down (2408.06266)."""
 
     kind: Literal["apo_zero"] = "apo_zero"
 
 
 @dataclass(frozen=True, kw_only=True)
-class APODownLoss(_Referenced):
+class APODownLoss(ReferencedLoss):
     """Both down, rejected more (2408.06266)."""
 
     kind: Literal["apo_down"] = "apo_down"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscoPOPLoss(_Compared):
+class DiscoPOPLoss(ComparedLoss):
     """Logistic and exponential loss, mixed by the margin (2406.08414)."""
 
     kind: Literal["discopop"] = "discopop"
@@ -157,7 +161,7 @@ class DiscoPOPLoss(_Compared):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AOTLoss(_Referenced):
+class AOTLoss(ReferencedLoss):
     """Sorted margins of the policy against those of the reference (2406.05882)."""
 
     kind: Literal["aot"] = "aot"
@@ -165,7 +169,7 @@ class AOTLoss(_Referenced):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AOTUnpairedLoss(_Referenced):
+class AOTUnpairedLoss(ReferencedLoss):
     """Sorted rewards of chosen answers against those of rejected ones (2406.05882)."""
 
     kind: Literal["aot_unpaired"] = "aot_unpaired"
@@ -173,7 +177,7 @@ class AOTUnpairedLoss(_Referenced):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Unpaired(_Referenced):
+class _Unpaired(ReferencedLoss):
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
 

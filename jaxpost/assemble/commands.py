@@ -13,10 +13,14 @@ from jaxpost.adapters import peft
 from jaxpost.adapters.bind import bind, merge
 from jaxpost.assemble.inspect_rl import inspect_rl
 from jaxpost.assemble.model import DTYPES, Pretrained, load_model, sampling_mesh
+from jaxpost.assemble.preference import shares_prompts
 from jaxpost.config import ModelSection
+from jaxpost.config_check_preference import data_kind
 from jaxpost.config_io import Config
+from jaxpost.config_preference import PreferenceConfig
 from jaxpost.config_rl import RLConfig
 from jaxpost.data import inspect as data_inspect
+from jaxpost.data.inspect_answers import inspect_answers
 from jaxpost.train.folder import environment as run_environment
 from jaxpost.types import Params
 from jaxpost.weights import gguf, huggingface
@@ -71,14 +75,16 @@ def inspect(config: Config, *, rows: int = 3, color: bool = False) -> str:
     tokenizer = pretrained.tokenizer
     if isinstance(config, RLConfig):
         return inspect_rl(config, tokenizer, room=pretrained.config.max_positions, rows=rows, color=color)
-    return data_inspect.inspect(
-        config.data,
-        tokenizer,
-        cache_dir=cache_folder() / "tokens",
-        batch_size=config.train.batch_size,
-        rows=rows,
-        color=color,
-    )
+    common: dict[str, Any] = {
+        "cache_dir": cache_folder() / "tokens",
+        "batch_size": config.train.batch_size,
+        "rows": rows,
+        "color": color,
+    }
+    if isinstance(config, PreferenceConfig):
+        share = shares_prompts(config.share_prompts, config.model)
+        return inspect_answers(config.data, tokenizer, kind=data_kind(config.losses), share_prompts=share, **common)
+    return data_inspect.inspect(config.data, tokenizer, **common)
 
 
 def environment() -> dict[str, Any]:

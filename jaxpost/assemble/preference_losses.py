@@ -9,7 +9,7 @@ from functools import partial
 
 from jax.sharding import Mesh
 
-from jaxpost.config_preference_losses import PreferenceLossSection, _Compared
+from jaxpost.config_preference_losses import ComparedLoss, PreferenceLossSection
 from jaxpost.losses.preference import divergences, reference_free, referenced, shapes, transport, unpaired
 from jaxpost.losses.preference.objective import Needs, Piece, each_pair, preference
 from jaxpost.ops import platform
@@ -26,7 +26,7 @@ FREE = Needs(reference=False)
 
 def _pair(loss: Callable, reward: Callable = shapes.implicit_reward, needs: Needs = Needs()) -> Callable:  # noqa: B008
     def piece(section: PreferenceLossSection) -> Piece:
-        chosen = {"divergence": DIVERGENCES[section.divergence]} if isinstance(section, _Compared) else {}
+        chosen = {"divergence": DIVERGENCES[section.divergence]} if isinstance(section, ComparedLoss) else {}
         return Piece(section.kind, each_pair(partial(loss, **chosen)), reward, needs)
 
     return piece
@@ -110,6 +110,7 @@ def preference_hyper(sections: Sequence[PreferenceLossSection]) -> dict[str, flo
     """The traced scalars of the losses: every number of every section, under "<kind>/<name>".
 
     Example:
+      >>> from jaxpost.config_preference_losses import NLLLoss
       >>> preference_hyper([NLLLoss(weight=0.2)])
       {'nll/weight': 0.2}
     """
@@ -117,7 +118,7 @@ def preference_hyper(sections: Sequence[PreferenceLossSection]) -> dict[str, flo
         f"{section.kind}/{field.name}": value
         for section in sections
         for field in fields(section)
-        if isinstance(value := getattr(section, field.name), float)
+        if isinstance(value := getattr(section, field.name), int | float)
     }
 
 

@@ -195,3 +195,10 @@ def test_another_model_may_be_the_reference(config, tiny_model, tmp_path):
     job = preference.make_job(dataclasses.replace(config, reference=CachedReference(path=str(other))))
     assert evaluated(job, job.init_state())["rewards/margin"] != means[0]["rewards/margin"]
     assert flatten(params).keys() == flatten(changed).keys()
+
+
+def test_inspection_shows_both_sides_and_what_differs(config):
+    text = assemble.inspect(config, rows=1)
+    assert "[chosen," in text
+    assert "[rejected," in text
+    assert "counts of groups (pairs)" in text

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import jax
@@ -13,11 +15,13 @@ import pytest
 from preference_oracles import ORACLES, Fixed, Pair
 
 from jaxpost import config_preference_losses as sections
-from jaxpost.assemble.preference_losses import PIECES, preference_hyper
-from jaxpost.losses.preference.objective import combine
-from jaxpost.losses.preference.pairs import answers_of
-from jaxpost.metrics.terms import means, reduce_terms
-from jaxpost.types import AnswerBatch
+from jaxpost.assemble.preference_losses import PIECES, make_preference_loss, preference_hyper, reads_reference
+from jaxpost.losses.preference.objective import Needs, measure
+from jaxpost.losses.preference.pairs import Answers, AnswerStats, answers_of, sides
+from jaxpost.losses.preference.unpaired import kl_baseline, no_shift, remember_shift
+from jaxpost.metrics.terms import means, reduce_term
+from jaxpost.train.step import make_eval_step
+from jaxpost.types import AnswerBatch, Model, Outputs
 
 SECTIONS = [
     sections.DPOLoss(),
@@ -70,6 +74,7 @@ every_section = pytest.mark.parametrize("index", range(len(SECTIONS)), ids=[name
 # One batch of six pairs, for the library and for the oracles
 
 PAIRS = 6
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 @cache
@@ -119,32 +124,31 @@ def laid_out(pairs: tuple[Pair, ...]) -> tuple[AnswerBatch, dict[str, np.ndarray
     return batch, tokens
 
 
-def loss_of(section: Any, batch: AnswerBatch, logprobs: Any, ref: Any, likeness: Any) -> tuple[Any, Any]:
-    """The loss, with its weight set to 1, and all metrics."""
-    answers = answers_of(batch, batch.weights, logprobs, ref, likeness=likeness, kl=0 * ref, shared=True)
-    section = replace(section, weight=1.0)
-    piece = PIECES[section.kind](section)
-    memory = {piece.name: dict(piece.memory)} if piece.remember else {}
-    out = means(reduce_terms(*combine([piece], answers, preference_hyper([section]), memory)[:2]))
-    return out["loss"], out
-
-
 @cache
-def computed() -> Any:
-    """Value, gradient by token and metrics of all sections, in one program."""
+def computed() -> tuple[np.ndarray, np.ndarray]:
+    """Value and gradient by token of all sections, their weights set to 1, in one program."""
     batch, tokens = laid_out(known())
-    arrays = [jnp.asarray(tokens[name], jnp.float32) for name in ("logprobs", "ref", "likeness")]
+    logprobs, ref, likeness = (jnp.asarray(tokens[name], jnp.float32) for name in ("logprobs", "ref", "likeness"))
 
-    def everything(logprobs: Any, *rest: Any) -> Any:
-        one = lambda s: jax.value_and_grad(partial(loss_of, s, batch), has_aux=True)(logprobs, *rest)  # noqa: E731
-        return [one(section) for section in SECTIONS]
+    def values(logprobs: Any) -> tuple[Any, Any]:
+        answers = answers_of(batch, batch.weights, logprobs, ref, likeness=likeness, shared=True)
+        out = jnp.stack([loss_of(replace(section, weight=1.0), answers) for section in SECTIONS])
+        return out, out
 
-    return jax.device_get(jax.jit(everything, compiler_options={"xla_backend_optimization_level": 0})(*arrays))
+    grads, out = jax.jit(jax.jacrev(values, has_aux=True), compiler_options=QUICK)(logprobs)
+    return np.asarray(out), np.asarray(grads)
+
+
+def loss_of(section: Any, answers: Any) -> Any:
+    piece, hyper = PIECES[section.kind](section), preference_hyper([section])
+    own = {name.split("/")[1]: value for name, value in hyper.items()}
+    own |= {} if piece.remember is None else piece.remember(answers, own, piece.memory)
+    return means({"": reduce_term(piece.term(answers, own))})["loss"]
 
 
 @every_section
 def test_value_and_gradient_are_the_papers(index: int) -> None:
-    section, ((value, _), grads) = SECTIONS[index], computed()[index]
+    section, value, grads = SECTIONS[index], *(x[index] for x in computed())
     h = vars(section) | {"fixed": Fixed()}
     oracle = ORACLES[section.kind]
     np.testing.assert_allclose(value, oracle(known(), h), rtol=2e-5, atol=1e-6)
@@ -172,3 +176,126 @@ def test_value_and_gradient_are_the_papers(index: int) -> None:
 def test_every_section_is_tested() -> None:
     kinds = {one.kind for one in sections.PreferenceLossSection.__args__}  # ty: ignore
     assert kinds == {section.kind for section in SECTIONS} == set(PIECES) == set(ORACLES)
+
+
+# Values known by hand
+
+
+def quiet() -> tuple[Any, Any, AnswerBatch]:
+    """A bigram table as the model, its parameters, and a batch of two pairs of one row each, one of them a tie."""
+    forward = lambda params, inputs, cache=None: Outputs(jnp.take(params["table"], inputs.tokens, axis=0))  # noqa: E731
+    model = Model(None, (), lambda key: {}, forward, lambda params, hidden: hidden @ params["head"], lambda *_: None)
+    rng = np.random.default_rng(1)
+    params = {"table": rng.normal(size=(7, 4)), "head": rng.normal(size=(4, 7))}
+    rows = lambda *x: jnp.asarray(x)  # noqa: E731
+    tokens = rows([0, 1, 2, 0, 3, 4, 5, 0], [0, 2, 6, 6, 0, 1, 0, 0])
+    segments = rows([1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 1, 1, 2, 2, 0, 0])
+    weights = rows([0.0, 1, 1, 0, 1, 1, 1, 0], [0.0, 1, 1, 1, 0, 1, 0, 0])
+    batch = AnswerBatch(
+        tokens, tokens, segments, weights, jnp.arange(2), rows([1, 1], [1, 1]), rows([1, 0], [0, 0]), jnp.ones((2, 2))
+    )
+    return model, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params), batch
+
+
+def told(these: list[Any], *, frozen: Any = None, batch: Any = None, live: bool = True) -> dict[str, float]:
+    model, params, whole = quiet()
+    loss = make_preference_loss(these, model, live_reference=live)
+    frozen = {"reference": params} if frozen is None else frozen
+    evaluate = jax.jit(make_eval_step(loss), compiler_options=QUICK)
+    out = evaluate({"policy": params}, frozen, batch or whole, jax.random.key(0), preference_hyper(these))
+    return {name: float(x) for name, x in means(out).items()} | {f"n/{k}": float(s.weight) for k, s in out.items()}
+
+
+def test_a_policy_that_is_its_own_reference() -> None:
+    """Margins are 0, DPO is ln 2, IPO its square of 1 / (2 beta); a tie is no pair."""
+    out = told([sections.DPOLoss(), sections.IPOLoss(beta=0.25), sections.HingeLoss(), sections.APOZeroLoss()])
+    assert out["dpo"] == pytest.approx(math.log(2), rel=1e-6)
+    assert (out["ipo"], out["hinge"], out["apo_zero"]) == (4.0, 1.0, 1.0)
+    assert (out["rewards/chosen"], out["rewards/rejected"], out["rewards/margin"], out["kl"]) == (0, 0, 0, 0)
+    assert out["rewards/accuracy"] == 0.5
+    assert (out["n/dpo"], out["n/rewards/margin"]) == (1, 1)
+
+
+def test_metrics_by_hand() -> None:
+    """Against the table's log-probabilities: the pair's rank 0 is its second answer; the tie's two count as chosen."""
+    _, params, _ = quiet()
+    logits = np.asarray(params["table"] @ params["head"], np.float64)
+    logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    path = lambda *tokens: sum(logp[a, b] for a, b in itertools.pairwise(tokens))  # noqa: E731
+    chosen, rejected, ties = path(0, 3, 4, 5), path(0, 1, 2), (path(0, 2, 6, 6), path(0, 1))
+    out = told([sections.SimPOLoss(beta=2.0, gamma=0.5)], live=False)
+    margin = 2 * chosen / 3 - 2 * rejected / 2
+    assert out["simpo"] == pytest.approx(math.log1p(math.exp(0.5 - margin)), rel=1e-5)
+    assert out["rewards/margin"] == pytest.approx(margin, rel=1e-5)
+    assert out["rewards/accuracy"] == float(margin > 0)
+    assert out["logprobs/rejected"] == pytest.approx(rejected, rel=1e-5)
+    assert out["logprobs/chosen"] == pytest.approx((chosen + sum(ties)) / 3, rel=1e-5)
+    assert (out["tokens/chosen"], out["tokens/rejected"], out["n/tokens/chosen"]) == (pytest.approx(7 / 3), 2, 3)
+
+
+def test_a_live_reference_is_one_that_came_with_the_batch() -> None:
+    model, params, batch = quiet()
+    other = jax.tree.map(lambda x: 0.5 * x, params)
+    scored = measure(model, {"policy": other}, {}, batch, jax.random.key(0), {}, needs=Needs(reference=False))
+    tokens = per_token_logprobs(model, other, batch)
+    assert float(jnp.sum(tokens)) == pytest.approx(float(jnp.sum(scored.stats.logprob)), rel=1e-6)
+    these = [sections.DPOLoss(), sections.KTOLoss()]
+    live = told(these, frozen={"reference": other, "base": params})
+    assert live == pytest.approx(told(these, frozen={"base": other}), rel=1e-6)
+    assert live == pytest.approx(told(these, batch=batch._replace(ref_logprobs=tokens), live=False), rel=1e-6)
+    assert live["rewards/margin"] != 0
+    assert live["kl"] > 0
+
+
+def per_token_logprobs(model: Any, params: Any, batch: AnswerBatch) -> Any:
+    logp = jax.nn.log_softmax(model.unembed(params, jnp.take(params["table"], batch.tokens, axis=0)))
+    before = jnp.take_along_axis(logp[:, :-1], batch.tokens[:, 1:, None], axis=2)[..., 0]
+    return jnp.pad(before, ((0, 0), (1, 0))) * batch.weights
+
+
+def test_what_is_missing_is_said() -> None:
+    model, *_ = quiet()
+    with pytest.raises(ValueError, match="ref_logprobs, which were not computed"):
+        told([sections.DPOLoss()], live=False)
+    with pytest.raises(ValueError, match="no from_reference"):
+        told([sections.XPOLoss()], live=False)
+    for these in ([], [sections.DPOLoss(), sections.DPOLoss(beta=1.0)]):
+        with pytest.raises(ValueError, match="each by a name of its own"):
+            make_preference_loss(these, model)
+
+
+def test_which_losses_read_a_reference() -> None:
+    free = {s.kind for s in SECTIONS if not reads_reference([s])}
+    assert free == {"orpo", "simpo", "alphapo", "cpo", "nll", "xpo"}
+    assert reads_reference([sections.NLLLoss(), sections.DPOLoss()])
+
+
+def test_pairs_are_the_ends_of_a_group() -> None:
+    """Three answers give best against worst; two of the best, a single answer and an empty side give none."""
+    table = lambda *x: jnp.asarray([x])  # noqa: E731
+    stats = AnswerStats(-jnp.arange(1.0, 11.0)[None], table(1.0, 1, 1, 1, 1, 1, 1, 1, 0, 1))
+    groups, ranks = table(1, 1, 1, 2, 2, 2, 3, 4, 4, 0), table(1, 2, 0, 0, 0, 1, 0, 0, 1, 0)
+    pairs = sides(Answers(stats, groups, ranks, table(3.0, 3, 3, 1, 1, 1, 1, 1, 1, 1)))
+    assert pairs.weight.tolist() == [[1, 0, 0, 0, 0]]
+    assert (float(pairs.chosen.logprob[0, 0]), float(pairs.rejected.logprob[0, 0]), pairs.strength[0, 0]) == (-3, -2, 3)
+
+
+def test_baseline_of_kto_is_never_negative() -> None:
+    table = lambda *x: jnp.asarray([x])  # noqa: E731
+    of = lambda other: Answers(  # noqa: E731
+        AnswerStats(table(0.0, 0.0, other), table(1.0, 1.0, 2.0), jnp.zeros((1, 3))), table(1, 2, 2), table(0, 1, -1),
+        jnp.ones((1, 3)),
+    )  # fmt: skip
+    assert [float(kl_baseline(of(x))) for x in (3.0, -3.0)] == [3.0, 0.0]
+
+
+def test_shift_of_bco_is_an_unbiased_running_mean() -> None:
+    """Of batches whose shifts are 1 and 4, with decay 1/2: 1, then (1/2 1 + 1 4) / (1/2 + 1)."""
+    table = lambda *x: jnp.asarray([x])  # noqa: E731
+    of = lambda good, bad: Answers(  # noqa: E731
+        AnswerStats(table(good, bad), jnp.ones((1, 2)), jnp.zeros((1, 2))), table(1, 2), table(0, 1), jnp.ones((1, 2))
+    )
+    hyper = {"beta": 2.0, "shift_decay": 0.5}
+    first = remember_shift(of(2.0, -1.0), hyper, no_shift())
+    second = remember_shift(of(5.0, -1.0), hyper, first)
+    assert [float(x["shift"]) for x in (first, second)] == pytest.approx([1.0, 3.0])

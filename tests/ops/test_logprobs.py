@@ -85,6 +85,31 @@ def test_token_stats_equal_the_closed_form(unembed: Any, cap: float | None, chun
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
+def test_token_stats_leave_out_tokens_without_weight(chunk: int) -> None:
+    d = data() | {"g_logz": np.zeros((B, T))}
+    used = np.asarray([[0, 1, 0, 0, 1, 0, 0], [0] * 7, [0, 0, 0, 1, 1, 0, 1]]) != 0
+    d["g_logprob"] *= used
+    want = closed_form(d)
+
+    def total(params: Any, hidden: jax.Array) -> Any:
+        how = {"weights": cast(used * 1.0), "chunk_tokens": chunk, "with_collision": True}
+        stats = token_stats(head, params, hidden, cast(d["targets"]), **how)
+        # Tokens that are left out have no gradient, whatever is asked of them.
+        return jnp.sum(jnp.where(used, cast(d["g_logprob"]), 7.0) * stats.logprob + stats.collision), stats
+
+    (g_params, g_hidden), stats = jax.jit(jax.grad(total, (0, 1), has_aux=True))(
+        {"head": cast(d["head"])}, cast(d["hidden"])
+    )
+    np.testing.assert_allclose(stats.logprob, used * want["logprob"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(stats.logz, used * want["logz"], rtol=1e-5)
+    np.testing.assert_array_equal(stats.correct, used & want["correct"])
+    p = np.exp(d["hidden"] @ d["head"] - want["logz"][..., None])
+    np.testing.assert_allclose(stats.collision, used * np.log((p**2).sum(-1)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(g_hidden, want["hidden"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(g_params["head"], want["head"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
 def test_weighted_sum_equals_the_closed_form(chunk: int) -> None:
     d = data() | {"g_logz": np.zeros((B, T))}
     want = closed_form(d)

@@ -53,7 +53,7 @@ class Piece(NamedTuple):
     couples: bool = False
     """Whether an answer's loss depends on other rows."""
     remember: Callable[[Answers, Hyper, Memory], Memory] | None = None
-    """(answers, hyper, memory) -> the new memory, whose entries `term` finds in its hyper: running means."""
+    """(answers, hyper, memory) -> the new memory, without gradient (running means); `term` finds it in its hyper."""
     memory: Memory = {}  # noqa: RUF012
     """Before the first step."""
 
@@ -161,7 +161,7 @@ def combine(
     for piece in pieces:
         own = _own(hyper, piece)
         if piece.remember is not None:
-            new[piece.name] = jax.lax.stop_gradient(piece.remember(answers, own, memory[piece.name]))
+            new[piece.name] = piece.remember(answers, own, memory[piece.name])
             own |= new[piece.name]
         term = piece.term(answers, own)
         terms[piece.name] = term._replace(coef=term.coef * own.get("weight", 1.0))
@@ -181,8 +181,8 @@ def watch(answers: Answers, rewards: Float[Array, "B S"], *, paired: bool) -> Te
     Means over the answers of each side: "rewards/chosen", "rewards/rejected" (what the first loss takes the policy
     for), "logprobs/chosen", "logprobs/rejected" (log pi of whole answers, nats), "tokens/chosen", "tokens/rejected".
     Over pairs: "rewards/margin", and "rewards/accuracy", the share of pairs with a positive margin (a margin of 0
-    counts half). With a reference "logratios/chosen", "logratios/rejected" (log pi / pi_ref of whole answers) and "kl", per token: k3 of the log ratios, an estimate of the distance only as far as the
-    answers are the policy's own.
+    counts half). With a reference "logratios/chosen", "logratios/rejected" (log pi / pi_ref of whole answers) and "kl",
+    per token: k3 of the log ratios, an estimate of the distance only as far as the answers are the policy's own.
     """
     stats = jax.lax.stop_gradient(answers.stats)
     rewards = jax.lax.stop_gradient(rewards)

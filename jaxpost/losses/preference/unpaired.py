@@ -70,11 +70,11 @@ def remember_shift(answers: Answers, hyper: Hyper, memory: dict[str, Array]) -> 
     """BCO's reward shift d: the middle between the mean rewards of both sides, averaged over steps.
 
     A batch's d is (E_desirable b l + E_undesirable b l) / 2, and of a batch without one of them the other's mean. The
-    average forgets by hyper["shift_decay"] a step and starts unbiased; 0: every batch has its own.
+    average forgets by hyper["shift_decay"] a step and starts unbiased; 0: every batch has its own. No gradient.
 
     Returns: "shift", and the "shift_sum" and "shift_count" that it is the ratio of.
     """
-    rewards = hyper["beta"] * log_ratio(answers.stats)
+    rewards = jax.lax.stop_gradient(hyper["beta"] * log_ratio(answers.stats))
     counts = [jnp.sum(x.astype(jnp.float32)) for x in _labels(answers)]
     means = [divide(jnp.sum(jnp.where(x, rewards, 0.0)), n) for x, n in zip(_labels(answers), counts, strict=True)]
     sides = sum(((n > 0).astype(jnp.float32) for n in counts), jnp.zeros(()))
