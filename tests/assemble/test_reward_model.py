@@ -275,3 +275,9 @@ def test_several_objectives_have_an_output_each_and_unknown_grades_do_not_count(
                       kind="scores", reduce=Reduce(objectives=(1.0, 0.5, 0.0))))  # fmt: skip
     each = rows[0]["objectives"][0]
     assert rows[0]["scores"][0] == pytest.approx(each["helpfulness"] + 0.5 * each["correctness"], rel=1e-4)
+
+
+def test_inspect_shows_steps_and_their_labels(config, tmp_path):
+    shown = assemble.inspect(on(config, tmp_path, STEPS, loss=ProcessLoss()), rows=1)
+    assert "good" in shown
+    assert "steps" in shown
