@@ -149,6 +149,36 @@ class ModelRewardSection(_Part):
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
+@dataclass(frozen=True, kw_only=True)
+class JudgeSection(_Part):
+    """The verdict of a language model that is asked about the answer."""
+
+    kind: Literal["judge"] = "judge"
+    name: str = "judge"
+    mode: Literal["point", "pair", "rubric", "verifier", "critic"] = "point"
+    """One rating; the better of two answers to a problem, in both orders; a rating by criterion; right or wrong after
+    reasoning; minus the number of faults found."""
+    path: str = ""
+    """The model that judges: a folder or hub id; with `server` its name there ("": the only one that it serves)."""
+    server: str = ""
+    """An OpenAI-compatible address, such as http://localhost:8000/v1, in the place of our own engine."""
+    template: str = "{prompt}"
+    """What the judge is shown as the question: {prompt} and other columns of the problem."""
+    low: int = 1
+    high: int = 10
+    """Scale of ratings, whose ends become 0 and 1."""
+    criteria: tuple[str, ...] = ()
+    """Of mode rubric; each is a column of its own."""
+    probability: bool = True
+    """Of mode verifier: the probability of yes against no after the reasoning, not the word (our own engine only)."""
+    verdicts: int = 1
+    """Asked so often, with a temperature above 0; the mean of those that can be read counts."""
+    max_tokens: int = 512
+    temperature: float = 0.0
+    rows: int = 32
+    """Verdicts written together, or requests under way at once."""
+
+
 RewardPart = (
     MathSection
     | ChoiceSection
@@ -162,6 +192,7 @@ RewardPart = (
     | ScriptSection
     | FunctionSection
     | ModelRewardSection
+    | JudgeSection
 )
 
 

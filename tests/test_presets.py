@@ -15,6 +15,7 @@ from jaxpost.config_check_rl import check_config as check
 from jaxpost.config_flags import apply_flags
 from jaxpost.config_io import load
 from jaxpost.config_preference import PreferenceConfig
+from jaxpost.config_reward import RewardConfig
 from jaxpost.config_rl import FilePrompts, RLConfig
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +27,7 @@ SPEC.loader.exec_module(papers)
 
 CONFIGS = {preset: load(preset) for preset in PRESETS}
 SUPERVISED = [preset for preset, config in CONFIGS.items() if isinstance(config, SFTConfig)]
+REWARD = [preset for preset, config in CONFIGS.items() if isinstance(config, RewardConfig)]
 PREFERENCE = [preset for preset, config in CONFIGS.items() if isinstance(config, PreferenceConfig)]
 
 
@@ -100,10 +102,14 @@ def test_preset_runs_three_steps_on_a_tiny_model(preset, tiny_model, tmp_path, m
     assert (exported / ("adapter_config.json" if config.adapter.kind == "lora" else "config.json")).is_file()
 
 
-def tiny_preference(config: PreferenceConfig, model: Path, folder: Path) -> list[str]:
-    """Flags that make a preset small: a random model, pairs of short answers, few steps, every device."""
+def tiny_preference(
+    config: PreferenceConfig | RewardConfig, model: Path, folder: Path, rows: list | None = None
+) -> list[str]:
+    """Flags that make a preset small: a random model, rows of short answers, few steps, every device."""
     data = folder / "pairs.jsonl"
-    rows = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No " * (1 + i % 3)} for i in range(40)]
+    rows = rows or [
+        {"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": "No " * (1 + i % 3)} for i in range(40)
+    ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [
         *("--model.path", str(model), "--model.revision", "null", "--model.tokenizer", "null"),
@@ -114,6 +120,47 @@ def tiny_preference(config: PreferenceConfig, model: Path, folder: Path) -> list
         *("--optim.schedule.warmup", "0", "--train.eval_batches", "1", "--train.samples.prompts", "[]"),
         *("--train.save_every", "0", "--run.dir", str(folder / "run"), "--run.loggers", "[]", "--run.export", "false"),
     ]
+
+
+def reward_composition(config: RewardConfig) -> tuple:
+    """What decides which code a preset of a reward model runs through."""
+    loss = tuple(x for x in vars(config.loss).values() if isinstance(x, str))
+    head = (config.head.members > 1, config.head.classes, bool(config.data.objectives))
+    return (loss, head, config.adapter.kind, config.data.step_mark)
+
+
+JUDGED_ROWS = {
+    "pairs": lambda i: {"chosen": f"It is {i}.", "rejected": "No " * (1 + i % 3), "strength": "better"},
+    "rankings": lambda i: {"completions": [f"It is {i}.", "No", "Well"], "ranks": [0, 2, 1]},
+    "unpaired": lambda i: {"completion": f"It is {i}." if i % 2 else "No", "label": bool(i % 2)},
+    "scores": lambda i: {"completion": f"It is {i}.", "score": float(i % 5)},
+    "steps": lambda i: {"completions": ["One", "Two"], "labels": [True, bool(i % 2)]},
+}
+REWARD_RUNS = [
+    pytest.param(preset, id=ids(preset), marks=() if preset.stem == "local_gsm8k_ensemble_lora" else pytest.mark.slow)
+    for preset in {reward_composition(CONFIGS[preset]): preset for preset in REWARD}.values()
+]
+"""One for each way in which they are composed."""
+
+
+@pytest.mark.parametrize("preset", REWARD_RUNS)
+def test_preset_trains_a_reward_model_for_three_steps_on_a_tiny_model(preset, tiny_model, tmp_path, monkeypatch):
+    from jaxpost import assemble
+
+    monkeypatch.setenv("JAXPOST_CACHE", str(tmp_path / "cache"))
+    config = CONFIGS[preset]
+    rows = [{"prompt": f"What is {i}?", **JUDGED_ROWS[config.data_kind](i)} for i in range(40)]
+    for row in rows if config.data.objectives else ():
+        row["score"] = dict.fromkeys(config.data.objectives, row["score"])
+    config = check(apply_flags(config, tiny_preference(config, tiny_model, tmp_path, rows)))
+    result = assemble.train(config)
+    assert (result.step, result.stopped) == (3, None)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(record["grad_norm"] > 0 for record in records if record["kind"] == "train")
+    last = [record for record in records if record["kind"] == "eval"][-1]
+    names = ("accuracy", "mean_absolute_error", "objective/helpfulness/mean_absolute_error")
+    assert any(f"pairs/{name}" in last for name in names)
+    assert ("pairs/first_error/f1" in last) == (config.data_kind == "steps")
 
 
 def preference_composition(config: PreferenceConfig) -> tuple:

@@ -239,8 +239,7 @@ def save(
         whole[_short(slot.module)] += 1
         if slot.path not in flat:
             continue
-        at = () if slot.repeat is None else (slot.repeat,)
-        a, b, scale = flat[slot.path].a[at], flat[slot.path].b[at], float(factors[slot.path][at])
+        a, b, scale = _layer(slot, flat, factors)
         used = np.flatnonzero(a.any(axis=0) | b.any(axis=1))
         if not used.size:
             continue
@@ -254,17 +253,24 @@ def save(
     settings = _settings(ranks, alphas, whole) | {"base_model_name_or_path": base_model, "use_rslora": rslora}
     if head is not None:
         settings |= {"task_type": "TOKEN_CLS" if tokens else "SEQ_CLS", "modules_to_save": sorted(_HEADS)}
-        whole_head = {leaf: _to_host(x) for leaf, x in head.items()}
-        tensors |= {PREFIX + HEAD_NAMES[leaf]: np.ascontiguousarray(x.T) for leaf, x in whole_head.items()}
+        tensors |= {PREFIX + HEAD_NAMES[leaf]: np.ascontiguousarray(_to_host(x).T) for leaf, x in head.items()}
     if jax.process_index() == 0:
         with replaced_folder(folder, overwrite=overwrite) as new:
             save_file(tensors, new / TENSORS, metadata={"format": "pt"})
-            if about is not None:
-                (new / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-            (new / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            for name, content in {CONFIG: settings, ABOUT: about}.items():
+                if content is not None:
+                    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+                    (new / name).write_text(text, encoding="utf-8")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"jaxpost saved {folder}")
     return folder
+
+
+def _layer(slot: _Slot, overlay: Mapping[Any, Any], scales: Mapping[Any, Any]) -> tuple[np.ndarray, np.ndarray, float]:
+    """Factors and scale of one layer."""
+    at = () if slot.repeat is None else (slot.repeat,)
+    leaf = overlay[slot.path]
+    return leaf.a[at], leaf.b[at], float(scales[slot.path][at])
 
 
 def _to_host(x: Any) -> np.ndarray:

@@ -11,13 +11,14 @@ import jax
 from jaxpost import sharding
 from jaxpost.adapters import peft
 from jaxpost.adapters.bind import bind, merge
+from jaxpost.assemble.answer_data import shares_prompts
 from jaxpost.assemble.inspect_rl import inspect_rl
 from jaxpost.assemble.model import DTYPES, Pretrained, load_model, sampling_mesh
-from jaxpost.assemble.preference import shares_prompts
 from jaxpost.config import ModelSection
 from jaxpost.config_check_preference import data_kind
 from jaxpost.config_io import Config
 from jaxpost.config_preference import PreferenceConfig
+from jaxpost.config_reward import RewardConfig
 from jaxpost.config_rl import RLConfig
 from jaxpost.data import inspect as data_inspect
 from jaxpost.data.inspect_answers import inspect_answers
@@ -81,9 +82,10 @@ def inspect(config: Config, *, rows: int = 3, color: bool = False) -> str:
         "rows": rows,
         "color": color,
     }
-    if isinstance(config, PreferenceConfig):
+    if isinstance(config, (PreferenceConfig, RewardConfig)):
+        kind = config.data_kind if isinstance(config, RewardConfig) else data_kind(config.losses)
         share = shares_prompts(config.share_prompts, config.model)
-        return inspect_answers(config.data, tokenizer, kind=data_kind(config.losses), share_prompts=share, **common)
+        return inspect_answers(config.data, tokenizer, kind=kind, share_prompts=share, **common)
     return data_inspect.inspect(config.data, tokenizer, **common)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxpost.assemble.generative import Verdicts, make_verdicts
 from jaxpost.assemble.reward_scores import Encoded, Reduce, RewardModel, load_ensemble
 from jaxpost.assemble.rewards import make_pool
 from jaxpost.assemble.supervised import model_identity
@@ -18,7 +19,7 @@ from jaxpost.config_rewards import RewardSection
 from jaxpost.rewards.combine import leaves
 from jaxpost.rewards.contract import Completion, Example, Rewards
 from jaxpost.rewards.runner import Pool, Problem, Scored
-from jaxpost.rewards.scored import ModelScore
+from jaxpost.rewards.scored import JudgeScore, ModelScore, OffPool
 from jaxpost.text.messages import DataError
 from jaxpost.train.agree import scored_once
 
@@ -93,7 +94,7 @@ class Scoring:
 class Judge:
     """judge(examples, completions) -> columns of rewards and faults; rules by process 0, models by all together."""
 
-    def __init__(self, pool: Pool, models: Mapping[ModelScore, Scoring]):
+    def __init__(self, pool: Pool, models: Mapping[OffPool, Scoring | Verdicts]):
         self.pool, self.models = pool, models
 
     def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> Scored:
@@ -108,14 +109,15 @@ class Judge:
     def by_step(self) -> Callable[..., tuple[list[np.ndarray], list[Problem]]] | None:
         """Scores of steps, where the reward is a process model alone."""
         scoring = self.models.get(self.pool.reward) if isinstance(self.pool.reward, ModelScore) else None
-        return None if scoring is None or not scoring.models[0].readout.steps else scoring.by_step
+        return scoring.by_step if isinstance(scoring, Scoring) and scoring.models[0].readout.steps else None
 
     @property
     def identity(self) -> dict[str, str]:
         """Fingerprints of the reward models."""
         return {
-            f"reward model {spec.name} {n}": model_identity(model.pretrained)
-            for spec, scoring in self.models.items()
+            f"reward model {scoring.spec.name} {n}": model_identity(model.pretrained)
+            for scoring in self.models.values()
+            if isinstance(scoring, Scoring)
             for n, model in enumerate(scoring.models)
         }
 
@@ -125,7 +127,7 @@ class Judge:
 
 
 def make_judge(
-    section: RewardSection, mesh: Mesh, *, key: str = "reward", loaded: dict[Any, Scoring] | None = None
+    section: RewardSection, mesh: Mesh, *, key: str = "reward", loaded: dict[Any, Scoring | Verdicts] | None = None
 ) -> Judge:
     """The rewards that a section names, their models loaded on the mesh.
 
@@ -137,6 +139,8 @@ def make_judge(
     """
     pool, loaded = make_pool(section, key=key), {} if loaded is None else loaded
     for leaf in leaves(pool.reward):
+        if isinstance(leaf, JudgeScore) and leaf not in loaded:
+            loaded[leaf] = make_verdicts(leaf)
         if isinstance(leaf, ModelScore) and leaf not in loaded:
             how = ModelSection(param_dtype=leaf.param_dtype, compute_dtype=leaf.compute_dtype)
             try:
@@ -145,4 +149,4 @@ def make_judge(
             except (ValueError, FileNotFoundError) as error:
                 raise type(error)(f"{key}, model reward {leaf.name!r}: {error}") from None
             loaded[leaf] = Scoring(leaf, tuple(models))
-    return Judge(pool, {leaf: loaded[leaf] for leaf in leaves(pool.reward) if isinstance(leaf, ModelScore)})
+    return Judge(pool, {leaf: loaded[leaf] for leaf in leaves(pool.reward) if isinstance(leaf, OffPool)})

@@ -138,7 +138,9 @@ def _examiner(
         count = len(dataset) if most is None else min(len(dataset), most * config.train.batch_size)
         tree = {"policy": training.policy(params, frozen), "head": params["head"]}
         scored = score_groups(scorer, tree, [dataset.group(i) for i in range(count)], readout)
-        return judge(scored, graded=isinstance(config.loss, RegressionLoss), objectives=config.objectives)
+        found = judge(scored, graded=isinstance(config.loss, RegressionLoss), objectives=config.objectives)
+        # The loop names numbers by their source where there are several.
+        return found if len(datasets) > 1 else {f"{name}/{key}": value for key, value in found.items()}
 
     return examine
 

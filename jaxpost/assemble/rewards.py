@@ -10,6 +10,7 @@ from jaxpost.config_rewards import (
     ChoiceSection,
     FinishedSection,
     FunctionSection,
+    JudgeSection,
     MathSection,
     ModelRewardSection,
     OneBoxSection,
@@ -26,7 +27,7 @@ from jaxpost.rewards import answers, combine, puzzles, style
 from jaxpost.rewards.contract import RewardFn
 from jaxpost.rewards.functions import FromFile, load
 from jaxpost.rewards.runner import Pool
-from jaxpost.rewards.scored import ModelScore
+from jaxpost.rewards.scored import JudgeScore, ModelScore
 
 REWARDS: dict[type, type] = {
     MathSection: answers.MathAnswer,
@@ -40,6 +41,7 @@ REWARDS: dict[type, type] = {
     RepetitionSection: style.Repetition,
     ScriptSection: style.Script,
     ModelRewardSection: ModelScore,
+    JudgeSection: JudgeScore,
 }
 """What each section names; a section has the reward's own fields, and how its score is combined."""
 
@@ -58,10 +60,28 @@ def make_pool(section: RewardSection, *, key: str = "reward") -> Pool:
     for part in section.parts + section.gates:
         if isinstance(part, ModelRewardSection) and not part.path:
             raise ValueError(f"{key}: the model reward {part.name!r} names no model; give it a path: [FOLDER]")
+        if isinstance(part, JudgeSection):
+            _check_judge(part, key)
     try:
         return Pool(reward, workers=section.workers, seconds=section.seconds)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
+
+
+def _check_judge(part: JudgeSection, key: str) -> None:
+    where = f"{key}: the judge {part.name!r}"
+    if not part.path and not part.server:
+        raise ValueError(f"{where} names no model; give it a path, or the address of a server")
+    if (part.mode == "rubric") != bool(part.criteria):
+        raise ValueError(
+            f"{where} has mode {part.mode} and {len(part.criteria)} criteria; a rubric needs some, and only it"
+        )
+    if part.low >= part.high or part.verdicts < 1:
+        raise ValueError(
+            f"{where} has the scale {part.low} to {part.high} and {part.verdicts} verdicts; that says nothing"
+        )
+    if part.verdicts > 1 and part.temperature == 0:
+        raise ValueError(f"{where} would give {part.verdicts} times the same verdict at temperature 0; raise it")
 
 
 def make_reward_at(section: RewardSection, *, key: str) -> RewardFn:

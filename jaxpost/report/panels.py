@@ -44,6 +44,14 @@ SECTIONS: Mapping[str, Sequence[Panel]] = {
         Panel("log pi / pi_ref of an answer", {"chosen": "logratios/chosen", "rejected": "logratios/rejected"}),
         Panel("length, tokens", {"chosen": "tokens/chosen", "rejected": "tokens/rejected"}, from_zero=True),
     ),
+    "The reward model": (
+        Panel("area under the curve", {}, "area_under_curve"),
+        Panel("first wrong step found", {}, "first_error/*", percent=True),
+        Panel("correlation with grades", {}, "correlation"),
+        Panel("calibration error", {}, "calibration_error", from_zero=True),
+        Panel("correlation of score and length", {}, "length_correlation"),
+        Panel("deviation between members", {"train": "uncertainty"}, "uncertainty", from_zero=True),
+    ),
     "How far the policy went": (
         Panel("KL, nats a token", {"from the reference": "kl", "from the old policy": "old_kl"}, from_zero=True),
         Panel("entropy, nats a token", {"train": "entropy"}, from_zero=True),
@@ -98,6 +106,7 @@ def sections(run: Run, *, most: int = 600) -> dict[str, list[Chart]]:
         title: [chart for panel in panels if (chart := _chart(panel, train, evals, names, most)) is not None]
         for title, panels in SECTIONS.items()
     }
+    found["Calibration"] = reliability_charts(evals)
     found["Time"] = time_charts(train, most)
     found["Other numbers"] = _others(train, most)
     return {title: charts for title, charts in found.items() if charts}
@@ -106,7 +115,7 @@ def sections(run: Run, *, most: int = 600) -> dict[str, list[Chart]]:
 def evaluation_names(evals: Sequence[Record]) -> list[str]:
     """What evaluations are called: all before the last slash of their keys; "" of a single one."""
     keys = dict.fromkeys(k for r in evals for k in r if not k.startswith("best/"))
-    marks = ("accuracy", "loss")
+    marks = ("accuracy", "loss", "items")
     found = dict.fromkeys(k.rpartition("/")[0] for k in keys if k.rpartition("/")[2] in marks)
     return [name for name in found if name.rpartition("/")[2] != "rewards"]  # of pairs, not of items
 
@@ -159,6 +168,26 @@ def _bounds(evals: Sequence[Record], head: str, most: int) -> Points | None:
     ]
     whole = [(low, high) for low, high in bounds if low is not None and high is not None]
     return whole if len(whole) == len(bounds) <= most else None
+
+
+def reliability_charts(evals: Sequence[Record]) -> list[Chart]:
+    """How often what is given x % comes true: first and last evaluation of each source, against the diagonal."""
+    charts = []
+    for name in evaluation_names(evals):
+        head = f"{name}/reliability/" if name else "reliability/"
+        told = [r for r in evals if any(str(key).startswith(head) for key in r)]
+        if not told:
+            continue
+        series = [Series("x %", [(0.0, 0.0), (100.0, 1.0)])]
+        for label, record in {"first": told[0], "last": told[-1]}.items():
+            bins = (str(key)[len(head) :].rpartition("/")[0] for key in record if str(key).startswith(head))
+            found = [(number(record.get(f"{head}{b}/said")), number(record.get(f"{head}{b}/true"))) for b in
+                     dict.fromkeys(bins)]  # fmt: skip
+            points_ = [(100 * said, true) for said, true in found if said is not None and true is not None]
+            series.append(Series(label, points_, dots=True))
+        title = clean(f"{name}: of what is given x %, so much is right".removeprefix(": "), 80)
+        charts.append(Chart(title, series, percent=True, from_zero=True))
+    return charts
 
 
 def time_charts(train: Sequence[Record], most: int = 600) -> list[Chart]:

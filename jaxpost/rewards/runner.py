@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxpost.rewards.combine import evaluate, leaves
 from jaxpost.rewards.contract import Completion, Example, RewardFn, Rewards, Sample, name_of
-from jaxpost.rewards.scored import ModelScore
+from jaxpost.rewards.scored import OffPool
 
 START_SECONDS = 120.0
 """For a worker to start and to load users' files."""
@@ -110,7 +110,7 @@ class Pool:
         names = [name_of(leaf) for leaf in every]
         if len(set(names)) < len(names):
             raise ValueError(f"rewards need different names, not {', '.join(names)}")
-        self._leaves = [leaf for leaf in every if not isinstance(leaf, ModelScore)]
+        self._leaves = [leaf for leaf in every if not isinstance(leaf, OffPool)]
         self._names = [name_of(leaf) for leaf in self._leaves]
         self._pool: list[_Worker] = []
         self._lock = threading.Lock()
@@ -131,7 +131,7 @@ class Pool:
         examples: Sequence[Example],
         completions: Sequence[Completion],
         *,
-        known: Mapping[ModelScore, Rewards] = MappingProxyType({}),
+        known: Mapping[OffPool, Rewards] = MappingProxyType({}),
     ) -> Scored:
         """Scores N completions; examples[i] is the row that completions[i] answers.
 
@@ -152,7 +152,7 @@ class Pool:
                 raise
         columns = [self._columns(number, len(rows), board) for number in range(len(self._leaves))]
         problems = sorted(Problem(name, task.row, reason) for task, name, reason in board.problems)
-        found = lambda leaf: known[leaf] if isinstance(leaf, ModelScore) else columns[self._leaves.index(leaf)]  # noqa: E731
+        found = lambda leaf: known[leaf] if isinstance(leaf, OffPool) else columns[self._leaves.index(leaf)]  # noqa: E731
         return Scored(evaluate(self.reward, found), tuple(problems))
 
     def _columns(self, number: int, count: int, board: _Board) -> Rewards:

@@ -6,15 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxpost.rewards.contract import Completion, Example, Rewards
+from jaxpost.rewards.contract import Completion, Example, Rewards, name_of
+from jaxpost.rewards.verdicts import Mode
+
+
+class OffPool:
+    """A reward that no worker process runs: its columns are computed elsewhere and given to `runner.Pool` as known."""
+
+    def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> Rewards:
+        raise TypeError(f"reward {name_of(self)!r} is computed by a model; give its columns as known")
 
 
 @dataclass(frozen=True)
-class ModelScore:
-    """What scores, and how its numbers become one; no worker process runs it.
-
-    Its columns are computed where the model is (`assemble.rewards.Judge`) and given to `runner.Pool` as known.
-    """
+class ModelScore(OffPool):
+    """A reward model: what scores, and how its numbers become one (`assemble.judge`)."""
 
     name: str = "model"
     path: tuple[str, ...] = ()
@@ -28,5 +33,21 @@ class ModelScore:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
-    def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> Rewards:
-        raise TypeError(f"reward {self.name!r} is computed by a model on the devices; give its columns as known")
+
+@dataclass(frozen=True)
+class JudgeScore(OffPool):
+    """A model that is asked for a verdict in words (`rewards.verdicts`), here or at an address."""
+
+    name: str = "judge"
+    mode: Mode = "point"
+    path: str = ""
+    server: str = ""
+    template: str = "{prompt}"
+    low: int = 1
+    high: int = 10
+    criteria: tuple[str, ...] = ()
+    probability: bool = True
+    verdicts: int = 1
+    max_tokens: int = 512
+    temperature: float = 0.0
+    rows: int = 32

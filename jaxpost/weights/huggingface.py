@@ -264,9 +264,7 @@ def save(
     if head is not None:
         flat |= {("head", leaf): x for leaf, x in head[0].items()}
         hf |= dict(head[2])
-        for source in head[1]:
-            shape = source.spec.shape[::-1] if source.transpose else source.spec.shape
-            rows.append((TensorInfo(source.names[0], shape, rows[0][0].dtype), source, None))
+        rows += _head_rows(head[1], rows[0][0].dtype)
     hf["dtype"] = str(rows[0][0].dtype)
     writes = jax.process_index() == 0
     by_name = {info.name: (source, layer) for info, source, layer in rows}
@@ -313,6 +311,13 @@ def _export_rows(config: ModelConfig, flat: dict, dtype: Any) -> list[tuple[Tens
             rows.append((_order(config, spec, repeat), info, source, repeat if source.stacked else None))
     rows.sort(key=lambda row: row[0])
     return [row[1:] for row in rows]
+
+
+def _head_rows(sources: Sequence[Source], dtype: Any) -> list[tuple[TensorInfo, Source, int | None]]:
+    """`_export_rows` of a head."""
+    shapes = [source.spec.shape[::-1] if source.transpose else source.spec.shape for source in sources]
+    infos = [TensorInfo(source.names[0], shape, dtype) for source, shape in zip(sources, shapes, strict=True)]
+    return [(info, source, None) for info, source in zip(infos, sources, strict=True)]
 
 
 def _order(config: ModelConfig, spec: ParamSpec, repeat: int) -> int:

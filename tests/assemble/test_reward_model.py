@@ -38,6 +38,7 @@ from jaxpost.config_reward import (
 from jaxpost.config_rewards import FinishedSection, ModelRewardSection, RewardSection
 from jaxpost.config_rl import ArithmeticPrompts, OnlineSection, RLConfig, RolloutSection
 from jaxpost.models import heads
+from jaxpost.report import write_report
 from jaxpost.rewards.contract import Sample
 
 
@@ -90,11 +91,14 @@ def test_bradley_terry_learns_the_order_and_its_export_scores_alike(config):
     result = assemble.train(config)
     first, last = (records(result)[i] for i in (0, -1))
     assert first["loss"] == pytest.approx(np.log1p(np.exp(0.5)), rel=1e-5), "a head of zeros: only the margin"
-    assert (first["accuracy"], last["accuracy"]) == (0.0, 1.0), "ties are not right"
-    assert last["items"] == 8
-    assert last["low"] == pytest.approx(0.6756, abs=1e-3), "Wilson's interval of 8 of 8"
-    assert {"subset/a/accuracy", "calibration_error", "length_correlation", "longer_is_worse/accuracy"} <= last.keys()
+    assert (first["pairs/accuracy"], last["pairs/accuracy"]) == (0.0, 1.0), "ties are not right"
+    assert last["pairs/items"] == 8
+    assert last["pairs/low"] == pytest.approx(0.6756, abs=1e-3), "Wilson's interval of 8 of 8"
+    told = ("subset/a/accuracy", "calibration_error", "length_correlation", "longer_is_worse/accuracy")
+    assert {f"pairs/{name}" for name in told} <= last.keys()
     assert last["rewards/chosen"] > last["rewards/rejected"]
+    page = write_report(result.folder).read_text()
+    assert "pairs: of what is given x %, so much is right" in page
     job = make_job(config)
     dataset = job.evals["pairs"].dataset
     model = load_reward_model(str(result.folder / "export"))
@@ -113,8 +117,8 @@ def test_a_process_model_by_an_adapter_finds_the_first_error_and_its_export_scor
     )  # fmt: skip
     result = assemble.train(config)
     last = records(result)[-1]
-    assert last["first_error/f1"] == 1.0
-    assert last["uncertainty"] > 0
+    assert last["rows/first_error/f1"] == 1.0
+    assert last["rows/uncertainty"] > 0
     model = load_reward_model(str(result.folder / "export"))
     (scores,) = model(["add 1"], ["good\nbad\ngood\n"])
     assert scores.shape == (3, 3, 1)
@@ -191,7 +195,7 @@ def test_a_process_model_rewards_the_steps_of_an_answer(tiny_model, tmp_path):
 )  # fmt: skip
 def test_other_objectives_learn(config, tmp_path, rows, loss):
     result = assemble.train(on(config, tmp_path, rows, loss=loss))
-    assert records(result)[-1]["accuracy"] > 0.9
+    assert records(result)[-1]["rows/accuracy"] > 0.9
 
 
 def test_a_folder_without_a_head_is_no_reward_model(tiny_model):
@@ -254,13 +258,16 @@ ASPECTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_several_objectives_have_an_output_each_and_unknown_grades_do_not_count(config, tmp_path):
     config = on(config, tmp_path, ASPECTS, loss=RegressionLoss())
     names = ("helpfulness", "correctness", "coherence")
+    config = dataclasses.replace(config, head=HeadSection(std=0.0, lr=5e-2))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=60))
     result = assemble.train(dataclasses.replace(config, data=dataclasses.replace(config.data, objectives=names)))
     last = records(result)[-1]
-    assert last["objective/helpfulness/correlation"] > 0.9
-    assert last["objective/correctness/correlation"] > 0.9
+    assert last["rows/objective/helpfulness/correlation"] > 0.9
+    assert last["rows/objective/correctness/correlation"] > 0.9
     assert last["regression"] < 0.5 * records(result)[0]["regression"]
     model = load_reward_model(str(result.folder / "export"))
     assert model.readout.objectives == names
@@ -268,3 +275,9 @@ def test_several_objectives_have_an_output_each_and_unknown_grades_do_not_count(
                       kind="scores", reduce=Reduce(objectives=(1.0, 0.5, 0.0))))  # fmt: skip
     each = rows[0]["objectives"][0]
     assert rows[0]["scores"][0] == pytest.approx(each["helpfulness"] + 0.5 * each["correctness"], rel=1e-4)
+
+
+def test_inspect_shows_steps_and_their_labels(config, tmp_path):
+    shown = assemble.inspect(on(config, tmp_path, STEPS, loss=ProcessLoss()), rows=1)
+    assert "good" in shown
+    assert "steps" in shown

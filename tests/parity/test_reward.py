@@ -98,6 +98,7 @@ def test_token_classifiers_score_alike_in_and_out(family, tmp_path):
     np.testing.assert_allclose(again[MASK.numpy() > 0], expected[MASK.numpy() > 0], atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of PEFT, about transformers
 def test_an_adapter_with_its_head_goes_to_peft_and_back(tmp_path):
     peft = pytest.importorskip("peft")
     auto = transformers.AutoModelForSequenceClassification
@@ -132,6 +133,8 @@ def test_bradley_terry_is_trls_loss_on_equal_rewards(margin, centre):
         model=SimpleNamespace(training=False),
         accelerator=SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x),
         _metrics=defaultdict(lambda: defaultdict(list)),
+        _total_train_tokens=0,
+        _tp_size=1,
     )
     model = lambda **_: SimpleNamespace(logits=torch.tensor(rewards.reshape(-1, 1)))  # noqa: E731
     inputs = {"attention_mask": torch.ones(12, 1)} | ({"margin": torch.tensor(margins)} if margin else {})

@@ -1,0 +1,162 @@
+"""Generative rewards: a language model is asked about answers, by our own engine or at an OpenAI-compatible address."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxpost.assemble.answer import encode_prompt
+from jaxpost.assemble.commands import load_bound
+from jaxpost.assemble.supervised import text_sampler
+from jaxpost.generate import external
+from jaxpost.generate.params import SamplingParams
+from jaxpost.generate.scoring import Scorer
+from jaxpost.rewards.contract import Completion, Example, Rewards
+from jaxpost.rewards.runner import Problem
+from jaxpost.rewards.scored import JudgeScore
+from jaxpost.rewards.verdicts import in_both_orders, question, value_of
+from jaxpost.types import Params
+
+Ask = Callable[[Sequence[str], int], list[str | None]]
+"""(what is asked, seed) -> what is answered; None where that failed."""
+YesNo = Callable[[Sequence[str], Sequence[str]], list[float]]
+"""(what was asked, reasoning that ends in front of the verdict) -> probability of yes against no."""
+VERDICT = "Correct:"
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """A judging model in the place of a `JudgeScore`: verdicts of many answers, and what could not be read."""
+
+    spec: JudgeScore
+    ask: Ask
+    yes_no: YesNo | None = None
+
+    def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> tuple[Rewards, list[Problem]]:
+        """Columns NAME, NAME/unreadable (share of verdicts), of rubrics NAME/CRITERION; NaN where none can be read."""
+        texts = [completion.text for completion in completions]
+        if self.spec.mode == "pair":
+            found = self._pairs(examples, texts)
+        else:
+            found = self._each([self._question(e, [t]) for e, t in zip(examples, texts, strict=True)])
+        columns = {self.spec.name: np.array([np.nan if value is None else value for value, _, _ in found])}
+        for name in self.spec.criteria:
+            columns[f"{self.spec.name}/{name}"] = np.array([parts.get(name, np.nan) for _, parts, _ in found])
+        columns[f"{self.spec.name}/unreadable"] = np.array([share for _, _, share in found])
+        faults = [
+            Problem(self.spec.name, i, "no verdict could be read") for i, (v, _, _) in enumerate(found) if v is None
+        ]
+        return columns, faults
+
+    def _question(self, example: Example, answers: Sequence[str]) -> str:
+        prompt = example.get("prompt", "")
+        if not isinstance(prompt, str):
+            prompt = "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+        shown = self.spec.template.format(**{**example, "prompt": prompt})
+        spec = self.spec
+        return question(spec.mode, shown, answers, low=spec.low, high=spec.high, criteria=spec.criteria)
+
+    def _each(self, asked: Sequence[str]) -> list[tuple[float | None, dict[str, float], float]]:
+        """(value, by criterion, share unreadable) of every question, over `verdicts` times asking."""
+        every = [q for q in asked for _ in range(self.spec.verdicts)]
+        # Noise by what is asked: other questions have other noise, and a resumed run has the same.
+        said = self.ask(every, int(hashlib.sha256("\0".join(every).encode()).hexdigest()[:7], 16))
+        read = [self._read(text) for text in said]
+        if self.yes_no is not None:
+            kept = [i for i, (value, _) in enumerate(read) if value is not None]
+            heads = [str(said[i])[: str(said[i]).rfind(VERDICT)] for i in kept]
+            for i, p in zip(kept, self.yes_no([every[i] for i in kept], heads) if kept else [], strict=True):
+                read[i] = p, {}
+        out = []
+        for start in range(0, len(read), self.spec.verdicts):
+            part = [pair for pair in read[start : start + self.spec.verdicts] if pair[0] is not None]
+            values = [value for value, _ in part if value is not None]
+            names = part[0][1].keys() if part else ()
+            by_name = {name: float(np.mean([parts[name] for _, parts in part])) for name in names}
+            mean = sum(values) / len(values) if values else None
+            out.append((mean, by_name, 1.0 - len(part) / self.spec.verdicts))
+        return out
+
+    def _read(self, text: str | None) -> tuple[float | None, dict[str, float]]:
+        spec = self.spec
+        if text is None:
+            return None, {}
+        return value_of(spec.mode, text, low=spec.low, high=spec.high, criteria=spec.criteria)
+
+    def _pairs(
+        self, examples: Sequence[Example], texts: Sequence[str]
+    ) -> list[tuple[float | None, dict[str, float], float]]:
+        """Every answer against the next one to the same problem, in both orders; its score is its mean result."""
+        groups: dict[str, list[int]] = {}
+        for i, example in enumerate(examples):
+            groups.setdefault(repr(sorted(example.items(), key=lambda item: str(item[0]))), []).append(i)
+        pairs = [
+            (each[k], each[(k + 1) % len(each)])
+            for each in groups.values()
+            for k in range(len(each) if len(each) > 2 else len(each) - 1)
+        ]
+        asked = [self._question(examples[i], [texts[a], texts[b]]) for i, j in pairs for a, b in ((i, j), (j, i))]
+        verdicts = self._each(asked) if asked else []
+        results: list[list[float | None]] = [[] for _ in texts]
+        for n, (i, j) in enumerate(pairs):
+            first = in_both_orders(verdicts[2 * n][0], verdicts[2 * n + 1][0])
+            results[i].append(first)
+            results[j].append(None if first is None else 1.0 - first)
+        out = []
+        for found in results:
+            known = [x for x in found if x is not None]
+            share = 1.0 - len(known) / len(found) if found else 1.0
+            out.append((float(np.mean(known)) if known else None, {}, share))
+        return out
+
+
+def make_verdicts(spec: JudgeScore) -> Verdicts:
+    """A judging model, loaded or connected to.
+
+    Raises:
+      FileNotFoundError, ValueError, ServerError: no such model, or no server at the address.
+    """
+    wish = SamplingParams(max_tokens=spec.max_tokens, temperature=spec.temperature)
+    if spec.server:
+        sampler = external.connect(spec.server, spec.path or None, tokenizer=None, concurrency=spec.rows)
+
+        def ask(asked: Sequence[str], seed: int) -> list[str | None]:
+            prompts = [[{"role": "user", "content": text}] for text in asked]
+            out: list[str | None] = [None] * len(asked)
+            for number, answer in sampler.stream(prompts, wish, seed=seed):
+                done = answer.completion
+                out[number] = None if done.finish == "error" else done.text
+            return out
+
+        return Verdicts(spec, ask)
+    pretrained, params = load_bound(spec.path)
+    tokenizer = pretrained.tokenizer
+    sample = text_sampler(pretrained, rows=spec.rows)
+    encode = lambda text: encode_prompt(tokenizer, text, system=None, chat=True)  # noqa: E731
+
+    def ask_engine(asked: Sequence[str], seed: int) -> list[str | None]:
+        found = sample.stream(params, [encode(text) for text in asked], wish, seed=seed, errors="return")
+        out: list[str | None] = [None] * len(asked)
+        for number, done in found:
+            out[number] = None if done.finish == "error" else done.text
+        sample.forget()
+        return out
+
+    yes, no = (tokenizer.encode(f" {word}")[0] for word in ("yes", "no"))
+
+    def unembed(tree: Params, hidden: Array) -> Array:
+        return pretrained.model.unembed(tree["policy"], hidden)[..., jnp.array([yes, no])]
+
+    scorer = Scorer(pretrained.model, unembed, mesh=pretrained.mesh, pad_id=tokenizer.pad_id)
+
+    def yes_no(asked: Sequence[str], reasoning: Sequence[str]) -> list[float]:
+        rows = [[*encode(q), *tokenizer.encode(r + VERDICT)] for q, r in zip(asked, reasoning, strict=True)]
+        logits = scorer({"policy": params}, rows, [[len(row) - 1] for row in rows])
+        return [float(1.0 / (1.0 + np.exp(np.clip(x[0, 1] - x[0, 0], -500.0, 500.0)))) for x in logits]
+
+    return Verdicts(spec, ask_engine, yes_no if spec.mode == "verifier" and spec.probability else None)
