@@ -359,8 +359,7 @@ class OnlineSection:
 
     steps: int = 100
     samples: int | None = None
-    """The run also ends after the step by which so many samples were drawn, also those that were thrown away; None: by
-    `steps` alone."""
+    """The run also ends when so many samples were drawn, those thrown away included; None: by `steps` alone."""
     eval_every: int = 0
     """Steps between evaluations; 0: only before the first and after the last step."""
     save_every: int = 20
