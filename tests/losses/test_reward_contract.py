@@ -105,7 +105,8 @@ def gradient(batch, microbatches=1, axes=()):
         batch = jax.device_put(batch, sharding.batch_sharding(mesh))
     state, metrics = step(init_state(placed, optax.identity()), {}, batch, jax.random.key(1), HYPER)
     assert not metrics["skipped"]
-    return state.params, metrics
+    policy = {name: part for name, part in state.params["policy"].items() if name != "lm_head"}  # no score reads it
+    return {"policy": policy, "head": state.params["head"]}, metrics
 
 
 @cache
