@@ -140,7 +140,10 @@ def show_example(example: Example, tokenizer: Tokenizer, options: EncodeOptions,
             words = [step_word(label) for label in labels]
             texts = value if len(value) == len(words) else (*value, *[""] * (len(words) - len(value)))
             lines += [f"  [{word}] {step}" for step, word in zip(texts, words, strict=True)]
-        elif value is not None and key != "labels":
+        elif key == "completions":
+            ranks = vars(example).get("ranks", ())
+            lines += [f"  [rank {rank}] {_plain(text)}" for text, rank in zip(value, ranks, strict=True)]
+        elif value not in (None, ()) and key not in ("labels", "split", "ranks", "scores", "tools"):
             lines.append(f"{key}: {_plain(value)}")
     return "\n".join(lines)
 

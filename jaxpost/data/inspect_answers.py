@@ -15,7 +15,7 @@ from jaxpost.config import AnswerDataSection, SourceSection
 from jaxpost.data.answer_rows import make_answer_source
 from jaxpost.data.answers import AnswerDataset, prepare_answers
 from jaxpost.data.cache import Progress
-from jaxpost.data.groups import Answer, Group, Kind
+from jaxpost.data.groups import Answer, AnswerOptions, Group, Kind
 from jaxpost.data.inspect import heading, histogram, step_word, summary
 from jaxpost.text.messages import DataError
 from jaxpost.text.tokenizer import Tokenizer
@@ -85,19 +85,19 @@ def _shown(
         for index in range(first, min(first + rows, int(dataset.starts[number + 1]))):
             group = dataset.group(index)
             yield f"--- group {index - first}" + (f" ({group.subset})" if group.subset else "")
-            yield show_group(group, tokenizer, dataset.kind, color)
+            yield show_group(group, tokenizer, dataset.options, color)
         yield ""
 
 
-def show_group(group: Group, tokenizer: Tokenizer, kind: Kind, color: bool) -> str:
+def show_group(group: Group, tokenizer: Tokenizer, options: AnswerOptions, color: bool) -> str:
     """A group as text: its prompt, then every answer with its place, score or steps."""
     prompt = tokenizer.decode(group.prompt, skip_special_tokens=False)
     lines = [_painted(prompt, _READ) if color else prompt]
     texts = [tokenizer.decode(answer.tokens, skip_special_tokens=False) for answer in group.answers]
     best = min(range(len(texts)), key=lambda n: group.answers[n].rank)
     for n, answer in enumerate(group.answers):
-        lines.append(_title(answer, n, group, kind))
-        if kind == "steps":
+        lines.append(_title(answer, n, group, options))
+        if options.kind == "steps":
             lines += _steps(answer, tokenizer)
         elif len(texts) == 1:
             lines.append(texts[n])
@@ -107,12 +107,15 @@ def show_group(group: Group, tokenizer: Tokenizer, kind: Kind, color: bool) -> s
     return "\n".join(lines)
 
 
-def _title(answer: Answer, number: int, group: Group, kind: Kind) -> str:
-    tokens = f"{len(answer.tokens)} tokens"
+def _title(answer: Answer, number: int, group: Group, options: AnswerOptions) -> str:
+    tokens, kind = f"{len(answer.tokens)} tokens", options.kind
     if kind == "unpaired":
         return f"[{'desirable' if answer.rank == 0 else 'undesirable'}, {tokens}]"
     if kind == "scores" and answer.labels is not None:
-        return f"[score {answer.labels[-1]:g}, {tokens}]"
+        names = options.objectives or ("score",)
+        values = np.ravel(answer.labels[-1]).tolist()
+        said = (f"{name} {'unknown' if np.isnan(v) else f'{v:g}'}" for name, v in zip(names, values, strict=True))
+        return f"[{', '.join(said)}, {tokens}]"
     if kind == "steps" and answer.marks is not None:
         return f"[{int((answer.marks > 0).sum())} judged steps, {tokens}]"
     tied = sum(other.rank == answer.rank for other in group.answers) > 1
@@ -183,7 +186,11 @@ def _counts(dataset: AnswerDataset) -> Iterator[str]:
         yield f"desirable: {good} of {len(groups)} ({good / len(groups):.1%})"
     elif dataset.kind == "scores":
         yield "answers of a group: " + _tally(Counter(len(group.answers) for group in groups))
-        yield "scores: " + _spread(_labels(dataset))
+        objectives, found = dataset.options.objectives, _labels(dataset)
+        for n, name in enumerate(objectives or ("",)):
+            values = found[:, n] if objectives else found
+            known = values[~np.isnan(values)]
+            yield f"scores{' of ' + name if name else ''}: " + (_spread(known) if known.size else "none")
     else:
         yield from _step_counts(dataset, groups)
     names = Counter(name for name in dataset.subsets.tolist() if name)

@@ -28,6 +28,7 @@ OPTIONS = AnswerOptions(
     grades=(),
     pairs_of_rankings="all",
     good_score=None,
+    objectives=(),
     step_separator="\n",
     step_mark="separator",
     step_labels="as_given",

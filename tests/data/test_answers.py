@@ -112,6 +112,17 @@ def test_a_score_stands_at_the_last_token(judged):
         assert answer.labels[-1] == score
 
 
+def test_several_objectives_have_a_label_each(judged):
+    row = {"prompt": "2+2?", "completion": "It is four.", "score": {"help": 4, "brief": None, "fun": 1}}
+    dataset = judged("scores", [row, {**row, "score": {"fun": 2}}], objectives=("brief", "fun"))
+    first, second = (dataset.group(n).answers[0] for n in range(2))
+    np.testing.assert_array_equal(first.labels[first.marks > 0], [[np.nan, 1.0]])
+    np.testing.assert_array_equal(second.labels[-1], [np.nan, 2.0])
+    assert judged("scores", [row]).group(0).answers[0].labels[-1] == 2.5  # the mean of what is known
+    with pytest.raises(DataError, match=r"score lacks tone \(data\.objectives\): it has help, brief, fun"):
+        judged("scores", [row], objectives=("tone",))
+
+
 @pytest.mark.parametrize(("mark", "carriers"), [("separator", ["\n", "\n", "\n"]), ("last", ["4", "7", "7"])])
 def test_a_step_is_marked_at_its_separator_or_its_last_token(mark, carriers, judged, tokenizer):
     row = {**STEPS, "labels": [1, 0, 0.25]}

@@ -70,6 +70,7 @@ GSM = {
 BEST = {"question": "2+2?", "system": "Think.", "response": ["4", "5"], "score": [True, False], "pred": ["4", "5"]}
 TRUTH = {"prompt": "Q: 2+2?\nA: 4\nTrue:", "completion": " yes"}
 MATHDIAL = {"question": "2+2?", "ground_truth": "4\n", "student_incorrect_solution": " 5"}
+HELPSTEER = {"prompt": "2+2?", "response": "4", "helpfulness": 4, "correctness": 3, "coherence": 2, "split": "train"}
 VERIFY = {"task": "gsm8k", "question": "2+2?", "answer": "#1. 4", "flag": 1, "correct": True}
 TREE = {
     "prompt": {
@@ -249,6 +250,11 @@ def test_solutions_by_kind():
     assert (row["completions"], row["scores"]) == (["4", "5"], [1.0, 0.0])
 
 
+def test_grades_of_several_aspects():
+    score = {"helpfulness": 4, "correctness": 3, "coherence": 2}
+    assert converted(HELPSTEER, "scores") == [{"split": "train", "prompt": "2+2?", "completion": "4", "score": score}]
+
+
 def test_statements_and_chains():
     assert converted(TRUTH, "unpaired") == [{"prompt": "2+2?", "completion": "4", "label": True}]
     (row,) = converted(VERIFY, "scores")
@@ -317,7 +323,7 @@ def test_big_bench_mistake_counts_steps_from_zero():
     assert (row["completions"], row["first_error"], row["subset"]) == (["a", "b", "c"], 1, "t")
 
 
-ROWS = [HH, ALPACA_EVAL, COMPARED, PANDALM, STACK, QA, HHH, GSM, BEST, TRUTH, MATHDIAL, VERIFY, TREE]
+ROWS = [HH, ALPACA_EVAL, COMPARED, PANDALM, STACK, QA, HHH, GSM, BEST, TRUTH, MATHDIAL, VERIFY, HELPSTEER, TREE]
 STEP_ROWS = [PRM800K, SHEPHERD, OMEGA, PRMBENCH, MISTAKE]
 
 

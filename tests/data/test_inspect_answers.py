@@ -75,6 +75,10 @@ def test_the_other_kinds(report):
     scores = report("scores", [{"prompt": "a", "completion": "b", "score": n} for n in (1, 5, 5)])
     assert "[score 5, " in scores
     assert "scores: 1 (1), 5 (2)" in scores
+    rows = [{"prompt": "a", "completion": "b", "score": {"help": n, "fun": None}} for n in (1, 2)]
+    aspects = report("scores", rows, objectives=("help", "fun"))
+    assert "[help 1, fun unknown, " in aspects
+    assert "scores of help: 1 (1), 2 (1)\nscores of fun: none" in aspects
     row = {"prompt": "a", "completions": ["b", "c", "d"], "labels": [1, 0.25, None]}
     steps = report("steps", [row, {**row, "labels": [1, 1, 1]}])
     assert "  [right] b\n  [0.25] c\n  [not judged] d" in steps
