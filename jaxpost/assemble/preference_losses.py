@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 
 from jax.sharding import Mesh
 
+from jaxpost.assemble.training import chunk_tokens_of
 from jaxpost.config_preference_losses import ComparedLoss, PreferenceLossSection
 from jaxpost.losses.preference import divergences, reference_free, referenced, shapes, transport, unpaired
 from jaxpost.losses.preference.objective import Needs, Piece, each_pair, preference
-from jaxpost.ops import platform
 from jaxpost.types import Coupled, LossFn, Model
 
 DIVERGENCES = {
@@ -99,11 +98,10 @@ def make_preference_loss(
     Raises:
       ValueError: no section, or two of one kind.
     """
-    each = platform.choices().chunk_tokens if chunk_tokens is None else chunk_tokens
-    if mesh is not None:
-        each *= math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "seq"))
     pieces = [PIECES[section.kind](section) for section in sections]
-    return preference(model, pieces=pieces, live_reference=live_reference, chunk_tokens=each)
+    return preference(
+        model, pieces=pieces, live_reference=live_reference, chunk_tokens=chunk_tokens_of(chunk_tokens, mesh)
+    )
 
 
 def preference_hyper(sections: Sequence[PreferenceLossSection]) -> dict[str, float]:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -234,12 +235,12 @@ def token_stats(
     """
     chunks = _Chunks.plan(*hidden.shape[:2], chunk_tokens, by_stride=weights is None)
     head = _Head.of(unembed, params, hidden)
-    extra = {"with_entropy": with_entropy, "with_collision": with_collision}
+    measure = partial(stats_of_logits, with_entropy=with_entropy, with_collision=with_collision)
 
     @jax.custom_vjp
     def run(leaves: list[Array], h: Array, y: Array, visited: Array | None) -> TokenStats:
         def body(carry: None, x: tuple[Array, Array]) -> tuple[None, TokenStats]:
-            return carry, stats_of_logits(head.apply(leaves, x[0]), x[1], **extra)
+            return carry, measure(head.apply(leaves, x[0]), x[1])
 
         return _scan_first(body, None, (h, y), chunks.count, visited)[1]
 
@@ -250,23 +251,13 @@ def token_stats(
 
     def backward(saved: Any, g: TokenStats) -> tuple[Any, Array, None, None]:
         diff, fixed, h, y, visited, logz, entropy = saved
-        zero = lambda x: isinstance(x, jax.custom_derivatives.SymbolicZero)  # noqa: E731
-        g_logprob, g_logz = (jnp.zeros(logz.shape, logz.dtype) if zero(x) else x for x in (g.logprob, g.logz))
-        g_entropy = None if zero(g.entropy) else g.entropy
 
         def body(total: Any, x: tuple[Any, ...]) -> tuple[Any, Any]:
-            h, y, logz, g_lp, g_lz, entropy, g_ent = x
-            logits, pull = jax.vjp(lambda d, h: head.apply(_merge(d, fixed), h), diff, h)
-            hit = jax.lax.broadcasted_iota(y.dtype, logits.shape, logits.ndim - 1) == y[..., None]
-            p = jnp.exp(logits - logz[..., None])
-            g_logits = jnp.where(hit, g_lp[..., None], 0.0) + (g_lz - g_lp)[..., None] * p
-            if g_ent is not None:  # dH/dz_v = -p_v (log p_v + H)
-                logp = jnp.where(p > 0, logits - logz[..., None], 0.0)
-                g_logits -= g_ent[..., None] * p * (logp + entropy[..., None])
-            g_diff, g_h = pull(g_logits.astype(logits.dtype))
+            logits, pull = jax.vjp(lambda d, h: head.apply(_merge(d, fixed), h), diff, x[0])
+            g_diff, g_h = pull(_logits_grad(logits, *x[1:]))
             return _add32(total, g_diff), g_h
 
-        xs = (h, y, logz, g_logprob, g_logz, entropy, g_entropy)
+        xs = (h, y, logz, entropy, *_told(g, logz))
         total, g_h = _scan_first(body, _zeros32(diff), xs, chunks.count, visited)
         return jax.tree.map(lambda t, d: t.astype(d.dtype), total, diff), g_h, None, None
 
@@ -275,8 +266,34 @@ def token_stats(
         return jax.tree.map(chunks.join, run(head.leaves, chunks.split(hidden), chunks.split(targets), None))
     order, inverse, visited = _weighted_first(weights, chunks)
     ordered = chunks.split(_permuted(hidden, order, inverse)), chunks.split(_reordered(targets, order))
-    out = jax.tree.map(lambda x: _reordered(chunks.join(x), inverse), run(head.leaves, *ordered, visited))
-    return jax.tree.map(lambda x: jnp.where(weights != 0, x, jnp.zeros_like(x)), out)
+    back = lambda x: jnp.where(weights != 0, _reordered(chunks.join(x), inverse), jnp.zeros((), x.dtype))  # noqa: E731
+    return jax.tree.map(back, run(head.leaves, *ordered, visited))
+
+
+def _told(g: TokenStats, like: Array) -> tuple[Array, Array, Array | None]:
+    """Cotangents of log p, logZ and the entropy, zeros where there are none; None for an entropy that nobody read."""
+    zero = lambda x: isinstance(x, jax.custom_derivatives.SymbolicZero)  # noqa: E731
+    logprob, logz = (jnp.zeros(like.shape, like.dtype) if zero(x) else x for x in (g.logprob, g.logz))
+    return logprob, logz, None if zero(g.entropy) else g.entropy
+
+
+def _logits_grad(
+    logits: Array,
+    y: Array,
+    logz: Array,
+    entropy: Array | None,
+    g_logprob: Array,
+    g_logz: Array,
+    g_entropy: Array | None,
+) -> Array:
+    """What comes back to a chunk's logits."""
+    hit = jax.lax.broadcasted_iota(y.dtype, logits.shape, logits.ndim - 1) == y[..., None]
+    p = jnp.exp(logits - logz[..., None])
+    out = jnp.where(hit, g_logprob[..., None], 0.0) + (g_logz - g_logprob)[..., None] * p
+    if g_entropy is not None and entropy is not None:  # dH/dz_v = -p_v (log p_v + H)
+        logp = jnp.where(p > 0, logits - logz[..., None], 0.0)
+        out -= g_entropy[..., None] * p * (logp + entropy[..., None])
+    return out.astype(logits.dtype)
 
 
 def _weighted_first(
