@@ -64,28 +64,29 @@ def check_preference(config: PreferenceConfig) -> PreferenceConfig:
     Raises:
       ConfigError: all that cannot be, a line each, with the key and what to do.
     """
-    problems = [*_losses(config.losses), *_reference(config), *_data(config), *supervised(config)]
+    problems = [*loss_problems("losses", config.losses), *_reference(config), *_data(config), *supervised(config)]
     problems += [*at_least("chunk_tokens", config.chunk_tokens, 1)]
     if problems:
         raise ConfigError("\n".join(problems))
     return config
 
 
-def _losses(losses: Sequence[PreferenceLossSection]) -> Iterator[str]:
+def loss_problems(key: str, losses: Sequence[PreferenceLossSection]) -> Iterator[str]:
+    """Problems of a list of losses."""
     if not losses:
-        yield "losses is empty; say which, such as --losses '[{kind: dpo, beta: 0.1}]'"
+        yield f"{key} is empty; say which, such as --{key} '[{{kind: dpo, beta: 0.1}}]'"
     kinds = [loss.kind for loss in losses]
     for kind in dict.fromkeys(kind for kind in kinds if kinds.count(kind) > 1):
-        yield f"losses holds {kind} {kinds.count(kind)} times; each kind may stand once, with a weight"
+        yield f"{key} holds {kind} {kinds.count(kind)} times; each kind may stand once, with a weight"
     unpaired = [loss.kind for loss in losses if isinstance(loss, UNPAIRED)]
     paired = [loss.kind for loss in losses if not isinstance(loss, UNPAIRED + EITHER)]
     if unpaired and paired:
         yield (
-            f"losses mixes {', '.join(unpaired)}, which judges single answers, with {', '.join(paired)}, which "
+            f"{key} mixes {', '.join(unpaired)}, which judges single answers, with {', '.join(paired)}, which "
             "compares two: take one sort (apo_zero and bco_pair are the paired forms of apo_zero_unpaired and bco)"
         )
     for i, loss in enumerate(losses):
-        yield from _loss(f"losses.{i}", loss)
+        yield from _loss(f"{key}.{i}", loss)
 
 
 def _loss(key: str, loss: PreferenceLossSection) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from jaxpost.config_check import above, adapter, at_least, check, fraction, mesh, optim, run
-from jaxpost.config_check_preference import check_preference
+from jaxpost.config_check_preference import check_preference, data_kind, loss_problems
 from jaxpost.config_check_reward import check_reward
 from jaxpost.config_env import EnvSection, PythonTool, SearchTool
 from jaxpost.config_io import Config, ConfigError
@@ -13,12 +13,14 @@ from jaxpost.config_preference import PreferenceConfig
 from jaxpost.config_reward import RewardConfig
 from jaxpost.config_rl import (
     ArithmeticPrompts,
+    BestWorst,
     CISPOLoss,
     FilePrompts,
     GAEAdvantage,
     GRPOAdvantage,
     GSPOLoss,
     MaskedCorrection,
+    OnlinePreferenceLoss,
     PPOLoss,
     ProcessAdvantage,
     PromptsSection,
@@ -50,7 +52,14 @@ def check_rl(config: RLConfig) -> RLConfig:
       ConfigError: all that cannot be, a line each, with the key and what to do.
     """
     problems = [*_prompts("prompts", config.prompts), *_rollout(config), *_advantage(config), *_loss(config)]
-    problems += [*_kl(config), *_correction(config), *_critic(config), *_learner(config), *_evals(config)]
+    problems += [
+        *_preference(config),
+        *_kl(config),
+        *_correction(config),
+        *_critic(config),
+        *_learner(config),
+        *_evals(config),
+    ]
     problems += [*_train(config), *_env(config), *adapter(config.adapter), *optim(config.optim)]
     problems += [*mesh(config.mesh), *run(config.run)]
     if not config.reward.parts:
@@ -83,10 +92,10 @@ def _rollout(config: RLConfig) -> Iterator[str]:
     yield from above("rollout.temperature", rollout.temperature, 0)
     if rollout.min_tokens > rollout.max_tokens:
         yield f"rollout.min_tokens {rollout.min_tokens} exceeds rollout.max_tokens {rollout.max_tokens}"
-    compares = isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage, ProcessAdvantage))
+    compares = isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage, ProcessAdvantage, BestWorst))
     if compares and rollout.samples < 2:
         yield f"rollout.samples is {rollout.samples}; {config.advantage.kind} compares a group's samples: at least 2"
-    if rollout.max_refills and not isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage)):
+    if rollout.max_refills and not isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage, BestWorst)):
         yield (
             f"rollout.max_refills asks for informative groups, which advantage {config.advantage.kind} does not need; "
             "set it to 0, or take advantage.kind grpo or rloo"
@@ -136,6 +145,28 @@ def _loss(config: RLConfig) -> Iterator[str]:
         yield from above("loss.dual_clip", loss.dual_clip, 1)
     if isinstance(loss, CISPOLoss):
         yield from above("loss.clip_high", loss.clip_high, 0)
+
+
+def _preference(config: RLConfig) -> Iterator[str]:
+    paired, loss = isinstance(config.advantage, BestWorst), config.loss
+    if paired != isinstance(loss, OnlinePreferenceLoss):
+        yield "advantage.kind best_worst and loss.kind preference belong together: pairs, and a loss that reads pairs"
+    if not isinstance(loss, OnlinePreferenceLoss):
+        return
+    yield from loss_problems("loss.losses", loss.losses)
+    if data_kind(loss.losses) != "pairs":
+        yield "loss.losses judge single answers, but the best and the worst of a group are pairs; take a loss of pairs"
+    for key, value, wanted in (
+        ("rollout.temperature", config.rollout.temperature, 1.0),
+        ("rollout.uninformative", config.rollout.uninformative, "drop"),
+        ("kl.coef", config.kl.coef, 0.0),
+        ("correction", config.correction, None),
+        ("learner.row_tokens", config.learner.row_tokens, None),
+        ("learner.share_prompts", config.learner.share_prompts is not False, True),
+        ("loss.entropy_coef", loss.entropy_coef, 0.0),
+    ):
+        if value != wanted:
+            yield f"{key} does not go with loss.kind preference, which needs {'null' if wanted is None else wanted}"
 
 
 def _kl(config: RLConfig) -> Iterator[str]:

@@ -20,6 +20,7 @@ from jaxpost.config import (
     SourceSection,
 )
 from jaxpost.config_env import EnvSection
+from jaxpost.config_preference_losses import DPOLoss, PreferenceLossSection
 from jaxpost.config_rewards import RewardSection
 from jaxpost.config_watch import WatchSection
 
@@ -104,8 +105,7 @@ class RolloutSection:
     max_refills: int = 0
     """Dynamic sampling (2503.14476): how often a step may sample more prompts until all its groups are informative."""
     refill_by: str | None = None
-    """Reward column whose spread within a group decides whether dynamic sampling keeps it (DAPO: the accuracy, not the
-    sum with the length penalty); None: the reward."""
+    """Reward column whose spread decides whether dynamic sampling keeps a group (DAPO: accuracy); None: the reward."""
     uninformative: Literal["drop", "count"] = "drop"
     """Groups whose rewards are all equal, in methods that compare within groups: out of the loss's mean, as DAPO has
     it, or part of it with an advantage of 0, as GRPO's formula has it (KL and entropy terms then act on them too)."""
@@ -179,15 +179,15 @@ class GAEAdvantage:
     whiten: bool = True
 
 
-AdvantageSection = (
-    GRPOAdvantage
-    | ProcessAdvantage
-    | RLOOAdvantage
-    | ReinforceAdvantage
-    | ReMaxAdvantage
-    | ReinforcePlusPlusAdvantage
-    | GAEAdvantage
-)
+@dataclass(frozen=True, kw_only=True)
+class BestWorst:
+    """The best and the worst sample of each group become a pair; for `loss.kind: preference`."""
+
+    kind: Literal["best_worst"] = "best_worst"
+
+
+_ByRewards = GRPOAdvantage | RLOOAdvantage | ReinforceAdvantage | ReMaxAdvantage | BestWorst
+AdvantageSection = _ByRewards | ProcessAdvantage | ReinforcePlusPlusAdvantage | GAEAdvantage
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant_mean"]
 
@@ -246,7 +246,16 @@ class ReinforceLoss(_LossCommon):
     kind: Literal["reinforce"] = "reinforce"
 
 
-PolicyLossSection = PPOLoss | GSPOLoss | CISPOLoss | ReinforceLoss
+@dataclass(frozen=True, kw_only=True)
+class OnlinePreferenceLoss(_LossCommon):
+    """Preference losses of the pairs that `advantage.kind: best_worst` makes: online DPO (2402.04792) and its kin."""
+
+    kind: Literal["preference"] = "preference"
+    losses: tuple[PreferenceLossSection, ...] = (DPOLoss(),)
+    """As in `method: preference`."""
+
+
+PolicyLossSection = PPOLoss | GSPOLoss | CISPOLoss | ReinforceLoss | OnlinePreferenceLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,8 +265,7 @@ class KLSection:
     coef: float = 0.0
     """0: no reference policy is kept or computed."""
     where: Literal["loss", "reward", "sample"] = "loss"
-    """A term of the loss; in the rewards of the tokens; or summed over a sample into its reward, before samples are
-    compared (RLOO, 2402.14740)."""
+    """A term of the loss; in the tokens' rewards; or in a sample's, before samples are compared (RLOO, 2402.14740)."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
     gradient: Literal["plain", "corrected"] = "plain"
     """In the loss: differentiate the estimate as it stands, or so that the gradient is the KL's."""
@@ -296,7 +304,7 @@ class CriticSection:
     network: Literal["head", "separate"] = "head"
     """A head on the policy's last hidden states, or a network of its own that starts as a copy of the policy."""
     coef: float = 0.5
-    """Weight of its squared error in the loss."""
+    """Of its squared error."""
     clip: float | None = 0.2
     """How far a value may move from the old one within a step's updates; None: freely."""
     lr: float | None = None
@@ -351,8 +359,7 @@ class OnlineSection:
 
     steps: int = 100
     samples: int | None = None
-    """The run also ends after the step by which so many samples were drawn, those thrown away by dynamic sampling
-    included, so that methods can be compared at equal samples; None: by `steps` alone."""
+    """The run also ends when so many samples were drawn, those thrown away included; None: by `steps` alone."""
     eval_every: int = 0
     """Steps between evaluations; 0: only before the first and after the last step."""
     save_every: int = 20

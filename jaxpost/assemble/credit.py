@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from jaxpost.config_rl import (
     AdvantageSection,
+    BestWorst,
     GAEAdvantage,
     GRPOAdvantage,
     KLSection,
@@ -49,6 +50,8 @@ def make_credit(section: AdvantageSection, *, kl: KLSection, loss: PolicyLossSec
             total = jnp.sum(jnp.where(weights != 0, penalty, 0.0), axis=1)
             known, penalty = known._replace(rewards=known.rewards - numbers["kl_coef"] * total), None
         per_token, targets = _assigned(section, known, weights, penalty, numbers)
+        if isinstance(section, BestWorst):
+            weights = jnp.where(per_token != 0, weights, 0.0)
         return Credit(jnp.where(weights != 0, per_token, 0.0), weights, targets)
 
     compiled = jax.jit(credit)
@@ -99,6 +102,8 @@ def _of_samples(section: AdvantageSection, known: Known, numbers: Mapping[str, A
         return advantages.grpo(rewards, groups, scale=SCALES[section.scale], eps=section.eps)
     if isinstance(section, RLOOAdvantage):
         return advantages.rloo(rewards, groups)
+    if isinstance(section, BestWorst):
+        return advantages.best_worst(rewards, groups)
     if isinstance(section, ReMaxAdvantage):
         return advantages.remax(rewards, jnp.asarray(known.greedy))
     if isinstance(section, ReinforceAdvantage):

@@ -13,13 +13,16 @@ from jaxtyping import Array
 
 from jaxpost.assemble.credit import ESTIMATORS
 from jaxpost.assemble.model import Pretrained
+from jaxpost.assemble.preference_losses import make_preference_loss, preference_hyper
 from jaxpost.assemble.training import Network, head_network
+from jaxpost.config_check_preference import needs_reference
 from jaxpost.config_rl import (
     CISPOLoss,
     CorrectionSection,
     GAEAdvantage,
     GSPOLoss,
     KLSection,
+    OnlinePreferenceLoss,
     PolicyLossSection,
     PPOLoss,
     RLConfig,
@@ -27,11 +30,12 @@ from jaxpost.config_rl import (
 )
 from jaxpost.losses import aggregate, correction, kl, policy, rescore, value
 from jaxpost.losses.policy import hidden_states, joined, policy_gradient
+from jaxpost.losses.preference.online import of_samples
 from jaxpost.losses.rescore import RescoreFn
 from jaxpost.models import heads
 from jaxpost.models.table import axes_tree
 from jaxpost.ops import platform
-from jaxpost.types import LossFn, Model, Params, RolloutBatch
+from jaxpost.types import Coupled, LossFn, Model, Params, RolloutBatch
 
 LEVELS = {
     "token": correction.token_weights,
@@ -41,9 +45,12 @@ LEVELS = {
 SURROGATES = {"ppo": policy.ppo, "gspo": policy.gspo, "reinforce": policy.reinforce}
 
 
-def make_policy_loss(config: RLConfig, model: Model, mesh: Mesh) -> LossFn:
+def make_policy_loss(config: RLConfig, model: Model, mesh: Mesh) -> LossFn | Coupled:
     """Surrogate, aggregate, KL, correction and critic as configured, of one batch of samples."""
     section = config.loss
+    if isinstance(section, OnlinePreferenceLoss):
+        pairs = make_preference_loss(section.losses, model, mesh, chunk_tokens=section.chunk_tokens)
+        return of_samples(pairs, groups=config.rollout.prompts)
     mean = make_aggregate(section, config.answer_tokens)
     has_critic = isinstance(config.advantage, GAEAdvantage)
     loss = partial(
@@ -108,6 +115,8 @@ def loss_hyper(config: RLConfig) -> dict[str, float]:
         hyper |= {} if section.dual_clip is None else {"dual_clip": section.dual_clip}
     if isinstance(section, CISPOLoss):
         hyper |= {"clip_low": section.clip_low, "clip_high": section.clip_high}
+    if isinstance(section, OnlinePreferenceLoss):
+        hyper |= preference_hyper(section.losses)
     if config.kl.coef > 0:
         hyper["kl_coef"] = config.kl.coef
     if section.entropy_coef:
@@ -158,7 +167,7 @@ def make_rescore(
         functions["logprobs"] = lambda params, frozen, batch, hyper: logprobs(
             policy_of(params, frozen), batch, hyper_of(hyper)
         )
-    if config.kl.coef > 0:
+    if keeps_reference(config):
         functions["reference"] = lambda params, frozen, batch, hyper: logprobs(
             reference_of(frozen), batch, hyper_of(hyper)
         )
@@ -169,6 +178,12 @@ def make_rescore(
             of = lambda frozen: head_values(model, policy_of, frozen)  # noqa: E731
         functions["values"] = lambda params, frozen, batch, hyper: rescore.values(of(frozen), params, batch)
     return functions
+
+
+def keeps_reference(config: RLConfig) -> bool:
+    """Whether the log-probabilities of the policy that the run started from are read."""
+    by_loss = isinstance(config.loss, OnlinePreferenceLoss) and needs_reference(config.loss.losses)
+    return config.kl.coef > 0 or by_loss
 
 
 def reference_of(frozen: Params) -> Params:

@@ -23,6 +23,7 @@ from jaxpost.assemble.supervised import exporter, model_identity, text_sampler
 from jaxpost.assemble.training import Training, make_training
 from jaxpost.config import LoRASection
 from jaxpost.config_rl import (
+    BestWorst,
     EvalSection,
     GRPOAdvantage,
     ProcessAdvantage,
@@ -150,7 +151,7 @@ def _of_method(config: RLConfig, pretrained: Pretrained, training: Training, jud
         "answer_tokens": config.answer_tokens,
         "rescore": policy.make_rescore(config, pretrained.model, pretrained.mesh, training.policy, asks_learner),
         "keeps_old": keeps_old,
-        "group_relative": isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage)),
+        "group_relative": isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage, BestWorst)),
         "greedy": isinstance(config.advantage, ReMaxAdvantage),
         "always_trained": bool(config.kl.coef or config.loss.entropy_coef),
         "running_baseline": _running_baseline(config),
@@ -191,7 +192,7 @@ def _keeps_old(config: RLConfig) -> bool:
 
 def _reference(config: RLConfig, pretrained: Pretrained) -> dict[str, Params]:
     """A copy of the first policy, where a KL term reads it and no adapter leaves it as the base."""
-    if config.kl.coef <= 0 or isinstance(config.adapter, LoRASection):
+    if not policy.keeps_reference(config) or isinstance(config.adapter, LoRASection):
         return {}
     return {"reference": pretrained.load()}
 

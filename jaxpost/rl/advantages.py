@@ -76,6 +76,29 @@ def rloo(rewards: Float[Array, " N"], groups: Int[Array, " N"]) -> Float[Array, 
     return jnp.where(g.scored & g.spread, rewards - others, 0.0)
 
 
+def best_worst(rewards: Float[Array, " N"], groups: Int[Array, " N"]) -> Float[Array, " N"]:
+    """+n for the best and -n for the worst sample of group n (counted from 1), 0 for the others and for groups whose
+    rewards are all equal: the pairs of online preference optimisation (`losses.preference.online`).
+
+    Of equal rewards the first sample is the best, and the last the worst.
+
+    Args:
+      groups: 0 and up.
+
+    Example:
+      >>> best_worst(jnp.array([0.0, 1.0, 0.0, 5.0, 5.0]), jnp.array([0, 0, 0, 1, 1])).tolist()
+      [0.0, 1.0, -1.0, 0.0, 0.0]
+    """
+    g = _Groups(rewards, groups)
+    place = jnp.arange(g.size)
+    top = jax.ops.segment_max(jnp.where(g.scored, rewards, -jnp.inf), g.index, g.size)[g.index]
+    low = jax.ops.segment_min(jnp.where(g.scored, rewards, jnp.inf), g.index, g.size)[g.index]
+    first = jax.ops.segment_min(jnp.where(rewards == top, place, g.size), g.index, g.size)[g.index]
+    last = jax.ops.segment_max(jnp.where(rewards == low, place, -1), g.index, g.size)[g.index]
+    sign = (place == first).astype(rewards.dtype) - (place == last).astype(rewards.dtype)
+    return jnp.where(g.scored & g.spread, sign * (groups + 1).astype(rewards.dtype), 0.0)
+
+
 def group_std(rewards: Float[Array, " N"], groups: Int[Array, " N"]) -> Float[Array, " N"]:
     """The standard deviation within each sample's group, with n - 1 in the denominator (0 for a group of one)."""
     g = _Groups(rewards, groups)

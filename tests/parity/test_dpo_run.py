@@ -69,7 +69,7 @@ def job(tmp_path_factory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         # Weights are found in the usual cache; what is made of the data is not put there.
         weights = resolve_model("smollm2-135m-instruct")
-        patch.setattr(preference, "cache_folder", lambda: folder)
+        patch.setattr("jaxpost.assemble.answer_data.cache_folder", lambda: folder)
         patch.setattr("jaxpost.assemble.reference_policy.cache_folder", lambda: folder)
         make_mesh = sharding.make_mesh
         patch.setattr(sharding, "make_mesh", lambda section: make_mesh(section, jax.devices()[:1]))
