@@ -254,16 +254,21 @@ def save(
     if head is not None:
         settings |= {"task_type": "TOKEN_CLS" if tokens else "SEQ_CLS", "modules_to_save": sorted(_HEADS)}
         tensors |= {PREFIX + HEAD_NAMES[leaf]: np.ascontiguousarray(_to_host(x).T) for leaf, x in head.items()}
+    _write(folder, tensors, {CONFIG: settings, ABOUT: about}, overwrite=overwrite)
+    return folder
+
+
+def _write(folder: Path, tensors: Mapping[str, np.ndarray], about: Mapping[str, Any], *, overwrite: bool) -> None:
+    """The folder at once, by the first process; all wait for it. JSON files without content are left out."""
     if jax.process_index() == 0:
         with replaced_folder(folder, overwrite=overwrite) as new:
-            save_file(tensors, new / TENSORS, metadata={"format": "pt"})
-            for name, content in {CONFIG: settings, ABOUT: about}.items():
+            save_file(dict(tensors), new / TENSORS, metadata={"format": "pt"})
+            for name, content in about.items():
                 if content is not None:
                     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
                     (new / name).write_text(text, encoding="utf-8")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"jaxpost saved {folder}")
-    return folder
 
 
 def _layer(slot: _Slot, overlay: Mapping[Any, Any], scales: Mapping[Any, Any]) -> tuple[np.ndarray, np.ndarray, float]:

@@ -147,7 +147,11 @@ def make_verdicts(spec: JudgeScore) -> Verdicts:
         sample.forget()
         return out
 
-    yes, no = (tokenizer.encode(f" {word}")[0] for word in ("yes", "no"))
+    words = [tokenizer.encode(f" {word}") for word in ("yes", "no")]
+    shared = next(
+        n for n, (a, b) in enumerate(zip(*words, strict=False)) if a != b
+    )  # a space may be a token of its own
+    yes, no = (word[shared] for word in words)
 
     def unembed(tree: Params, hidden: Array) -> Array:
         return pretrained.model.unembed(tree["policy"], hidden)[..., jnp.array([yes, no])]
@@ -155,7 +159,8 @@ def make_verdicts(spec: JudgeScore) -> Verdicts:
     scorer = Scorer(pretrained.model, unembed, mesh=pretrained.mesh, pad_id=tokenizer.pad_id)
 
     def yes_no(asked: Sequence[str], reasoning: Sequence[str]) -> list[float]:
-        rows = [[*encode(q), *tokenizer.encode(r + VERDICT)] for q, r in zip(asked, reasoning, strict=True)]
+        lead = words[0][:shared]
+        rows = [[*encode(q), *tokenizer.encode(r + VERDICT), *lead] for q, r in zip(asked, reasoning, strict=True)]
         logits = scorer({"policy": params}, rows, [[len(row) - 1] for row in rows])
         return [float(1.0 / (1.0 + np.exp(np.clip(x[0, 1] - x[0, 0], -500.0, 500.0)))) for x in logits]
 

@@ -1,4 +1,4 @@
-"""Generative rewards: questions to a judging model, strict verdicts, what cannot be read, both orders, both backends."""
+"""Generative rewards: questions to a judge, strict verdicts, what cannot be read, both orders, both backends."""
 
 from dataclasses import replace
 
