@@ -137,38 +137,23 @@ def make_training(
         reference=refresh is not None,
     )
     trained = {"policy": Network(parts.abstract, parts.axes, parts.load), **networks}
-    abstract = {name: network.abstract for name, network in trained.items()}
-    shapes = jax.eval_shape(make_state, abstract)
-    place = partial(sharding.param_shardings, mesh=pretrained.mesh)
-    places = {name: place(network.axes, abstract=network.abstract) for name, network in trained.items()}
-    state_places = sharding.state_shardings(shapes, places, pretrained.mesh)
+    places, first, abstract_state = _placed(trained, make_state, pretrained.mesh)
     loss_fn = _seen_through(loss, lambda fn: sharding.pinned(bind_policy(fn) if parts.frozen else fn, places))
     limits = {} if guard.spike_factor is None else {"spike_factor": guard.spike_factor}
-    step = make_train_step(
-        loss_fn,
-        optimizer,
-        num_microbatches=microbatches,
-        skip_empty=skip_empty,
-        post_update=_after(optim.ema_decay, refresh),
-    )
-    eval_step = make_eval_step(loss_fn)
-    eval_params = trained_params if optim.ema_decay is None else _averaged
-    if refresh is not None:
-        step, eval_step = reads_reference(step, parts.policy), eval_with_reference(eval_step, parts.policy)
-        eval_params = and_reference(eval_params)
+    make_step = partial(make_train_step, num_microbatches=microbatches, skip_empty=skip_empty)
+    step = make_step(loss_fn, optimizer, post_update=_after(optim.ema_decay, refresh))
+    step, eval_step, eval_params = _evaluated(step, loss_fn, optim.ema_decay, refresh, parts.policy)
     return Training(
         step=step,
         eval_step=eval_step,
-        init_state=partial(_first_state, trained, make_state, places, state_places),
-        abstract_state=jax.tree.map(
-            lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, state_places
-        ),
+        init_state=first,
+        abstract_state=abstract_state,
         frozen={**parts.frozen, **frozen},
         hyper={name: jnp.float32(value) for name, value in {**limits, **hyper}.items()},
         lr_at=lr_at,
         eval_params=eval_params,
         policy=parts.policy,
-        trained=count(abstract),
+        trained=sum(count(network.abstract) for network in trained.values()),
     )
 
 
@@ -182,6 +167,17 @@ def _initial(params: Params, *, optimizer: Any, ema: bool, memory: Any, referenc
     return with_reference(state) if reference else state
 
 
+def _evaluated(
+    step: TrainStep, loss_fn: LossFn | Coupled, ema_decay: float | None, refresh: Any, policy: Callable[..., Params]
+) -> tuple[TrainStep, Callable[..., dict[str, Sums]], Callable[[TrainState], Params]]:
+    """The step, and what evaluates: with the averaged parameters, and with the reference of the state if it moves."""
+    eval_step = make_eval_step(loss_fn)
+    eval_params = trained_params if ema_decay is None else _averaged
+    if refresh is None:
+        return step, eval_step, eval_params
+    return reads_reference(step, policy), eval_with_reference(eval_step, policy), and_reference(eval_params)
+
+
 def _after(ema_decay: float | None, refresh: Mapping[str, Any] | None) -> PostUpdate | None:
     """What follows an accepted update."""
     updates = [] if ema_decay is None else [ema_update(ema_decay)]
@@ -189,10 +185,24 @@ def _after(ema_decay: float | None, refresh: Mapping[str, Any] | None) -> PostUp
     return (lambda state: reduce(lambda found, update: update(found), updates, state)) if updates else None
 
 
-def _first_state(trained: Mapping[str, Network], make: Callable[..., TrainState], places: Any, all_places: Any) -> Any:
-    """Weights straight into their shardings, and the optimiser's state beside them."""
-    loaded = jax.device_put({name: network.load() for name, network in trained.items()}, places)
-    return jax.jit(make, out_shardings=all_places, donate_argnums=0)(loaded)
+def _placed(
+    trained: Mapping[str, Network], make_state: Callable[..., TrainState], mesh: Mesh
+) -> tuple[dict[str, Any], Callable[[], TrainState], TrainState]:
+    """Where the networks lie, the first state (weights read straight into their shardings), and its shapes."""
+    abstract = {name: network.abstract for name, network in trained.items()}
+    places = {
+        name: sharding.param_shardings(network.axes, mesh=mesh, abstract=network.abstract)
+        for name, network in trained.items()
+    }
+    shapes = jax.eval_shape(make_state, abstract)
+    state_places = sharding.state_shardings(shapes, places, mesh)
+
+    def first() -> TrainState:
+        loaded = jax.device_put({name: network.load() for name, network in trained.items()}, places)
+        return jax.jit(make_state, out_shardings=state_places, donate_argnums=0)(loaded)
+
+    whole = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, state_places)
+    return places, first, whole
 
 
 def _averaged(state: TrainState) -> Params:

@@ -45,7 +45,7 @@ def make(tiny_model, tmp_path, monkeypatch):
         self._call = _Often()
 
     monkeypatch.setattr(envs._Conversation, "__init__", begin)
-    monkeypatch.setattr(rl, "make_pool", lambda *a, **k: InProcess(lambda example, c: float(len(c.tokens))))
+    monkeypatch.setattr(rl, "make_judge", lambda *a, **k: InProcess(lambda example, c: float(len(c.tokens))))
 
     def job(name="run", **train):
         config = RLConfig(

@@ -16,7 +16,7 @@ quick = pytest.fixture(autouse=True)(quick_compiler)
 
 
 def test_an_adapter_learns_and_its_base_is_the_reference(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(rl, "make_pool", lambda *a, **k: InProcess(lambda example, c: sum(t % 2 for t in c.tokens)))
+    monkeypatch.setattr(rl, "make_judge", lambda *a, **k: InProcess(lambda example, c: sum(t % 2 for t in c.tokens)))
 
     def job(name, **adapter):
         config = RLConfig(

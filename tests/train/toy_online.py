@@ -24,6 +24,7 @@ import numpy as np
 
 from jaxpost import sharding
 from jaxpost.assemble import rl
+from jaxpost.assemble.judge import Judge
 from jaxpost.assemble.model import Pretrained
 from jaxpost.assemble.prompts import Problems
 from jaxpost.config import AdamWSection, ModelSection, RunSection, ScheduleSection
@@ -171,8 +172,11 @@ def scored_by(one: Callable[[Any, Any], float], name: str = "score") -> Score:
     return score
 
 
-class InProcess:
-    """Stands for a run's reward and its workers: `scored_by(one)`."""
+class InProcess(Judge):
+    """Stands for a run's judge: `scored_by(one)`, without workers or models."""
+
+    by_step = None
+    identity = {}  # noqa: RUF012
 
     def __init__(self, one: Callable[[Any, Any], float]):
         self.score = scored_by(one)
