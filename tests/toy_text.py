@@ -55,6 +55,10 @@ GEMMA = (
     "{% if loop.first %}{{ s }}{% endif %}{{ m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
+ZEPHYR = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' }}{{ '\n' }}{{ m['content'] }}{{ eos_token }}{{ '\n' }}"
+    "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}"
+)
 
 SPECIAL = {
     "chatml": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "more": ("<|im_start|>",)},
@@ -64,6 +68,7 @@ SPECIAL = {
         "more": ("<|start_header_id|>", "<|end_header_id|>"),
     },
     "llama2": {"bos_token": "<s>", "eos_token": "</s>", "more": ()},
+    "zephyr": {"bos_token": "<s>", "eos_token": "</s>", "more": ()},
     "gemma": {"bos_token": "<bos>", "eos_token": "<eos>", "more": ("<start_of_turn>", "<end_of_turn>")},
 }
 OWN = {
@@ -74,6 +79,7 @@ OWN = {
     "llama31": ("llama3", LLAMA31),
     "llama2": ("llama2", LLAMA2),
     "gemma": ("gemma", GEMMA),
+    "zephyr": ("zephyr", ZEPHYR),
 }
 
 

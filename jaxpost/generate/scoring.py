@@ -51,7 +51,8 @@ class Scorer:
 
     Example:
       >>> from jaxpost.types import Outputs
-      >>> doubled = Model(None, (), None, lambda p, x: Outputs(2.0 * x.tokens[..., None]), None, None)
+      >>> double = lambda params, inputs: Outputs((2 * inputs.tokens[..., None]).astype(jnp.float32))
+      >>> doubled = Model(None, (), None, double, None, None)
       >>> scorer = Scorer(doubled, lambda params, hidden: hidden)
       >>> [x.tolist() for x in scorer({"policy": ()}, [[1, 2, 3], [4]], [[0, 2], [0]])]
       [[[2.0], [6.0]], [[8.0]]]

@@ -95,6 +95,7 @@ FAMILIES = (
     Family("llama3", r"<\|start_header_id\|>system<\|end_header_id\|>\n\n(.*?)<\|eot_id\|>"),
     Family("llama2", None),
     Family("gemma", None),
+    Family("zephyr", None),
 )
 
 

@@ -66,6 +66,8 @@ CASES = {
         },
     ),
     "llama-gelu": ("llama", {**TINY, "hidden_act": "gelu_pytorch_tanh"}),
+    "mistral": ("mistral", {**TINY, "sliding_window": None}),
+    "mistral-window": ("mistral", {**TINY, "sliding_window": 6}),
     "qwen2": ("qwen2", {**TINY, "tie_word_embeddings": True}),
     "qwen2-windows": (
         "qwen2",

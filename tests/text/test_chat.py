@@ -53,12 +53,17 @@ def qwen3_text(turns):
     )
 
 
+def zephyr_text(turns):
+    return "".join(f"<|{role}|>\n{content}</s>\n" for role, content in turns)
+
+
 EXPECTED = {
     "chatml": (chatml_text, [" Hello!<|im_end|>", "4\n<|im_end|>"]),
     "qwen3": (qwen3_text, ["<think>\n\n</think>\n\n Hello!<|im_end|>", "<think>\n\n</think>\n\n4\n<|im_end|>"]),
     "llama3": (llama3_text, ["Hello!<|eot_id|>", "4<|eot_id|>"]),
     "llama2": (llama2_text, [" Hello! </s>", " 4 </s>"]),
     "gemma": (gemma_text, ["Hello!<end_of_turn>", "4<end_of_turn>"]),
+    "zephyr": (zephyr_text, [" Hello!</s>", "4\n</s>"]),
 }
 
 
@@ -91,6 +96,7 @@ def test_text_and_spans(name):
         ("llama31", "llama3", "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"),
         ("llama2", "llama2", None),
         ("gemma", "gemma", None),
+        ("zephyr", "zephyr", None),
     ],
 )
 def test_a_family_is_recognised_by_what_its_own_template_renders(own, family, default):
@@ -146,7 +152,7 @@ def test_tools_calls_and_results_are_shown(name):
     assert "12:00" not in "".join(written)
 
 
-@pytest.mark.parametrize("name", ["llama2", "gemma"])
+@pytest.mark.parametrize("name", ["llama2", "gemma", "zephyr"])
 def test_a_family_without_tools_refuses_them(name):
     template = choose_template(None, special_of(name), name)
     with pytest.raises(DataError, match=f"{name}"):
@@ -155,7 +161,7 @@ def test_a_family_without_tools_refuses_them(name):
         template.render(messages(TURNS), TOOLS)
 
 
-@pytest.mark.parametrize("name", ["llama2", "llama3", "gemma"])
+@pytest.mark.parametrize("name", ["llama2", "llama3", "gemma", "zephyr"])
 def test_a_part_that_the_template_leaves_out_is_an_error(name):
     turns = [Message(role=U, content="Hi"), Message(role=A, content="Hello", reasoning="Greet them.")]
     with pytest.raises(DataError, match="leaves out the reasoning of message 1"):

@@ -62,7 +62,16 @@ GEMMA3_4B = {
                     "sliding_window": 1024},
     "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
 }  # fmt: skip
+MISTRAL = {
+    "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 32768,
+    "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False,
+    "vocab_size": 32000,
+}  # fmt: skip
 PUBLISHED = {
+    "mistral": MISTRAL,
+    "mistral-no-window": MISTRAL | {"sliding_window": None},
+    "mistral-default-window": {name: value for name, value in MISTRAL.items() if name != "sliding_window"},
     "smollm2": SMOLLM2,
     "llama-3.2": LLAMA32,
     "qwen2.5": QWEN25,
@@ -119,6 +128,8 @@ def test_published_architectures_are_read_right():
     assert config_from_hf(QWEN25).qkv_bias
     windows = [b.window for b in layer_blocks(config_from_hf(PUBLISHED["qwen2-windows"]))]
     assert windows == [None] * 21 + [4096] * 3
+    mistral = [{b.window for b in layer_blocks(config_from_hf(PUBLISHED[n]))} for n in PUBLISHED if "mistral" in n]
+    assert mistral == [{4096}, {None}, {4096}]
     gemma = config_from_hf(GEMMA3_1B)
     assert [(s.repeats, len(s.period)) for s in gemma.stacks] == [(4, 6), (2, 1)]
     assert [b.window for b in layer_blocks(gemma)][4:7] == [512, None, 512]

@@ -19,6 +19,7 @@ TINY = {
 TINY_FAMILIES = {
     "llama": {**TINY, "model_type": "llama", "attention_bias": True, "mlp_bias": True},
     "llama-tied": {**TINY, "model_type": "llama", "head_dim": 8, "tie_word_embeddings": True},
+    "mistral": {**TINY, "model_type": "mistral", "sliding_window": 4},
     "qwen2": {**TINY, "model_type": "qwen2"},
     "qwen3": {**TINY, "model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": True},
     "gemma3": {**TINY, "model_type": "gemma3_text", "num_hidden_layers": 8, "head_dim": 8, "sliding_window": 4},

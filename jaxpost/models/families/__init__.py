@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from jaxpost.models.config import ModelConfig
-from jaxpost.models.families import gemma3, llama, qwen2, qwen3
+from jaxpost.models.families import gemma3, llama, mistral, qwen2, qwen3
 from jaxpost.models.families.common import Key, Keys, group_layers, layer_blocks
 
 FAMILIES: dict[str, ModuleType] = {
@@ -17,6 +17,7 @@ FAMILIES: dict[str, ModuleType] = {
     "qwen3": qwen3,
     "gemma3": gemma3,
     "gemma3_text": gemma3,
+    "mistral": mistral,
 }
 """transformers' `model_type` (and our `ModelConfig.family`) -> module with config_from_hf, config_to_hf, KEYS."""
 
