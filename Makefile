@@ -29,6 +29,8 @@ LLAMA_CPP := xllamacpp==2026.10.11549
 PYTEST := $(BIN)/python -m pytest
 # Workers of pytest-xdist; each one has 8 fake devices and its own copy of the tiny models.
 WORKERS ?= auto
+# Which tests `make parity` runs; `make parity MARK=slow`: twenty steps of DPO on the real model, minutes.
+MARK ?= not slow
 
 .PHONY: help demo lab chitchat test slow parity lint format types imports doctest bench notebook papers lock clean
 
@@ -52,7 +54,7 @@ slow: $(VENV)/.ready-dev ## Llama-8B's programs compiled for TPU slices that are
 	$(PYTEST) tests --ignore=tests/parity -m slow -n $(WORKERS) --maxprocesses 2 --dist worksteal
 
 parity: $(REFERENCES)/.ready-parity ## compare with transformers, TRL and PEFT on torch, in an environment of their own
-	$(REFERENCES)/bin/python -m pytest tests/parity
+	$(REFERENCES)/bin/python -m pytest tests/parity -m "$(MARK)"
 
 lint: $(VENV)/.ready-dev ## ruff: faults, style, format
 	$(BIN)/ruff check .

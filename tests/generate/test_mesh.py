@@ -71,7 +71,9 @@ def all_pages_came_back(engine):
     return all(book.free == book.full.count - 1 for book in engine.books)
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if "tensor2" in name else pytest.mark.slow) for name in MESHES]
+)
 def test_texts_are_those_of_one_device(name, capfd):
     many, made = shared(name)
     one = on_one_device()
@@ -87,6 +89,7 @@ def test_texts_are_those_of_one_device(name, capfd):
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_windows_and_int8_pages_on_a_mesh():
     wish = SamplingParams(n=2, max_tokens=20, ignore_eos=True)
     settings = {"kv_dtype": np.int8}

