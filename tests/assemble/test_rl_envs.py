@@ -22,7 +22,7 @@ from jaxpost.train.compiled import CompiledStep
 from jaxpost.train.learn import Learner, Numbers
 from jaxpost.train.online import run_online
 from jaxpost.train.online_job import Draw, Wish
-from tests.train.toy_online import InProcess, quick_compiler, records
+from tests.train.toy_online import InProcess, quick_compiler, records, scored_by
 
 quick = pytest.fixture(autouse=True)(quick_compiler)
 STOPS = tuple(chr(c) for c in range(33, 127))
@@ -45,7 +45,7 @@ def make(tiny_model, tmp_path, monkeypatch):
         self._call = _Often()
 
     monkeypatch.setattr(envs._Conversation, "__init__", begin)
-    monkeypatch.setattr(rl, "make_judge", lambda *a, **k: InProcess(lambda example, c: float(len(c.tokens))))
+    monkeypatch.setattr(rl, "make_judge", lambda *a, **k: InProcess(scored_by(lambda example, c: float(len(c.tokens)))))
 
     def job(name="run", **train):
         config = RLConfig(

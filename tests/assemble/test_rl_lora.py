@@ -10,13 +10,15 @@ from jaxpost.config_check_rl import check_rl
 from jaxpost.config_rewards import FinishedSection, RewardSection
 from jaxpost.config_rl import ArithmeticPrompts, KLSection, OnlineSection, RLConfig, RolloutSection
 from jaxpost.train.online import run_online
-from tests.train.toy_online import InProcess, quick_compiler, records
+from tests.train.toy_online import InProcess, quick_compiler, records, scored_by
 
 quick = pytest.fixture(autouse=True)(quick_compiler)
 
 
 def test_an_adapter_learns_and_its_base_is_the_reference(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(rl, "make_judge", lambda *a, **k: InProcess(lambda example, c: sum(t % 2 for t in c.tokens)))
+    monkeypatch.setattr(
+        rl, "make_judge", lambda *a, **k: InProcess(scored_by(lambda example, c: sum(t % 2 for t in c.tokens)))
+    )
 
     def job(name, **adapter):
         config = RLConfig(

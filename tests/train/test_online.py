@@ -31,6 +31,7 @@ from toy_online import (
 )
 
 from jaxpost.assemble import rl
+from jaxpost.assemble.rewards import make_pool
 from jaxpost.config import MeshSection
 from jaxpost.config_rewards import FunctionSection, RewardSection
 from jaxpost.config_rl import (
@@ -235,7 +236,7 @@ def test_a_reward_that_fails_for_some_rows_is_told_and_the_run_goes_on(tmp_path:
     (tmp_path / "reward.py").write_text(REWARD)
     section = RewardSection(parts=(FunctionSection(path=f"{tmp_path}/reward.py:reward"),), workers=2, seconds=0.5)
     config = toy_config(tmp_path, reward=section, train=OnlineSection(steps=2, save_every=0))
-    with toys(rl.make_pool(section)):
+    with toys(make_pool(section)):
         job = rl.make_job(config, command=("jaxpost",))
     result = run_online(job)
     samples = records(result.folder, "samples.jsonl")

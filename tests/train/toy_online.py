@@ -152,16 +152,6 @@ class ToySampler(Sampler):
 Score = Callable[[Any, Any], Scored]
 
 
-class Pool:
-    """A score in the place of the workers that would compute it."""
-
-    def __init__(self, score: Score) -> None:
-        self.score, self.close = score, getattr(score, "close", lambda: None)
-
-    def __call__(self, examples: Any, completions: Any) -> Scored:
-        return self.score(examples, completions)
-
-
 def scored_by(one: Callable[[Any, Any], float], name: str = "score") -> Score:
     """A reward of one completion -> of many, in this process."""
 
@@ -173,19 +163,16 @@ def scored_by(one: Callable[[Any, Any], float], name: str = "score") -> Score:
 
 
 class InProcess(Judge):
-    """Stands for a run's judge: `scored_by(one)`, without workers or models."""
+    """A score in the place of a run's judge, its workers and models."""
 
     by_step = None
     identity = {}  # noqa: RUF012
 
-    def __init__(self, one: Callable[[Any, Any], float]):
-        self.score = scored_by(one)
+    def __init__(self, score: Score):
+        self.score, self.close = score, getattr(score, "close", lambda: None)
 
     def __call__(self, examples: Any, completions: Any) -> Scored:
         return self.score(examples, completions)
-
-    def close(self) -> None:
-        """Nothing to end."""
 
 
 def toy_config(folder: Path, **changes: Any) -> RLConfig:
@@ -219,7 +206,7 @@ def toys(score: Score, devices: int = 1, prompts: Sequence[Sequence[int]] = (PRO
         "model_identity": lambda pretrained: "table",
         "make_problems": lambda *args, **kwargs: problems,
         "text_sampler": lambda *args, **kwargs: sampler,
-        "make_pool": lambda *args, **kwargs: Pool(score),
+        "make_judge": lambda *args, **kwargs: InProcess(score),
     }
     few = lambda section, devices_=None: make_mesh(section, jax.devices()[:devices])  # noqa: E731
     with mock.patch.multiple(rl, **found), mock.patch.object(sharding, "make_mesh", few):
