@@ -80,7 +80,7 @@ def test_preset_is_sound_and_says_where_it_comes_from(preset):
 
 
 SUPERVISED_RUNS = [
-    pytest.param(preset, id=ids(preset), marks=() if preset.stem in ("chitchat", "gsm8k_lora") else pytest.mark.slow)
+    pytest.param(preset, id=ids(preset), marks=() if preset.stem == "gsm8k_lora" else pytest.mark.slow)
     for preset in SUPERVISED
 ]
 
@@ -170,7 +170,7 @@ def preference_composition(config: PreferenceConfig) -> tuple:
 
 
 PREFERENCE_RUNS = [
-    pytest.param(preset, id=ids(preset), marks=() if preset.stem in ("local_bco", "llama3_round") else pytest.mark.slow)
+    pytest.param(preset, id=ids(preset), marks=() if preset.stem == "llama3_round" else pytest.mark.slow)
     for preset in {preference_composition(CONFIGS[preset]): preset for preset in PREFERENCE}.values()
 ]
 """One for each way in which they are composed."""
@@ -230,8 +230,8 @@ def _value(ours: str, theirs: str, n: int):
     return [{"role": "user", "content": text}] if theirs == "messages" else text
 
 
-ALWAYS = ("demo", "dapo", "arithmetic_process", "tulu3_rlvr")
-"""Between them every kind of section; the other compositions run with the slow tests."""
+ALWAYS = ("demo", "tulu3_rlvr")
+"""Group advantages, and a critic; the other compositions run with the slow tests."""
 ONLINE_RUNS = [
     pytest.param(preset, id=ids(preset), marks=() if preset.stem in ALWAYS else pytest.mark.slow)
     for preset in dict.fromkeys(

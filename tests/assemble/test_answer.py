@@ -148,6 +148,7 @@ def test_a_conversation_answers_as_if_read_anew(tiny_model, tmp_path):
             command(talk, line)
 
 
+@pytest.mark.slow
 def test_a_conversation_keeps_a_budget_of_thinking(tiny_model):
     """Each answer is that of `generate` with the same budget, and no longer held to it once the thinking is over."""
     sampling, thinking = {"max_tokens": 40, "temperature": 0.0, "ignore_eos": True}, {"min": 3, "max": 4}

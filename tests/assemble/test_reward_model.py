@@ -110,6 +110,7 @@ def test_bradley_terry_learns_the_order_and_its_export_scores_alike(config):
     np.testing.assert_allclose([x.item() for x in texts], [s[0].item() for _, s in scored], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_process_model_by_an_adapter_finds_the_first_error_and_its_export_scores_alike(config, tmp_path):
     config = on(
         config, tmp_path, STEPS, loss=ProcessLoss(), adapter=LoRASection(rank=2, alpha=4.0),

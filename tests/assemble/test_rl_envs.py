@@ -94,6 +94,7 @@ def test_a_run_in_an_environment_resumes_exactly(make, tmp_path):
     assert steps[0]["env/turns"] == pytest.approx(mean)
 
 
+@pytest.mark.slow
 def test_sampler_and_learner_agree_and_replies_are_not_learnt(make):
     job = make()
     state = job.init_state()

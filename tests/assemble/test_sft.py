@@ -107,6 +107,7 @@ def test_a_moving_average_is_what_gets_exported(config):
     assert not any(np.array_equal(exported[path], params[path]) for path in ema)
 
 
+@pytest.mark.slow
 def test_another_mesh_trains_alike(config):
     many = assemble.train(config)
     losses = [json.loads(line)["loss"] for line in (many.folder / "metrics.jsonl").read_text().splitlines()]

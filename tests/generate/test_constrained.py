@@ -22,7 +22,9 @@ def starting(budget, ends=(EOS,)):
     return [lambda: budget.start([1], vocab_size=VOCAB, end_ids=list(ends))] * len(PROMPTS)
 
 
-@pytest.mark.parametrize("mode", ["processed", "temperature", "raw"])
+@pytest.mark.parametrize(
+    "mode", ["processed", *(pytest.param(m, marks=pytest.mark.slow) for m in ("temperature", "raw"))]
+)
 def test_forced_tokens_are_written_in_one_pass_and_scored_as_if_drawn(shared, mode, monkeypatch):
     budget = ThinkingBudget(begin=(1, 2, 3), end=(END, 4, 0), max_tokens=3)
     wish = SamplingParams(n=2, max_tokens=14, temperature=0.7, logprobs=2, logprobs_mode=mode)
