@@ -18,15 +18,12 @@ from jaxpost.assemble.model import Pretrained, load_model, on_mesh
 from jaxpost.assemble.training import Training
 from jaxpost.config import (
     AdapterSection,
-    DataSection,
     LoRASection,
-    MeshSection,
     ModelSection,
-    RunSection,
     SampleSection,
     SourceSection,
-    TrainSection,
 )
+from jaxpost.config_check import Supervised
 from jaxpost.data.dataset import Progress, SourceStats
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.sampler import Sampler, make_sampler
@@ -37,21 +34,11 @@ from jaxpost.weights import huggingface
 
 
 @runtime_checkable
-class Sections(Protocol):
-    """What the configurations of supervised methods share."""
+class Sections(Supervised, Protocol):
+    """What a job reads of the configurations of supervised methods."""
 
     @property
     def model(self) -> ModelSection: ...
-    @property
-    def data(self) -> DataSection: ...
-    @property
-    def adapter(self) -> AdapterSection: ...
-    @property
-    def mesh(self) -> MeshSection: ...
-    @property
-    def train(self) -> TrainSection: ...
-    @property
-    def run(self) -> RunSection: ...
 
 
 def open_model(config: Sections, *, trunk: bool = False) -> Pretrained:
