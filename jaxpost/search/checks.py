@@ -17,8 +17,8 @@ from typing import Literal, NamedTuple
 from jaxpost.text.arithmetic import BadExpression, evaluate
 
 Form = Literal["brackets", "equations", "json", "python"]
-MAX_CHARS = 100_000
-"""Of a text that is parsed; a longer one is not well formed."""
+MAX_CHARS = 20_000
+"""Of a text whose equations are read; more than that of JSON or Python is not well formed."""
 
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 _FENCE = re.compile(r"```[ \t]*(\w*)[^\n]*\n(.*?)```", re.DOTALL)
