@@ -1,0 +1,132 @@
+"""Token-level search against mctx on the same enumerated trees, and what it converges to."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import mctx
+import numpy as np
+import pytest
+
+from jaxpost.search.drive import search
+from jaxpost.search.token_mcts import token_mcts
+from tests.search.toy import ToyPolicy, ToyVerifier
+
+LETTERS, DEPTH = "abc", 4
+PROMPTS = ["c", "ab", "b"]
+SIMULATIONS = 24
+
+
+@cache
+def leaf(text):
+    """A value in [0, 1] of every text, as if by a verifier."""
+    return float(np.random.default_rng([ord(x) for x in text] + [7]).random())
+
+
+@cache
+def logits(prompt, answer):
+    """Three letters, most probable first; an end in place of the last one at some nodes, everywhere at the depth."""
+    rng = np.random.default_rng([ord(x) for x in prompt + "|" + answer])
+    p = np.sort(rng.dirichlet([1.0] * 3))[::-1]
+    return p, len(answer) > 0 and rng.random() < 0.3
+
+
+def table_of(prompts):
+    def table(text):
+        prompt = next(p for p in sorted(prompts, key=len, reverse=True) if text.startswith(p))
+        p, ends = logits(prompt, text[len(prompt) :])
+        return {"$" if i == 2 and ends else letter: float(x) for i, (letter, x) in enumerate(zip(LETTERS, p))}
+
+    return table
+
+
+def enumerated(prompt):
+    """Arrays over all nodes to a depth that no search passes; node 0 is the root, 3 i + 1 + a the child of i by a."""
+    depth = DEPTH + 4
+    count = (3 ** (depth + 1) - 1) // 2
+    prior, value, terminal = np.zeros((count, 3), np.float32), np.zeros(count, np.float32), np.zeros(count, bool)
+
+    def visit(index, answer, level, done):
+        prior[index] = np.log(logits(prompt, answer)[0])
+        value[index], terminal[index] = (leaf(answer) if index else 0.0), done
+        if level == depth or done:
+            return
+        for action in range(3):
+            ends = action == 2 and logits(prompt, answer)[1]
+            visit(3 * index + 1 + action, answer if ends else answer + LETTERS[action], level + 1, ends)
+
+    visit(0, "", 0, False)
+    return prior, value, terminal
+
+
+def ask_mctx(policy, **kwargs):
+    """mctx on the three trees; an end has its value as reward and nothing after it."""
+    arrays = [jnp.asarray(np.stack(x)) for x in zip(*(enumerated(prompt) for prompt in PROMPTS))]
+    rows = jnp.arange(len(PROMPTS))
+
+    def step(arrays, key, action, state):
+        prior, value, terminal = arrays
+        child = jnp.where(terminal[rows, state], state, 3 * state + 1 + action)
+        was, ends = terminal[rows, state], terminal[rows, child]
+        zero = jnp.zeros(len(PROMPTS), jnp.float32)
+        reward = jnp.where(ends & ~was, value[rows, child], zero)
+        out = mctx.RecurrentFnOutput(
+            reward=reward, discount=jnp.where(ends, 0.0, 1.0), prior_logits=prior[rows, child],
+            value=jnp.where(ends, zero, value[rows, child]),
+        )  # fmt: skip
+        return out, child
+
+    root = mctx.RootFnOutput(prior_logits=arrays[0][:, 0], value=arrays[1][:, 0], embedding=jnp.zeros(3, jnp.int32))
+    with jax.numpy_dtype_promotion("standard"):
+        out = jax.jit(lambda arrays, root: policy(arrays, jax.random.key(0), root, step, SIMULATIONS, **kwargs))(
+            arrays, root
+        )
+    tree = out.search_tree
+    return np.asarray(out.action), np.asarray(tree.children_visits[:, 0]), np.asarray(out.action_weights), tree
+
+
+def run(prompts=PROMPTS, *, numbers=None, budget=None, **kwargs):
+    policy = ToyPolicy(table_of(PROMPTS))
+    method = partial(token_mcts, simulations=SIMULATIONS, best=3, answer_tokens=6, **{"search_tokens": 1, **kwargs})
+    return policy, search(prompts, method, policy, verifiers={"verifier": ToyVerifier(leaf)}, numbers=numbers,
+                          budget=budget)  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", ["gumbel", "puct"])
+def test_visits_and_actions_are_those_of_mctx(rule):
+    if rule == "gumbel":
+        known = {"gumbel_scale": 0.0}
+        action, visits, weights, _ = ask_mctx(mctx.gumbel_muzero_policy, gumbel_scale=0.0, max_num_considered_actions=3)
+    else:
+        known = {"dirichlet_fraction": 0.0}
+        _, visits, weights, _ = ask_mctx(mctx.muzero_policy, dirichlet_fraction=0.0)
+        action = visits.argmax(axis=1)
+    policy, outs = run(rule=rule, considered=3, **known)
+    for i, out in enumerate(outs):
+        assert out.error is None
+        assert out.tree.facts["visits"] == visits[i].tolist()
+        np.testing.assert_allclose(out.tree.facts["weights"], weights[i], rtol=2e-5)
+        [chosen] = [child for child in out.tree.children if not child.pruned]
+        assert chosen.tokens[0] == out.tree.facts["tokens"][action[i]]
+        assert out.tree.visits == SIMULATIONS
+    # Each simulation asks the model once, for all prompts.
+    assert max(n for kind, n in policy.calls if kind == "rank") == len(PROMPTS)
+
+
+def test_noise_is_fixed_by_the_prompts_number_and_neighbours_change_nothing():
+    _, together = run(numbers=[5, 6, 7], search_tokens=3)
+    for prompt, number, out in zip(PROMPTS, [5, 6, 7], together, strict=True):
+        _, [alone] = run([prompt], numbers=[number], search_tokens=3)
+        assert alone.answers[0].text == out.answers[0].text
+        assert alone.tree.facts == out.tree.facts
+    _, other = run(numbers=[15, 16, 17], search_tokens=3)
+    assert [o.tree.facts["visits"] for o in other] != [o.tree.facts["visits"] for o in together]
+
+
+@pytest.mark.parametrize("budget", [0, 3, 20, 60])
+def test_budgets_hold_and_something_is_found(budget):
+    _, outs = run(search_tokens=4, budget=budget)
+    assert all(out.tokens_spent <= budget for out in outs)
+    assert all(out.answers or out.error for out in outs)
