@@ -16,9 +16,9 @@ from jaxpost.config_search import SearchConfig
 OK, FAILED = 0, 1
 
 SEARCH = """\
-Get more out of a model at test time: draw, rank, vote, search trees with a verifier, within a budget of tokens. A preset
-names the model, the method, the verifier and the budget; any key of it is a flag. The run's folder (run.dir) holds
-results.jsonl, the trees and report.html; the same command run again goes on where it stopped.
+Get more out of a model at test time: draw, rank, vote, search trees with a verifier, within a budget of tokens. A
+preset names the model, the method, the verifier and the budget; any key of it is a flag. The run's folder (run.dir)
+holds results.jsonl, the trees and report.html; the same command run again goes on where it stopped.
 """
 
 SEARCH_EPILOG = """\
@@ -54,9 +54,13 @@ def add(commands: Any) -> None:
     made.add_argument("-h", "--help", action="store_true", help="with a PRESET: every flag and its value")
     curve = _command(commands, "search-curve", "accuracy against tokens", CURVE, CURVE_EPILOG, add_help=True)
     curve.add_argument("presets", nargs="+", metavar="PRESET", help="YAML files of `method: search`")
-    curve.add_argument("--budgets", nargs="+", type=int, metavar="N", help="tokens a prompt (default: the presets' own)")
+    curve.add_argument(
+        "--budgets", nargs="+", type=int, metavar="N", help="tokens a prompt (default: the presets' own)"
+    )
     curve.add_argument("--seeds", type=int, default=1, metavar="N", help="0 .. N-1 (default: 1)")
-    curve.add_argument("--out", type=Path, default=Path("runs/search-curve"), metavar="DIR", help="default: %(default)s")
+    curve.add_argument(
+        "--out", type=Path, default=Path("runs/search-curve"), metavar="DIR", help="default: %(default)s"
+    )
 
 
 def _command(commands: Any, name: str, summary: str, about: str, examples: str, *, add_help: bool = False) -> Any:

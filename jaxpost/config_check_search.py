@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from jaxpost.config_check import above, at_least, fraction
 from jaxpost.config_io import ConfigError
 from jaxpost.config_rl import ArithmeticPrompts, FilePrompts
-from jaxpost.config_search import PlainPrompts, SearchConfig
+from jaxpost.config_search import FewShotThoughts, PlainPrompts, SearchConfig
 from jaxpost.config_verify import (
     FactVerifier,
     JudgeVerifier,
@@ -47,6 +47,8 @@ def _prompts(config: SearchConfig) -> Iterator[str]:
         yield from fraction("prompts.held_out", section.held_out)
     if "{prompt}" not in section.template:
         yield f"prompts.template is {section.template!r}; it must hold {{prompt}}, where the problem stands"
+    if isinstance(config.thoughts, FewShotThoughts) and not config.thoughts.examples:
+        yield "thoughts.examples is empty; a few-shot template needs worked examples (question, answer)"
     if section.system_prompt is not None and not section.chat:
         yield "prompts.system_prompt needs the chat format; set prompts.chat true or leave it out"
 
@@ -67,9 +69,7 @@ def _sampling(config: SearchConfig) -> Iterator[str]:
         yield "search.separator is empty; give the text that ends a step"
     many = max(getattr(config.search, name, 1) for name in ("n", "width", "samples"))
     if many > 1 and sampling.temperature == 0:
-        yield (
-            f"search.kind {config.search.kind} draws {many} texts, but at sampling.temperature 0 all are alike; raise it"
-        )
+        yield f"search.{config.search.kind} draws {many} texts, but at sampling.temperature 0 all are alike; raise it"
 
 
 def _verifier(config: SearchConfig) -> Iterator[str]:

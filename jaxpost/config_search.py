@@ -7,8 +7,9 @@ from typing import Literal
 
 from jaxpost.config import ModelSection
 from jaxpost.config_rewards import RewardSection
-from jaxpost.config_rl import ArithmeticPrompts, CountdownPrompts, FilePrompts, Game24Prompts, AskedPrompts
-from jaxpost.config_search_methods import Greedy, SearchMethodSection
+from jaxpost.config_rl import ArithmeticPrompts, AskedPrompts, CountdownPrompts, FilePrompts, Game24Prompts
+from jaxpost.config_search_methods import Greedy
+from jaxpost.config_search_trees import SearchMethodSection
 from jaxpost.config_verify import VerifierSection
 
 
@@ -38,6 +39,45 @@ class DrawSection:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     no_repeat_ngram_size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotThoughts:
+    """An instruction behind every prompt (2205.11916)."""
+
+    kind: Literal["zero_shot"] = "zero_shot"
+    instruction: str = "Let's think step by step."
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepThoughts:
+    """The request for steps that a search can tell apart (by its separator), and for one boxed answer."""
+
+    kind: Literal["steps"] = "steps"
+    instruction: str | None = None
+    """None: the library's, whose steps have an empty line between them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleSection:
+    """A worked example."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotThoughts:
+    """Worked examples before every prompt (2201.11903): turns in the chat format, else a text."""
+
+    kind: Literal["few_shot"] = "few_shot"
+    examples: tuple[ExampleSection, ...] = ()
+    question: str = "Q: "
+    """What leads a question in a text."""
+    answer: str = "A:"
+
+
+ThoughtsSection = ZeroShotThoughts | StepThoughts | FewShotThoughts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +152,8 @@ class SearchConfig:
     prompts: SearchPromptsSection = PlainPrompts()
     count: int | None = None
     """Most prompts; of a file so many rows, drawn by prompts.seed. Endless sources need it."""
+    thoughts: ThoughtsSection | None = None
+    """A chain-of-thought template around every prompt."""
     sampling: DrawSection = DrawSection()
     search: SearchMethodSection = Greedy()
     verifier: VerifierSection = VerifierSection()

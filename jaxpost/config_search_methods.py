@@ -57,12 +57,11 @@ class SelfConsistency:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepBeam:
-    """Beam search over steps: of `width` texts the best width / factor go on (2408.03314)."""
+class BeamSteps:
+    """How a step beam goes, but for its width."""
 
-    kind: Literal["step_beam"] = "step_beam"
-    width: int = 16
     factor: int = 4
+    """Texts drawn for each one that goes on."""
     max_steps: int = 40
     max_tokens: int = 128
     """Of one step."""
@@ -72,6 +71,14 @@ class StepBeam:
     """Further steps that are drawn, greedily, to score a step; they are thrown away."""
     aggregate: Aggregate | None = None
     choose: Choice = "best"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBeam(BeamSteps):
+    """Beam search over steps: of `width` texts the best width / factor go on (2408.03314)."""
+
+    kind: Literal["step_beam"] = "step_beam"
+    width: int = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,4 +111,85 @@ class Rebase:
     choose: Choice = "weighted"
 
 
-SearchMethodSection = Greedy | Samples | BestOfN | SelfConsistency | StepBeam | DVTS | Rebase
+@dataclass(frozen=True, kw_only=True)
+class TokenBeam:
+    """The most probable whole answer that `beams` beams of tokens find."""
+
+    kind: Literal["token_beam"] = "token_beam"
+    beams: int = 4
+    max_tokens: int = 256
+    length_penalty: float = 1.0
+    """Above 0 favours longer texts."""
+    early_stopping: Literal["no", "yes", "never"] = "no"
+    """When it ends: once no open beam at its present length can win, once `beams` have ended, or once none can win at
+    any length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oreo:
+    """Beam search by a value function (2412.16145): V(s) + likelihood * log p(s), by steps or tokens."""
+
+    kind: Literal["oreo"] = "oreo"
+    unit: Literal["step", "token"] = "step"
+    beams: int = 4
+    expand: int = 4
+    """Continuations of each beam."""
+    likelihood: float = 0.0
+    max_steps: int = 40
+    max_tokens: int = 128
+    separator: str = "\n\n"
+    aggregate: Aggregate | None = None
+    choose: Choice = "best"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetForcing:
+    """Thinking of a chosen length (s1, 2501.19393): early ends are replaced by "Wait", late ones forced."""
+
+    kind: Literal["budget_forcing"] = "budget_forcing"
+    marker: str = "</think>"
+    """Text that ends thinking."""
+    max_thinking: int = 512
+    waits: int = 1
+    """How often an end is refused."""
+    wait: str = "Wait"
+    answer_prefix: str = ""
+    """Written behind a forced marker, such as "Final Answer:"."""
+    max_tokens: int = 256
+    """Of the answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfRefine:
+    """Draft, critique, revise (2303.17651)."""
+
+    kind: Literal["refine"] = "refine"
+    rounds: int = 3
+    keep: Literal["last", "best"] = "last"
+    """best: by the verifier."""
+    answer_tokens: int = 256
+    feedback_tokens: int = 256
+    feedback_prompt: str | None = None
+    """With {problem} and {answer}; None: the library's."""
+    refine_prompt: str | None = None
+    """With {problem}, {answer} and {feedback}."""
+    stop: str = "No mistakes"
+    """Feedback that holds it ends the rounds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Debate:
+    """Agents that read each other's answers, and a vote (2305.14325)."""
+
+    kind: Literal["debate"] = "debate"
+    agents: int = 3
+    rounds: int = 2
+    answer_tokens: int = 256
+    prompt: str | None = None
+    """With {problem}, {own} and {others}; None: the library's."""
+
+
+BasicSection = (
+    Greedy | Samples | TokenBeam | BestOfN | SelfConsistency | StepBeam | DVTS | Rebase | Oreo | BudgetForcing
+    | SelfRefine | Debate
+)  # fmt: skip

@@ -70,7 +70,7 @@ class SafetyVerifier(_Part):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelVerifier(_Part):
-    """A reward model: of whole answers, or of steps, whose keys and values are kept so that only the new step is read."""
+    """A reward model: of whole answers, or of steps, of which only the new one is read each time."""
 
     kind: Literal["model"] = "model"
     name: str = "model"
@@ -112,8 +112,23 @@ class RuleVerifier(_Part):
     reward: RewardSection = RewardSection()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Game24Verifier(_Part):
+    """An exact solver: 1 while every step is right and the target can still be reached. It sees the prompt alone."""
+
+    kind: Literal["game24"] = "game24"
+    name: str = "game24"
+
+
 VerifierPart = (
-    SyntaxVerifier | LogicVerifier | FactVerifier | SafetyVerifier | ModelVerifier | JudgeVerifier | RuleVerifier
+    SyntaxVerifier
+    | LogicVerifier
+    | FactVerifier
+    | SafetyVerifier
+    | ModelVerifier
+    | JudgeVerifier
+    | RuleVerifier
+    | Game24Verifier
 )
 
 

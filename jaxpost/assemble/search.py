@@ -13,11 +13,12 @@ from typing import Any
 from jaxpost import config_io
 from jaxpost.assemble.search_folder import Book, page_of, record_of, result_row
 from jaxpost.assemble.search_gold import Gold
-from jaxpost.assemble.search_methods import make_method
+from jaxpost.assemble.search_methods import INDEPENDENT, make_method
+from jaxpost.assemble.search_numbers import summarise, told
 from jaxpost.assemble.search_policy import Engines, Loaded
 from jaxpost.assemble.search_prompts import Question, make_canonical, make_questions
 from jaxpost.config_search import SearchConfig
-from jaxpost.assemble.search_numbers import summarise, told
+from jaxpost.search.contract import Method
 from jaxpost.search.drive import Progress, stream
 from jaxpost.train.folder import RunFolder, open_folder
 from jaxpost.train.progress import duration, short_number
@@ -56,16 +57,22 @@ def search(
     Raises:
       ValueError, FileNotFoundError: a model, verifier, file or folder that does not fit.
     """
-    questions = make_questions(config)
+    method, questions = make_method(config.search), make_questions(config)
     path, text = Path(config.run.dir.format(name=config.run.name)), config_io.dump(config)
     run = config.run
-    with open_folder(path, config_text=text, resume=run.resume, allow_changed_config=run.allow_changed_config) as folder:
+    with open_folder(
+        path, config_text=text, resume=run.resume, allow_changed_config=run.allow_changed_config
+    ) as folder:
         book = Book(folder.path, questions, writes=folder.writes)
         folder.record_start(command, len(book.rows))
         gold = Gold(config.gold)
         try:
             if todo := _askable(book):
-                _run(config, todo, (engines or Engines()).load(config, questions), book, gold, folder, progress)
+                loaded = (engines or Engines()).load(config, questions)
+                try:
+                    _run(config, method, todo, loaded, book, gold, folder, progress)
+                finally:
+                    loaded.close()
         finally:
             gold.close()
         return _end(config, book, gold, folder, command)
@@ -81,13 +88,13 @@ def _askable(book: Book) -> list[Question]:
 
 
 def _run(
-    config: SearchConfig, todo: Sequence[Question], loaded: Loaded, book: Book, gold: Gold, folder: RunFolder,
-    progress: Any,
+    config: SearchConfig, method: Method, todo: Sequence[Question], loaded: Loaded, book: Book, gold: Gold,
+    folder: RunFolder, progress: Any,
 ) -> None:  # fmt: skip
     meter = Meter(len(todo), config.budget, progress)
     found = stream(
         [question.prompt for question in todo],
-        make_method(config.search, loaded),
+        method,
         loaded.policy,
         budget=config.budget,
         verifiers=loaded.verifiers,
@@ -120,7 +127,7 @@ def _measure(folder: RunFolder, book: Book, meter: Meter) -> None:
 
 def _end(config: SearchConfig, book: Book, gold: Gold, folder: RunFolder, command: Sequence[str]) -> SearchResult:
     rows = book.finish()
-    numbers = summarise(rows)
+    numbers = summarise(rows, independent=config.search.kind in INDEPENDENT)
     lines = tuple(told(numbers))
     folder.write("summary.json", json.dumps(numbers, indent=2) + "\n")
     folder.write("README.md", page_of(config.run.name, command, lines))
@@ -171,7 +178,9 @@ class Meter:
         """What is said."""
         spent, seconds = now.generated + now.verified, max(self.seconds, 1e-9)
         parts = [f"{now.done}/{self.total} prompts", f"{now.live} under way"]
-        parts.append(f"{short_number(spent)} tokens ({short_number(now.generated)} + {short_number(now.verified)} verifier)")
+        parts.append(
+            f"{short_number(spent)} tokens ({short_number(now.generated)} + {short_number(now.verified)} verifier)"
+        )
         parts.append(f"{short_number(spent / seconds)} tok/s")
         if self.known:
             parts.append(f"right {self.right}/{self.known}")

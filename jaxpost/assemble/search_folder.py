@@ -84,10 +84,12 @@ class Book:
                 row = json.loads(line)
                 index, digest = row["index"], row["digest"]
             except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path}, line {number}: not a row of `jaxpost search`; choose another --run.name") from None
+                raise ValueError(
+                    f"{path}, line {number}: not a row of `jaxpost search`; choose another --run.name"
+                ) from None
             if index in self.questions and digest != digest_of(self.questions[index]):
                 raise ValueError(
-                    f"{path}, line {number}: answers another prompt than number {index} now is; choose another --run.name"
+                    f"{path}, line {number}: prompt {index} was another one then; choose another --run.name"
                 )
             found.append(row)
         return found
@@ -132,6 +134,9 @@ def result_row(
     row |= {"refused": ledger.refused, "budget": ledger.limit, "candidates": candidates}
     if output.votes:
         row["votes"] = {str(key): plain(value) for key, value in output.votes.items()}
+    if "difficulty" in output.tree.facts:
+        row["difficulty"] = plain(output.tree.facts["difficulty"])
+        row["probe_tokens"] = sum(len(node.tokens) for node in output.tree.children if node.note == "probe")
     row["warnings"] = list(output.problem.warnings)
     return row if error is None else row | {"error": error}
 

@@ -32,7 +32,9 @@ class Gold:
             self.faults += [str(problem) for problem in scored.problems]
             scores = next(iter(scored.rewards.values()))
             return [None if np.isnan(score) else bool(score >= 1.0) for score in scores]
-        rule = Reaches() if example.get("numbers") else MathAnswer() if example.get("answer") not in (None, "") else None
+        rule = (
+            Reaches() if example.get("numbers") else MathAnswer() if example.get("answer") not in (None, "") else None
+        )
         if rule is None:
             return [None] * len(samples)
         try:

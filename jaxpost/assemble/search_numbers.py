@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxpost.eval.statistics import Interval, bootstrap_mean, mean_pass_at_k, wilson
+from jaxpost.eval.search import Outcome, any_of, pass_at, top_1
+from jaxpost.eval.statistics import Interval, bootstrap_mean
 
 
-def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(rows: Sequence[Mapping[str, Any]], *, independent: bool) -> dict[str, Any]:
     """Numbers of results.jsonl, each estimate as [value, low, high] with a 95% interval.
 
-    top1: the chosen answer is right (Wilson). any: one of the candidates is, a search's ceiling. pass@k: the chance that
-    k of the candidates, drawn without replacement, hold a right one, for the k that every prompt has. A prompt without an
-    answer counts as wrong. Prompts whose right answer is not known are in none of them.
+    top1: the chosen answer is right (Wilson). any: one of the candidates is, a search's ceiling. pass@k: the chance
+    that k fresh samples hold a right one, for the k that every prompt has. A prompt without an answer counts as wrong.
+    Prompts whose right answer is not known are in none of them.
+
+    Args:
+      independent: the candidates are independent samples; of others nothing is said of pass@k.
     """
-    known = [row for row in rows if _is_known(row)]
+    known = [outcome_of(row) for row in rows if is_known(row)]
     out: dict[str, Any] = {"prompts": len(rows), "failed": sum("error" in row for row in rows), "known": len(known)}
     for name in ("generated", "verified", "read"):
         out[name] = sum(row[name] for row in rows)
@@ -23,20 +27,24 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     out["spent_per_prompt"] = _listed(bootstrap_mean([row["generated"] + row["verified"] for row in rows]))
     if not known:
         return out
-    verdicts = [[bool(c["right"]) for c in row.get("candidates", ())] for row in known]
-    out["top1"] = _listed(wilson(sum(row.get("right") is True for row in known), len(known)))
-    out["any"] = _listed(wilson(sum(map(any, verdicts)), len(known)))
-    least = min(map(len, verdicts))
-    counts = [len(found) for found in verdicts], [sum(found) for found in verdicts]
-    for k in [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= least] if least > 1 else []:
-        out[f"pass@{k}"] = _listed(mean_pass_at_k(*counts, k))
+    most = max(1, *(len(outcome.offered) for outcome in known))
+    out["top1"], out["any"] = _listed(top_1(known)), _listed(any_of(known, most))
+    least = min(len(outcome.offered) for outcome in known)
+    for k in [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= least] if independent and least > 1 else []:
+        out[f"pass@{k}"] = _listed(pass_at(known, k))
     return out
 
 
-def _is_known(row: Mapping[str, Any]) -> bool:
+def is_known(row: Mapping[str, Any]) -> bool:
     """Whether it can be said if the answer is right; without candidates it is wrong where there is a right one."""
     found = row.get("candidates", ())
     return all(c["right"] is not None for c in found) if found else row.get("gold") is not None
+
+
+def outcome_of(row: Mapping[str, Any]) -> Outcome:
+    """A row of results.jsonl, judged."""
+    offered = tuple(bool(candidate["right"]) for candidate in row.get("candidates", ()))
+    return Outcome(row.get("right") is True, offered, row["generated"] + row["verified"], "error" in row)
 
 
 def _listed(found: Interval) -> list[float]:
@@ -52,7 +60,10 @@ def told(numbers: Mapping[str, Any]) -> list[str]:
     """
     lines = []
     if "top1" in numbers:
-        parts = [f"right: {_share(numbers['top1'])} of {numbers['known']} prompts", f"any candidate {_share(numbers['any'])}"]
+        parts = [
+            f"right: {_share(numbers['top1'])} of {numbers['known']} prompts",
+            f"any candidate {_share(numbers['any'])}",
+        ]
         parts += [f"{name} {_share(value)}" for name, value in numbers.items() if name.startswith("pass@")]
         lines.append("; ".join(parts))
     each = numbers["spent_per_prompt"][0]

@@ -17,14 +17,17 @@ from jaxpost.config_search import (
     AnswersSection,
     ChoiceAnswers,
     ExpressionAnswers,
+    FewShotThoughts,
     MathAnswers,
     PlainPrompts,
     SearchConfig,
     SearchPromptsSection,
+    ZeroShotThoughts,
 )
 from jaxpost.data.sources import open_source
 from jaxpost.generate.params import said
 from jaxpost.rewards.canonical import choice_answer, expression_answer, math_answer, text_answer
+from jaxpost.search.chain_of_thought import few_shot, step_format, zero_shot
 from jaxpost.text.messages import DataError, parse_conversation, to_template
 from jaxpost.text.tokenizer import Tokenizer
 
@@ -67,7 +70,30 @@ def make_questions(config: SearchConfig) -> list[Question]:
     if config.count is not None and config.count < len(found):
         chosen = np.random.default_rng(section.seed).permutation(len(found))[: config.count]
         found = [found[int(n)] for n in sorted(chosen)]
-    return [_worded(question, section) for question in found]
+    return [_thoughtful(_worded(question, section), config) for question in found]
+
+
+def _thoughtful(question: Question, config: SearchConfig) -> Question:
+    """Its prompt in the chain-of-thought template."""
+    section, prompt = config.thoughts, question.prompt
+    if section is None or question.error is not None:
+        return question
+    try:
+        if isinstance(section, FewShotThoughts):
+            turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) and config.prompts.chat else prompt
+            examples = [(example.question, example.answer) for example in section.examples]
+            worded = few_shot(turns, examples=examples, question=section.question, answer=section.answer)
+        elif isinstance(section, ZeroShotThoughts):
+            worded = zero_shot(prompt, instruction=section.instruction)
+        else:
+            worded = (
+                step_format(prompt)
+                if section.instruction is None
+                else step_format(prompt, instruction=section.instruction)
+            )
+    except ValueError as error:
+        return question._replace(error=f"{question.where}: {error}")
+    return question._replace(prompt=worded)
 
 
 def _worded(question: Question, section: SearchPromptsSection) -> Question:
@@ -146,7 +172,13 @@ def make_read(section: SearchPromptsSection, tokenizer: Tokenizer) -> Read:
         if section.system_prompt and turns[0]["role"] != "system":
             turns = [{"role": "system", "content": section.system_prompt}, *turns]
         default = section.system_prompt is None
-        tokens = tokenizer.encode(tokenizer.render(turns, add_generation_prompt=True, default_system=default))
+        try:
+            text = tokenizer.render(turns, add_generation_prompt=True, default_system=default)
+        except DataError:
+            if not isinstance(prompt, str) or section.system_prompt:
+                raise
+            text = None  # a model without a chat format continues the text
+        tokens = tokenizer.encode(prompt, add_bos=tokenizer.adds_bos) if text is None else tokenizer.encode(text)
         most = section.max_tokens if isinstance(section, FilePrompts) else None
         if most is not None and len(tokens) > most:
             raise DataError(f"the prompt has {len(tokens)} tokens, more than prompts.max_tokens {most}")

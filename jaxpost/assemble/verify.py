@@ -12,6 +12,7 @@ from jaxpost.assemble.rewards import make_pool
 from jaxpost.config import ModelSection
 from jaxpost.config_verify import (
     FactVerifier,
+    Game24Verifier,
     JudgeVerifier,
     LogicVerifier,
     ModelVerifier,
@@ -25,6 +26,7 @@ from jaxpost.rewards.contract import Sample
 from jaxpost.rewards.runner import Pool
 from jaxpost.search.compose import Composed, Gate, Squashed
 from jaxpost.search.contract import Case, Policy, Verdict, Verifier
+from jaxpost.search.game24 import Solver
 from jaxpost.search.judge import Judge
 from jaxpost.search.tree import Node
 from jaxpost.search.verifiers import Facts, Learned, Logic, Safety, Syntax, read_passages, read_patterns
@@ -86,6 +88,8 @@ def _make(
         return Facts(read_passages(part.path, key=part.key), **known)
     if isinstance(part, SafetyVerifier):
         return Safety(read_patterns(part.path), part.must_refuse, part.needless_refusal)
+    if isinstance(part, Game24Verifier):
+        return Solver()
     if isinstance(part, JudgeVerifier):
         return _judge(part, judges(part.path) if part.path else policy)
     if isinstance(part, ModelVerifier):

@@ -75,7 +75,9 @@ def _tiles(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
         if name.startswith("pass@")
     ]
     if "spent" in numbers:
-        tiles.append((f"{numbers['spent']:,}", f"tokens: {numbers['generated']:,} generated, {numbers['verified']:,} verifier"))
+        tiles.append(
+            (f"{numbers['spent']:,}", f"tokens: {numbers['generated']:,} generated, {numbers['verified']:,} verifier")
+        )
         tiles.append((f"{numbers['spent_per_prompt'][0]:,.0f}", "tokens a prompt"))
     return tiles
 
@@ -103,7 +105,11 @@ def _folded(text: Any) -> str:
     """A text whose beginning is seen, and whose rest is shown on request."""
     whole = clean(text, 4000)
     line = " ".join(whole.split())
-    return html(line) if len(line) <= 70 else page.folded(clean(line, 70).partition(" … (")[0] + "…", f"<pre>{html(whole, None)}</pre>")
+    return (
+        html(line)
+        if len(line) <= 70
+        else page.folded(clean(line, 70).partition(" … (")[0] + "…", f"<pre>{html(whole, None)}</pre>")
+    )
 
 
 def _trees(found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -115,14 +121,18 @@ def _trees(found: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
         inner = f'<div class="forest">{tree_svg(record, title=title, style="")}</div>'
         for prompt, answers in asides(record)[:40]:
             said = "\n\n".join(answers)
-            inner += page.folded(f"asked besides: {' '.join(clean(prompt, 80).split())}", f"<pre>{html(prompt)}\n\n→ {html(said)}</pre>")
+            inner += page.folded(
+                f"asked besides: {' '.join(clean(prompt, 80).split())}", f"<pre>{html(prompt)}\n\n→ {html(said)}</pre>"
+            )
         state = {True: " (right)", False: " (wrong)"}.get(row.get("right"), "")
         name = f"{record.get('index')}{state}: {' '.join(title.split())[:100]}"
         opened = " open" if place == 0 else ""
-        parts.append(f'<details id="tree-{record.get("index")}"{opened}><summary>{html(name)}</summary>{inner}</details>')
+        parts.append(
+            f'<details id="tree-{record.get("index")}"{opened}><summary>{html(name)}</summary>{inner}</details>'
+        )
     key = (
-        '<p class="dim">From left to right. Green: the way to the chosen answer. Pale: pruned. The bar is the score, the '
-        "width of a line the share of visits; point at a node for its whole text.</p>"
+        '<p class="dim">From left to right. Green: the way to the chosen answer. Pale: pruned. The bar is the score, '
+        "the width of a line the share of visits; point at a node for its whole text.</p>"
     )
     return key + "\n".join(parts) if parts else ""
 
@@ -132,7 +142,14 @@ def _charts(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Chart]]:
     if len(points) < 2:
         return {}
     charts = [
-        Chart("tokens spent", [Series(name, [(r["step"], float(r.get(name, 0))) for r in points]) for name in ("generated", "verified")], from_zero=True)
+        Chart(
+            "tokens spent",
+            [
+                Series(name, [(float(r["step"]), float(r.get(name, 0))) for r in points])
+                for name in ("generated", "verified")
+            ],
+            from_zero=True,
+        )
     ]
     known = [(float(r["step"]), float(r["accuracy"])) for r in points if "accuracy" in r]
     if len(known) > 1:

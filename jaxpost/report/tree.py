@@ -49,8 +49,8 @@ def tree_svg(record: Mapping[str, Any], *, title: str = "", style: str = STYLE) 
     """The tree of one prompt as an SVG document.
 
     Args:
-      record: {"nodes": [{"number", "parent", "text", "tokens", "score", "visits", ...}], "chosen": [numbers]}, as a line
-        of trees.jsonl.
+      record: {"nodes": [{"number", "parent", "text", "tokens", "score", "visits", ...}], "chosen": [numbers]}, as a
+        line of trees.jsonl.
       title: what the root shows.
 
     Example:
@@ -70,7 +70,7 @@ def tree_svg(record: Mapping[str, Any], *, title: str = "", style: str = STYLE) 
     return _document(width, MARGIN * 2 + DOWN * rows, "".join(parts), style)
 
 
-def _document(width: float, height: float, body: str, style: str) -> str:
+def _document(width: float | int, height: float | int, body: str, style: str) -> str:
     inside = f"<style>{style}</style>" if style else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="tree" width="{width:.0f}" height="{height:.0f}" '
@@ -233,5 +233,7 @@ def asides(record: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 def _prompt(prompt: Any) -> str:
     if isinstance(prompt, list):
-        return "\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in prompt if isinstance(turn, dict))
+        return "\n".join(
+            f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in prompt if isinstance(turn, dict)
+        )
     return str(prompt)
