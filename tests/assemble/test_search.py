@@ -114,7 +114,7 @@ def test_another_prompt_in_the_same_folder_is_told(tmp_path):
 
 def test_rows_that_cannot_be_asked_are_told_and_the_others_go_on(tmp_path):
     bad = ['{"prompt": 3}', "{torn", '{"prompt": "1+1?", "sampling": {"temprature": 1}}', '{"prompt": ""}']
-    config = config_of(tmp_path, "--prompts", prompts_file(tmp_path, [*bad, *ROWS]), "--count", "null")
+    config = config_of(tmp_path, "--prompts", prompts_file(tmp_path, [*bad, *ROWS]), "--search.n", "9", "--count", "null")
     result = search(config, engines=Toys())
     rows = rows_of(result.folder)
     said = ['a row needs "prompt"', "not JSON", "temprature", 'a row needs "prompt"']
