@@ -87,23 +87,25 @@ def ask_mctx(policy, **kwargs):
     return np.asarray(out.action), np.asarray(tree.children_visits[:, 0]), np.asarray(out.action_weights), tree
 
 
-def run(prompts=PROMPTS, *, numbers=None, budget=None, **kwargs):
+def run(prompts=PROMPTS, *, judge=leaf, numbers=None, budget=None, together=16, **kwargs):
     policy = ToyPolicy(table_of(PROMPTS))
-    method = partial(token_mcts, simulations=SIMULATIONS, best=3, answer_tokens=6, **{"search_tokens": 1, **kwargs})
-    return policy, search(prompts, method, policy, verifiers={"verifier": ToyVerifier(leaf)}, numbers=numbers,
-                          budget=budget)  # fmt: skip
+    kwargs = {"simulations": SIMULATIONS, "best": 3, "considered": 3, "answer_tokens": 6, "search_tokens": 1, **kwargs}
+    verifiers = {"verifier": ToyVerifier(judge)}
+    outs = search(prompts, partial(token_mcts, **kwargs), policy, verifiers=verifiers, numbers=numbers, budget=budget,
+                  together=together)  # fmt: skip
+    return policy, outs
 
 
 @pytest.mark.parametrize("rule", ["gumbel", "puct"])
 def test_visits_and_actions_are_those_of_mctx(rule):
     if rule == "gumbel":
         known = {"gumbel_scale": 0.0}
-        action, visits, weights, _ = ask_mctx(mctx.gumbel_muzero_policy, gumbel_scale=0.0, max_num_considered_actions=3)
+        action, visits, weights, tree = ask_mctx(mctx.gumbel_muzero_policy, gumbel_scale=0.0, max_num_considered_actions=3)
     else:
         known = {"dirichlet_fraction": 0.0}
-        _, visits, weights, _ = ask_mctx(mctx.muzero_policy, dirichlet_fraction=0.0)
+        _, visits, weights, tree = ask_mctx(mctx.muzero_policy, dirichlet_fraction=0.0)
         action = visits.argmax(axis=1)
-    policy, outs = run(rule=rule, considered=3, **known)
+    policy, outs = run(rule=rule, **known)
     for i, out in enumerate(outs):
         assert out.error is None
         assert out.tree.facts["visits"] == visits[i].tolist()
@@ -111,6 +113,13 @@ def test_visits_and_actions_are_those_of_mctx(rule):
         [chosen] = [child for child in out.tree.children if not child.pruned]
         assert chosen.tokens[0] == out.tree.facts["tokens"][action[i]]
         assert out.tree.visits == SIMULATIONS
+        for child in out.tree.children:
+            at = tree.children_index[i, 0, out.tree.facts["tokens"].index(child.tokens[0])]
+            below = {grandchild.prior: grandchild.visits for grandchild in child.children}
+            ordered = [below[prior] for prior in sorted(below, reverse=True)]
+            if not child.complete:
+                assert sorted(x for x in tree.children_visits[i, at].tolist() if x) == sorted(ordered)
+                np.testing.assert_allclose(child.value, tree.node_values[i, at], rtol=1e-5)
     # Each simulation asks the model once, for all prompts.
     assert max(n for kind, n in policy.calls if kind == "rank") == len(PROMPTS)
 
@@ -121,8 +130,22 @@ def test_noise_is_fixed_by_the_prompts_number_and_neighbours_change_nothing():
         _, [alone] = run([prompt], numbers=[number], search_tokens=3)
         assert alone.answers[0].text == out.answers[0].text
         assert alone.tree.facts == out.tree.facts
-    _, other = run(numbers=[15, 16, 17], search_tokens=3)
-    assert [o.tree.facts["visits"] for o in other] != [o.tree.facts["visits"] for o in together]
+    _, others = run(["b"] * 8, together=1, gumbel_scale=3.0)
+    assert len({tuple(out.tree.facts["visits"]) for out in others}) > 1
+
+
+@pytest.mark.parametrize("rule", ["gumbel", "puct"])
+def test_it_converges_to_what_is_best_though_the_model_thinks_little_of_it(rule):
+    """The value of a text is how much of the least probable way it goes."""
+
+    def judge(text):
+        return sum(x == "c" for x in text) / 4
+
+    _, outs = run(judge=judge, rule=rule, gumbel_scale=0.0, dirichlet_fraction=0.0, search_tokens=2)
+    for prompt, out in zip(PROMPTS, outs, strict=True):
+        ends = logits(prompt, "c")[1]
+        assert out.answers[0].text.startswith("c" if ends else "cc")
+        assert np.argmax(out.tree.facts["weights"]) == 2
 
 
 @pytest.mark.parametrize("budget", [0, 3, 20, 60])
