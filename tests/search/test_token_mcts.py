@@ -14,7 +14,7 @@ from jaxpost.search.drive import search
 from jaxpost.search.token_mcts import token_mcts
 from tests.search.toy import ToyPolicy, ToyVerifier
 
-LETTERS, DEPTH = "abc", 4
+DEPTH = 4
 PROMPTS = ["c", "ab", "b"]
 SIMULATIONS = 24
 
@@ -27,43 +27,42 @@ def leaf(text):
 
 @cache
 def logits(prompt, answer):
-    """Three letters, most probable first; an end in place of the last one at some nodes, everywhere at the depth."""
+    """Three letters, most probable first, the last one an end at some nodes; at the depth the end alone."""
     rng = np.random.default_rng([ord(x) for x in prompt + "|" + answer])
     p = np.sort(rng.dirichlet([1.0] * 3))[::-1]
-    return p, len(answer) > 0 and rng.random() < 0.3
+    return p, "$" if len(answer) == DEPTH else "ab$" if answer and rng.random() < 0.3 else "abc"
 
 
 def table_of(prompts):
     def table(text):
         prompt = next(p for p in sorted(prompts, key=len, reverse=True) if text.startswith(p))
-        p, ends = logits(prompt, text[len(prompt) :])
-        return {"$" if i == 2 and ends else letter: float(x) for i, (letter, x) in enumerate(zip(LETTERS, p))}
+        p, letters = logits(prompt, text[len(prompt) :])
+        return {letter: float(x) if len(letters) > 1 else 1.0 for letter, x in zip(letters, p, strict=False)}
 
     return table
 
 
 def enumerated(prompt):
-    """Arrays over all nodes to a depth that no search passes; node 0 is the root, 3 i + 1 + a the child of i by a."""
-    depth = DEPTH + 4
-    count = (3 ** (depth + 1) - 1) // 2
+    """Arrays over all nodes; node 0 is the root, 3 i + 1 + a the child of i by a."""
+    count = (3 ** (DEPTH + 2) - 1) // 2
     prior, value, terminal = np.zeros((count, 3), np.float32), np.zeros(count, np.float32), np.zeros(count, bool)
 
-    def visit(index, answer, level, done):
-        prior[index] = np.log(logits(prompt, answer)[0])
+    def visit(index, answer, done):
         value[index], terminal[index] = (leaf(answer) if index else 0.0), done
-        if level == depth or done:
+        if done:
             return
-        for action in range(3):
-            ends = action == 2 and logits(prompt, answer)[1]
-            visit(3 * index + 1 + action, answer if ends else answer + LETTERS[action], level + 1, ends)
+        p, letters = logits(prompt, answer)
+        prior[index] = np.log(p) if len(letters) > 1 else [0.0, -1e9, -1e9]
+        for action, letter in enumerate(letters):
+            visit(3 * index + 1 + action, answer if letter == "$" else answer + letter, letter == "$")
 
-    visit(0, "", 0, False)
+    visit(0, "", False)
     return prior, value, terminal
 
 
 def ask_mctx(policy, **kwargs):
     """mctx on the three trees; an end has its value as reward and nothing after it."""
-    arrays = [jnp.asarray(np.stack(x)) for x in zip(*(enumerated(prompt) for prompt in PROMPTS))]
+    arrays = [jnp.asarray(np.stack(x)) for x in zip(*(enumerated(prompt) for prompt in PROMPTS), strict=True)]
     rows = jnp.arange(len(PROMPTS))
 
     def step(arrays, key, action, state):
@@ -115,7 +114,7 @@ def test_visits_and_actions_are_those_of_mctx(rule):
         assert out.tree.visits == SIMULATIONS
         for child in out.tree.children:
             at = tree.children_index[i, 0, out.tree.facts["tokens"].index(child.tokens[0])]
-            below = {grandchild.prior: grandchild.visits for grandchild in child.children}
+            below = {grandchild.prior: grandchild.visits for grandchild in child.children if grandchild.visits}
             ordered = [below[prior] for prior in sorted(below, reverse=True)]
             if not child.complete:
                 assert sorted(x for x in tree.children_visits[i, at].tolist() if x) == sorted(ordered)
@@ -143,8 +142,7 @@ def test_it_converges_to_what_is_best_though_the_model_thinks_little_of_it(rule)
 
     _, outs = run(judge=judge, rule=rule, gumbel_scale=0.0, dirichlet_fraction=0.0, search_tokens=2)
     for prompt, out in zip(PROMPTS, outs, strict=True):
-        ends = logits(prompt, "c")[1]
-        assert out.answers[0].text.startswith("c" if ends else "cc")
+        assert out.answers[0].text.startswith("cc" if "c" in logits(prompt, "c")[1] else "c")
         assert np.argmax(out.tree.facts["weights"]) == 2
 
 
