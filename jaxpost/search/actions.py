@@ -12,7 +12,9 @@ from jaxpost.search.contract import Candidate, Found, Search
 from jaxpost.search.mcts import Rollouts, TreeSearch, finish
 from jaxpost.search.pieces import Grow, chosen_first, different, ended, fill, question, room
 from jaxpost.search.requests import Ask, Draw, Likelihood, Request, Write
+from jaxpost.search.stepwise import Steps, check_separator
 from jaxpost.search.tree import Node, Problem
+from jaxpost.search.vote import elect
 
 USEFUL = "{problem}\n\n{steps}\n\nNew question: {question}\n\nIs the new question useful? Answer Yes or No."
 FINAL = "Now we can answer the question."
@@ -73,9 +75,10 @@ def rap(
         max_depth=max_depth, choose="value" if choose == "value" else "visits", reserve=answer_tokens,
     )  # fmt: skip
     top = yield from tree.run(simulations=simulations)
+    check_separator(problem, Steps(separator=separator, max_tokens=step_tokens))
     whole = [node for node in tree.level if node.complete and node.visits]
     if choose == "vote" and whole:
-        return _weighted(problem, {node: node.score for node in whole})
+        return elect(problem, whole, lambda node: node.score)
     chosen = yield from finish(problem, tree.best_leaf(top), answer_tokens=answer_tokens, scored=False)
     return chosen_first(chosen, [node for node in ended(problem) if not math.isnan(node.score)])
 
@@ -250,10 +253,13 @@ def rstar(
         exploration=exploration, leaves=leaves, max_depth=max_depth, again=True, reserve=answer_tokens,
     )  # fmt: skip
     yield from tree.run(simulations=simulations)
+    check_separator(problem, Steps(separator=separator, max_tokens=step_tokens))
     whole = ended(problem)
     if not whole:
-        yield from finish(problem, problem.root, answer_tokens=answer_tokens, scored=False)
-        whole = ended(problem)
+        last = yield from finish(problem, problem.root, answer_tokens=answer_tokens, scored=False)
+        if last is None or not last.complete:
+            return chosen_first(last, [])
+        whole = [last]
     said = {node: problem.canonical(node.answer) for node in whole}
     votes = Counter(answer for answer in said.values() if answer is not None)
     shares = {node: votes[answer] / votes.total() for node, answer in said.items() if answer is not None}
@@ -355,18 +361,3 @@ def mutual_consistency(
         said = [problem.canonical(check.answer) if check.complete else None for check in found]
         agreed.append(said.count(problem.canonical(node.answer)) / checks)
     return agreed
-
-
-def _weighted(problem: Problem, weights: Mapping[Node, float]) -> Found:
-    """The canonical answers by the sum of their weights, each by its heaviest node."""
-    votes: dict[str, float] = {}
-    first: dict[str, Node] = {}
-    for node, weight in sorted(weights.items(), key=lambda pair: (-pair[1], pair[0].number)):
-        answer = problem.canonical(node.answer)
-        if answer is not None:
-            votes[answer] = votes.get(answer, 0.0) + weight
-            first.setdefault(answer, node)
-    if not votes:
-        return Found.best(list(weights))
-    ordered = sorted(votes, key=lambda answer: -votes[answer])
-    return Found(tuple(Candidate(first[a].answer, votes[a], first[a], a) for a in ordered), votes)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxpost.search.contract import Candidate, Found, Search
-from jaxpost.search.pieces import adopt, fill, question, tally
+from jaxpost.search.contract import Search
+from jaxpost.search.pieces import adopt, fill, question
 from jaxpost.search.requests import Ask, Draw
 from jaxpost.search.tree import Node, Problem
+from jaxpost.search.vote import elect
 
 DEBATE = (
     "Question:\n{problem}\n\nYour answer so far:\n{own}\n\nAnswers of the others:\n{others}\n\nWeigh them against your "
@@ -39,18 +40,9 @@ def debate(
         replies = yield Draw(roots, max_tokens=answer_tokens, note=f"round {round_}")
         problem.prune(roots)
         answers = [adopt(problem, new[0]) if new else old for old, new in zip(answers, replies, strict=True)]
-    votes, winner = tally(problem, answers)
-    ordered = sorted(answers, key=lambda node: (node is not winner, not node.complete))
-    return Found(tuple(_candidate(problem, node, votes) for node in ordered), votes)
+    return elect(problem, answers)
 
 
 def _others(answers: Sequence[Node], own: Node) -> str:
     others = [node for node in answers if node is not own]
     return "\n\n".join(f"Agent {i}:\n{node.answer.strip()}" for i, node in enumerate(others, 1))
-
-
-def _candidate(problem: Problem, node: Node, votes: dict[str, float]) -> Candidate:
-    """Its score is the share of its votes."""
-    answer = problem.canonical(node.answer) if node.complete else None
-    share = votes.get(answer, 0.0) / max(1.0, sum(votes.values())) if answer is not None else 0.0
-    return Candidate(node.answer, share, node, answer)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from jaxpost.search.contract import Search
 from jaxpost.search.pieces import Grow, chosen_first, count, draw_steps, ended, room
 from jaxpost.search.requests import Draw, Request, Score
+from jaxpost.search.stepwise import Steps, check_separator
 from jaxpost.search.tree import Node, Problem
 
 Rule = Literal["puct", "uct"]
@@ -89,6 +90,7 @@ def mcts(
         choose=choose, again=value != "score", reserve=answer_tokens,
     )  # fmt: skip
     top = yield from tree.run(simulations=simulations, moves=moves)
+    check_separator(problem, Steps(separator=separator, max_tokens=step_tokens))
     chosen = yield from finish(problem, tree.best_leaf(top), answer_tokens=answer_tokens, scored=scored)
     return chosen_first(chosen, ended(problem))
 

@@ -61,7 +61,7 @@ def draw_steps(
 ) -> Grow:  # fmt: skip
     """Draws `branch` next steps of each node: -> for each the different ones, fewer where the budget ended.
 
-    Steps without text, and repeats of a sibling's, are pruned. A separator that ends none of them is warned of.
+    Steps without text, and repeats of a sibling's, are pruned.
     """
     pays = room(problem, step_tokens, reserve)
     counts = [max(0, min(branch, pays - branch * i)) for i in range(len(nodes))]
@@ -69,9 +69,6 @@ def draw_steps(
         problem.ledger.refused += len(nodes)
         return [[] for _ in nodes]
     drawn = yield Draw(nodes, n=counts, max_tokens=step_tokens, stop=(separator,), scored=scored, note=note)
-    new = [child for children in drawn for child in children]
-    if new and all(child.end == "length" for child in new):
-        problem.warn(f"no step ended with {separator!r} within {step_tokens} tokens: they were cut there")
     return [different(problem, children) for children in drawn]
 
 
@@ -107,16 +104,3 @@ def chosen_first(chosen: Node | None, others: Sequence[Node], score: float | Non
     first = Candidate(chosen.answer, chosen.score if score is None else score, chosen)
     rest = Found.best([node for node in others if node is not chosen])
     return Found((first, *rest.candidates))
-
-
-def tally(problem: Problem, nodes: Sequence[Node]) -> tuple[dict[str, float], Node | None]:
-    """Votes of each canonical answer among answers that ended, and the first node of the winner (ties: the first)."""
-    votes: dict[str, float] = {}
-    first: dict[str, Node] = {}
-    for node in nodes:
-        answer = problem.canonical(node.answer) if node.complete else None
-        if answer is not None:
-            votes[answer] = votes.get(answer, 0.0) + 1.0
-            first.setdefault(answer, node)
-    winner = max(votes, key=lambda answer: votes[answer]) if votes else None
-    return votes, None if winner is None else first[winner]

@@ -187,14 +187,15 @@ def _move(
     nodes: list[Node] = [top]
     # Ties alone are broken by it.
     seed = int(np.random.default_rng([noise.seed, problem.number, top.number, 1]).integers(2**31))
-    found: Turn | None = None
+    nothing = Turn(np.int32(0), np.int32(0), np.int32(-1), np.zeros_like(logits), np.float32(0), np.bool_(False))
+    found = nothing
     for _ in range(settings.simulations):
         if room(problem, 1, reserve) < 1:
             break
         tree, parent, action, known = yield Together(advance, (settings, tree, found, seed))
         node = yield from model.child(nodes[parent], action)
         if not (yield from model.look(node)):
-            found = None
+            found = nothing
             break
         if known < 0:
             nodes.append(node)

@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 import mctx
 import numpy as np
-from jaxtyping import Array, Float
 
 Tree = mctx.Tree
-Argument = tuple["Settings", Tree, "Turn | None", int]
+Argument = tuple["Settings", Tree, "Turn", int]
 """Of one prompt: its settings, its tree without a batch axis, what the last descent found, and a seed for ties."""
 
 
@@ -32,7 +31,10 @@ class Settings(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What a descent led to: the edge, the node's index, logits of its actions [A], its value, whether it is an end."""
+    """What a descent led to: the edge, the node's index, logits of its actions [A], its value, whether it is an end.
+
+    An index below 0: nothing; there was no descent yet.
+    """
 
     parent: Any
     action: Any
@@ -86,45 +88,41 @@ def conclude(arguments: Sequence[Argument]) -> list[tuple[int, np.ndarray, np.nd
 def _batched(function: Callable[..., Any], arguments: Sequence[Argument]) -> list[Any]:
     """One call for all of equal settings and shapes, padded to a power of two so that few programs are compiled."""
     groups: dict[Any, list[int]] = defaultdict(list)
-    for place, (settings, tree, turn, _) in enumerate(arguments):
-        groups[settings, tree.children_index.shape, turn is None].append(place)
+    for place, (settings, tree, *_) in enumerate(arguments):
+        groups[settings, tree.children_index.shape].append(place)
     results: list[Any] = [None] * len(arguments)
-    for (settings, _, first), places in groups.items():
+    for (settings, _), places in groups.items():
         size = 1 << (len(places) - 1).bit_length()
         padded = places + [places[0]] * (size - len(places))
         stacked = [
-            jax.tree.map(lambda *leaves: np.stack(leaves), *(arguments[place][i] for place in padded))
-            for i in ((1,) if first else (1, 2))
+            jax.tree.map(lambda *leaves: np.stack(leaves), *(arguments[place][part] for place in padded))
+            for part in (1, 2)
         ]
         seeds = np.array([arguments[place][3] for place in padded], np.int32)
-        out = jax.device_get(function(stacked[0], None if first else stacked[1], seeds, settings=settings))
+        out = jax.device_get(function(*stacked, seeds, settings=settings))
         for i, place in enumerate(places):
             results[place] = jax.tree.map(lambda leaf, i=i: leaf[i], out)
     return results
 
 
 @partial(jax.jit, static_argnames="settings")
-def _advance(trees: Tree, turns: Turn | None, seeds: Any, *, settings: Settings) -> Any:
-    def one(tree: Tree, turn: Turn | None, seed: Any) -> Any:
-        tree = tree if turn is None else _insert(tree, turn)
+def _advance(trees: Tree, turns: Turn, seeds: Any, *, settings: Settings) -> Any:
+    def one(tree: Tree, turn: Turn, seed: Any) -> Any:
+        tree = _insert(tree, turn)
         return tree, *_descend(tree, jax.random.key(seed), settings)
 
     return jax.vmap(one)(trees, turns, seeds)
 
 
 @partial(jax.jit, static_argnames="settings")
-def _conclude(trees: Tree, turns: Turn | None, seeds: Any, *, settings: Settings) -> Any:
+def _conclude(trees: Tree, turns: Turn, seeds: Any, *, settings: Settings) -> Any:
     del seeds
-
-    def one(tree: Tree, turn: Turn | None) -> Any:
-        return _choose(tree if turn is None else _insert(tree, turn), settings)
-
-    return jax.vmap(one)(trees, turns)
+    return jax.vmap(lambda tree, turn: _choose(_insert(tree, turn), settings))(trees, turns)
 
 
-def _insert(tree: Tree, turn: Turn) -> Tree:
+def _insert(before: Tree, turn: Turn) -> Tree:
     """The node that a descent led to, and its value in the means of all above it."""
-    at, edge = turn.index, (turn.parent, turn.action)
+    tree, at, edge = before, turn.index, (turn.parent, turn.action)
     tree = tree.replace(
         node_visits=tree.node_visits.at[at].add(1), raw_values=tree.raw_values.at[at].set(turn.value),
         node_values=tree.node_values.at[at].set(turn.value), embeddings=tree.embeddings.at[at].set(turn.terminal),
@@ -145,7 +143,8 @@ def _insert(tree: Tree, turn: Turn) -> Tree:
         )  # fmt: skip
         return tree, parent
 
-    return jax.lax.while_loop(lambda state: state[1] != Tree.ROOT_INDEX, up, (tree, at))[0]
+    after, _ = jax.lax.while_loop(lambda state: state[1] > Tree.ROOT_INDEX, up, (tree, at))
+    return jax.tree.map(lambda new, old: jnp.where(at < 0, old, new), after, before)
 
 
 def _descend(tree: Tree, key: Any, settings: Settings) -> tuple[Any, Any, Any]:
@@ -188,7 +187,7 @@ def _qtransform(settings: Settings) -> Callable[..., Any]:
     )
 
 
-def _choose(tree: Tree, settings: Settings) -> tuple[Float[Array, ""] | Any, Any, Any]:
+def _choose(tree: Tree, settings: Settings) -> tuple[Any, Any, Any]:
     root = jnp.int32(Tree.ROOT_INDEX)
     visits, invalid = tree.children_visits[root], tree.root_invalid_actions > 0
     logits = tree.children_prior_logits[root]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from jaxpost.search.contract import Found, Search
 from jaxpost.search.pieces import Grow, count, different, draw_steps, ended, fill, last_line, question, room
 from jaxpost.search.requests import Ask, Draw, Request, Score, Write
+from jaxpost.search.stepwise import Steps, check_separator
 from jaxpost.search.tree import Node, Problem
 
 PROPOSE = (
@@ -104,6 +105,8 @@ def tree_of_thoughts(
         yield from _breadth(tree, keep)
     else:
         yield from _Depth(tree, threshold, max_states).run()
+    if generator == "sample":
+        check_separator(problem, Steps(separator=separator, max_tokens=step_tokens))
     return Found.best(ended(problem) or [node for node in problem.root.walk() if not node.children])
 
 

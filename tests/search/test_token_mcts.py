@@ -14,7 +14,7 @@ from jaxpost.search.drive import search
 from jaxpost.search.token_mcts import token_mcts
 from tests.search.toy import ToyPolicy, ToyVerifier
 
-LETTERS, DEPTH = "abc", 4
+DEPTH = 4
 PROMPTS = ["c", "ab", "b"]
 SIMULATIONS = 24
 
@@ -27,43 +27,42 @@ def leaf(text):
 
 @cache
 def logits(prompt, answer):
-    """Three letters, most probable first; an end in place of the last one at some nodes, everywhere at the depth."""
+    """Three letters, most probable first, the last one an end at some nodes; at the depth the end alone."""
     rng = np.random.default_rng([ord(x) for x in prompt + "|" + answer])
     p = np.sort(rng.dirichlet([1.0] * 3))[::-1]
-    return p, len(answer) > 0 and rng.random() < 0.3
+    return p, "$" if len(answer) == DEPTH else "ab$" if answer and rng.random() < 0.3 else "abc"
 
 
 def table_of(prompts):
     def table(text):
         prompt = next(p for p in sorted(prompts, key=len, reverse=True) if text.startswith(p))
-        p, ends = logits(prompt, text[len(prompt) :])
-        return {"$" if i == 2 and ends else letter: float(x) for i, (letter, x) in enumerate(zip(LETTERS, p))}
+        p, letters = logits(prompt, text[len(prompt) :])
+        return {letter: float(x) if len(letters) > 1 else 1.0 for letter, x in zip(letters, p, strict=False)}
 
     return table
 
 
 def enumerated(prompt):
-    """Arrays over all nodes to a depth that no search passes; node 0 is the root, 3 i + 1 + a the child of i by a."""
-    depth = DEPTH + 4
-    count = (3 ** (depth + 1) - 1) // 2
+    """Arrays over all nodes; node 0 is the root, 3 i + 1 + a the child of i by a."""
+    count = (3 ** (DEPTH + 2) - 1) // 2
     prior, value, terminal = np.zeros((count, 3), np.float32), np.zeros(count, np.float32), np.zeros(count, bool)
 
-    def visit(index, answer, level, done):
-        prior[index] = np.log(logits(prompt, answer)[0])
+    def visit(index, answer, done):
         value[index], terminal[index] = (leaf(answer) if index else 0.0), done
-        if level == depth or done:
+        if done:
             return
-        for action in range(3):
-            ends = action == 2 and logits(prompt, answer)[1]
-            visit(3 * index + 1 + action, answer if ends else answer + LETTERS[action], level + 1, ends)
+        p, letters = logits(prompt, answer)
+        prior[index] = np.log(p) if len(letters) > 1 else [0.0, -1e9, -1e9]
+        for action, letter in enumerate(letters):
+            visit(3 * index + 1 + action, answer if letter == "$" else answer + letter, letter == "$")
 
-    visit(0, "", 0, False)
+    visit(0, "", False)
     return prior, value, terminal
 
 
 def ask_mctx(policy, **kwargs):
     """mctx on the three trees; an end has its value as reward and nothing after it."""
-    arrays = [jnp.asarray(np.stack(x)) for x in zip(*(enumerated(prompt) for prompt in PROMPTS))]
+    arrays = [jnp.asarray(np.stack(x)) for x in zip(*(enumerated(prompt) for prompt in PROMPTS), strict=True)]
     rows = jnp.arange(len(PROMPTS))
 
     def step(arrays, key, action, state):
@@ -87,23 +86,25 @@ def ask_mctx(policy, **kwargs):
     return np.asarray(out.action), np.asarray(tree.children_visits[:, 0]), np.asarray(out.action_weights), tree
 
 
-def run(prompts=PROMPTS, *, numbers=None, budget=None, **kwargs):
+def run(prompts=PROMPTS, *, judge=leaf, numbers=None, budget=None, together=16, **kwargs):
     policy = ToyPolicy(table_of(PROMPTS))
-    method = partial(token_mcts, simulations=SIMULATIONS, best=3, answer_tokens=6, **{"search_tokens": 1, **kwargs})
-    return policy, search(prompts, method, policy, verifiers={"verifier": ToyVerifier(leaf)}, numbers=numbers,
-                          budget=budget)  # fmt: skip
+    kwargs = {"simulations": SIMULATIONS, "best": 3, "considered": 3, "answer_tokens": 6, "search_tokens": 1, **kwargs}
+    verifiers = {"verifier": ToyVerifier(judge)}
+    outs = search(prompts, partial(token_mcts, **kwargs), policy, verifiers=verifiers, numbers=numbers, budget=budget,
+                  together=together)  # fmt: skip
+    return policy, outs
 
 
 @pytest.mark.parametrize("rule", ["gumbel", "puct"])
 def test_visits_and_actions_are_those_of_mctx(rule):
     if rule == "gumbel":
         known = {"gumbel_scale": 0.0}
-        action, visits, weights, _ = ask_mctx(mctx.gumbel_muzero_policy, gumbel_scale=0.0, max_num_considered_actions=3)
+        action, visits, weights, tree = ask_mctx(mctx.gumbel_muzero_policy, gumbel_scale=0.0, max_num_considered_actions=3)
     else:
         known = {"dirichlet_fraction": 0.0}
-        _, visits, weights, _ = ask_mctx(mctx.muzero_policy, dirichlet_fraction=0.0)
+        _, visits, weights, tree = ask_mctx(mctx.muzero_policy, dirichlet_fraction=0.0)
         action = visits.argmax(axis=1)
-    policy, outs = run(rule=rule, considered=3, **known)
+    policy, outs = run(rule=rule, **known)
     for i, out in enumerate(outs):
         assert out.error is None
         assert out.tree.facts["visits"] == visits[i].tolist()
@@ -111,6 +112,13 @@ def test_visits_and_actions_are_those_of_mctx(rule):
         [chosen] = [child for child in out.tree.children if not child.pruned]
         assert chosen.tokens[0] == out.tree.facts["tokens"][action[i]]
         assert out.tree.visits == SIMULATIONS
+        for child in out.tree.children:
+            at = tree.children_index[i, 0, out.tree.facts["tokens"].index(child.tokens[0])]
+            below = {grandchild.prior: grandchild.visits for grandchild in child.children if grandchild.visits}
+            ordered = [below[prior] for prior in sorted(below, reverse=True)]
+            if not child.complete:
+                assert sorted(x for x in tree.children_visits[i, at].tolist() if x) == sorted(ordered)
+                np.testing.assert_allclose(child.value, tree.node_values[i, at], rtol=1e-5)
     # Each simulation asks the model once, for all prompts.
     assert max(n for kind, n in policy.calls if kind == "rank") == len(PROMPTS)
 
@@ -121,8 +129,21 @@ def test_noise_is_fixed_by_the_prompts_number_and_neighbours_change_nothing():
         _, [alone] = run([prompt], numbers=[number], search_tokens=3)
         assert alone.answers[0].text == out.answers[0].text
         assert alone.tree.facts == out.tree.facts
-    _, other = run(numbers=[15, 16, 17], search_tokens=3)
-    assert [o.tree.facts["visits"] for o in other] != [o.tree.facts["visits"] for o in together]
+    _, others = run(["b"] * 8, together=1, gumbel_scale=3.0)
+    assert len({tuple(out.tree.facts["visits"]) for out in others}) > 1
+
+
+@pytest.mark.parametrize("rule", ["gumbel", "puct"])
+def test_it_converges_to_what_is_best_though_the_model_thinks_little_of_it(rule):
+    """The value of a text is how much of the least probable way it goes."""
+
+    def judge(text):
+        return sum(x == "c" for x in text) / 4
+
+    _, outs = run(judge=judge, rule=rule, gumbel_scale=0.0, dirichlet_fraction=0.0, search_tokens=2)
+    for prompt, out in zip(PROMPTS, outs, strict=True):
+        assert out.answers[0].text.startswith("cc" if "c" in logits(prompt, "c")[1] else "c")
+        assert np.argmax(out.tree.facts["weights"]) == 2
 
 
 @pytest.mark.parametrize("budget", [0, 3, 20, 60])
