@@ -8,12 +8,14 @@ budget, so that the total is spent where the marginal gain is greatest.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from jaxpost.search.contract import Method, Policy, Search, SearchOutput, Verifier
-from jaxpost.search.curves import Fitted, Plan
+from jaxpost.search.curves import Fitted, Level, Plan
 from jaxpost.search.difficulty import MEASURING, Measuring, measure, probe_only, vote_of
 from jaxpost.search.drive import Progress, search
 from jaxpost.search.tree import Problem
@@ -44,6 +46,13 @@ def plain(
     problem.root.facts["chosen"] = chosen
     result = yield from searching
     return result if result.candidates else vote_of(problem, found)
+
+
+class Option(NamedTuple):
+    """What a fitted policy may choose: a method for each budget, and the verifiers that it asks."""
+
+    make: Callable[[int], Method]
+    verifiers: Mapping[str, Verifier] = {}
 
 
 @dataclass(frozen=True)
@@ -84,55 +93,54 @@ def _later(problem: Problem, *, method: Method, first: int) -> Search:
 
 
 def spend(
-    prompts: Sequence[Any], fitted: Fitted, policy: Policy, *, total: int, methods: Mapping[str, Method],
+    prompts: Sequence[Any], fitted: Fitted, policy: Policy, *, total: int, options: Mapping[str, Option],
     measuring: Measuring = MEASURING, verifiers: Mapping[str, Verifier] | None = None,
     canonical: Callable[[str], str | None] = str.strip, numbers: Sequence[int] | None = None, together: int = 16,
     progress: Callable[[Progress], None] | None = None,
 ) -> Spending:  # fmt: skip
-    """Searches all prompts with `total` generated + verifier tokens, which is never exceeded.
+    """Searches all prompts with `total` generated + verifier tokens.
 
     First every prompt is measured (its probes count); then `fitted.plan` gives it a method and a budget of what is
-    left. A prompt that is given nothing more is answered by the vote of its probes.
+    left. A prompt that is given nothing more is answered by the vote of its probes. With a policy fitted at cost
+    "limit" the total is never exceeded; at cost "mean" it holds in the mean.
 
     Args:
-      fitted: fitted with cost "limit", or the total holds only in the mean.
-      methods: by the names that the fitted policy uses.
+      options: by the names of methods that the fitted policy uses.
+      verifiers: of the measuring.
 
     Raises:
-      ValueError: the fitted policy names a method that is not given.
+      ValueError: the fitted policy names a method that is not among the options.
     """
-    missing = fitted.methods - set(methods)
+    missing = fitted.methods - set(options)
     if missing:
         raise ValueError(f"the fitted policy uses {', '.join(sorted(missing))}: no such method was given")
     names = list(range(len(prompts))) if numbers is None else list(numbers)
-    common: dict[str, Any] = {
-        "verifiers": verifiers,
-        "canonical": canonical,
-        "together": together,
-        "progress": progress,
-    }
+    common: dict[str, Any] = {"canonical": canonical, "together": together, "progress": progress}
     share = total // max(1, len(prompts))
-    first = search(
-        prompts, lambda problem: probe_only(problem, measuring), policy, budget=share, numbers=names, **common
-    )
-    spent = sum(output.tokens_spent for output in first)
-    levels = [float(output.tree.facts.get("difficulty", 0.5)) for output in first]
+    probing = partial(probe_only, how=measuring)
+    outputs = search(prompts, probing, policy, budget=share, numbers=names, verifiers=verifiers, **common)
+    spent = sum(output.tokens_spent for output in outputs)
+    levels = [float(output.tree.facts.get("difficulty", 0.5)) for output in outputs]
     plan = fitted.plan(levels, total - spent)
-    chosen = [i for i, choice in enumerate(plan.choices) if choice.budget > 0]
-    outputs = list(first)
-    if chosen:
+    groups: dict[tuple[tuple[str, int], ...], list[int]] = defaultdict(list)
+    for i, choice in enumerate(plan.choices):
+        if choice.budget > 0:
+            asked = options[choice.method].verifiers
+            groups[tuple(sorted((name, id(verifier)) for name, verifier in asked.items()))].append(i)
+    for group in groups.values():
         found = search(
-            [prompts[i] for i in chosen],
-            [_bound(methods[plan.choices[i].method], first[i].problem.nodes) for i in chosen],
-            policy, budget=[plan.choices[i].budget for i in chosen], numbers=[names[i] for i in chosen], **common,
+            [prompts[i] for i in group],
+            [_bound(options, plan.choices[i], outputs[i].problem.nodes) for i in group],
+            policy, budget=[plan.choices[i].budget for i in group], numbers=[names[i] for i in group],
+            verifiers=options[plan.choices[group[0]].method].verifiers, **common,
         )  # fmt: skip
-        for i, output in zip(chosen, found, strict=True):
-            outputs[i] = _joined(first[i], output)
+        for i, output in zip(group, found, strict=True):
+            outputs[i] = _joined(outputs[i], output)
     return Spending(outputs, levels, plan, spent)
 
 
-def _bound(method: Method, first: int) -> Method:
-    return lambda problem: _later(problem, method=method, first=first)
+def _bound(options: Mapping[str, Option], choice: Level, first: int) -> Method:
+    return partial(_later, method=options[choice.method].make(choice.budget), first=first)
 
 
 def _joined(probed: SearchOutput, searched: SearchOutput) -> SearchOutput:

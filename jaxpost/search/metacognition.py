@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal, get_args
 
 from jaxpost.search.contract import Found, Method, Search
 from jaxpost.search.difficulty import disagreement
 from jaxpost.search.tree import Problem
+from jaxpost.search.vote import confidence
 
 Signal = Literal["entropy", "confidence", "disagreement", "score"]
-
-
-def group_confidence(logprobs: Sequence[float], *, window: int) -> float:
-    """The least mean log-probability of `window` tokens in a row (fewer, if there are no more); NaN of none.
-
-    DeepConf's lowest group confidence (2508.15260) with the drawn token's own log-probability for the mean over the
-    k best tokens, which would have to be read for each position.
-
-    >>> group_confidence([-1.0, -3.0, -2.0, 0.0], window=2)
-    -2.5
-    """
-    size = min(window, len(logprobs))
-    if not size:
-        return math.nan
-    return min(math.fsum(logprobs[i : i + size]) / size for i in range(len(logprobs) - size + 1))
 
 
 def uncertainty(problem: Problem, found: Found, *, signal: Signal, window: int = 16) -> float:
     """How unsure what a method found leaves one; NaN where the signal is not there.
 
-    entropy: mean of -log p over the chosen answer's tokens, an estimate of their mean entropy, nats. confidence: minus
-    `group_confidence` of them, nats. disagreement: of the candidates' answers, in [0, 1] (`difficulty.disagreement`).
-    score: 1 - the chosen answer's score.
+    entropy: mean of -log p over the chosen answer's tokens, an estimate of their mean entropy, nats. confidence: 1 -
+    the lowest group confidence of them (`vote.confidence`, after DeepConf, 2508.15260). disagreement: of the
+    candidates' answers, in [0, 1] (`difficulty.disagreement`). score: 1 - the chosen answer's score.
 
     Raises:
       ValueError: no such signal.
@@ -49,7 +34,7 @@ def uncertainty(problem: Problem, found: Found, *, signal: Signal, window: int =
         return 1.0 - chosen.score
     drawn = [x for node in chosen.node.path for x in node.logprobs] if chosen.node is not None else []
     if signal == "confidence":
-        return -group_confidence(drawn, window=window)
+        return 1.0 - confidence(drawn, "lowest", window=window)
     return -math.fsum(drawn) / len(drawn) if drawn else math.nan
 
 

@@ -9,12 +9,12 @@ from functools import partial
 import numpy as np
 import pytest
 
-from jaxpost.search.allocate import plain, spend
+from jaxpost.search.allocate import Option, plain, spend
 from jaxpost.search.contract import Found
 from jaxpost.search.curves import Fitted, Level, Trial, envelope, fit, isotonic
 from jaxpost.search.difficulty import Measuring, difficulty, disagreement, measure, surprise
 from jaxpost.search.drive import search
-from jaxpost.search.metacognition import group_confidence, metacognition, uncertainty
+from jaxpost.search.metacognition import metacognition, uncertainty
 from jaxpost.search.requests import Draw, Score
 from jaxpost.search.tree import Ledger, Node, Problem
 from jaxpost.search.width import expected_maximum, gain, signal_to_noise, widest
@@ -177,13 +177,13 @@ def test_fitting_bins_by_difficulty_makes_curves_monotone_and_concave(tmp_path):
 
 
 def test_a_fixed_total_goes_where_it_helps_and_is_never_exceeded():
-    methods = {"greedy": sampled, "vote": partial(sampled, n=6)}
+    options = {"greedy": Option(lambda budget: sampled), "vote": Option(lambda budget: partial(sampled, n=budget // 4))}
     prompts = ["e", "h", "e", "h"]
     how = Measuring(probes=3, max_tokens=4, weights={"length": 0.0, "surprise": 0.0, "domain": 0.0, "ambiguity": 0.0})
     base = (Level(0.0, 0.9, "", 0),)
     fitted = Fitted((0.3,), (base, (Level(0.0, 0.2, "", 0), Level(24.0, 0.8, "vote", 24))), (1, 1))
     for total in (0, 10, 24, 48, 72, 100):
-        found = spend(prompts, fitted, ToyPolicy(table), total=total, methods=methods, measuring=how)
+        found = spend(prompts, fitted, ToyPolicy(table), total=total, options=options, measuring=how)
         assert found.spent <= total
         if total >= 24:
             assert found.probe_tokens == 24
@@ -199,7 +199,7 @@ def test_a_fixed_total_goes_where_it_helps_and_is_never_exceeded():
     numbers = {node.number for node in hard.tree.walk()}
     assert min(numbers - {0}) > 3  # its noise is not the probes'
     with pytest.raises(ValueError, match="uses vote: no such method"):
-        spend(prompts, fitted, ToyPolicy(table), total=9, methods={}, measuring=how)
+        spend(prompts, fitted, ToyPolicy(table), total=9, options={}, measuring=how)
 
 
 @pytest.mark.parametrize("snr", [0.25, 1.0, 9.0])
@@ -254,9 +254,8 @@ def test_signals_by_hand():
     node.score = 0.75
     found = Found.best([node])
     assert uncertainty(problem, found, signal="entropy") == 1.5
-    assert uncertainty(problem, found, signal="confidence", window=2) == 2.5
+    assert uncertainty(problem, found, signal="confidence", window=2) == 1 - math.exp(-2.5)
     assert uncertainty(problem, found, signal="score") == 0.25
-    assert group_confidence([-1.0], window=9) == -1.0
     assert math.isnan(uncertainty(problem, Found(()), signal="entropy"))
 
     def scored(problem):
