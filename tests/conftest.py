@@ -9,6 +9,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # collectives in an order of its own: they wait for one another for ever. Subprocesses of tests inherit this.
 ORDERED = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {ORDERED}".strip()
+# XLA's pool has as many threads as devices; with a computation of one device beside a collective of all, those that
+# wait for one another can hold them all.
+os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
