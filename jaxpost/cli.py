@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from jaxpost import cli_help, cli_lab, cli_score
+from jaxpost import cli_help, cli_lab, cli_score, cli_search
 from jaxpost.cli_arguments import parse, parser, split_flags
 from jaxpost.config_check_rl import check_config
 from jaxpost.config_flags import apply_flags, flags_help
@@ -272,6 +272,7 @@ COMMANDS = {
     "env": run_env,
     **cli_score.COMMANDS,
     **cli_lab.COMMANDS,
+    **cli_search.COMMANDS,
 }
 
 
