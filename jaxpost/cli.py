@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from jaxpost import cli_help, cli_lab, cli_score
+from jaxpost import cli_help, cli_lab, cli_score, cli_search
 from jaxpost.cli_arguments import parse, parser, split_flags
 from jaxpost.cli_search_export import COMMANDS as EXPORT_COMMANDS
 from jaxpost.config_check_rl import check_config
@@ -274,6 +274,7 @@ COMMANDS = {
     **EXPORT_COMMANDS,
     **cli_score.COMMANDS,
     **cli_lab.COMMANDS,
+    **cli_search.COMMANDS,
 }
 
 

@@ -10,19 +10,28 @@ from functools import partial
 
 import pytest
 
+from jaxpost.search.actions import PIECES, rap, rstar
 from jaxpost.search.best_of_n import best_of_n
+from jaxpost.search.debate import debate
 from jaxpost.search.drive import search
 from jaxpost.search.dvts import dvts
 from jaxpost.search.forcing import budget_forcing
+from jaxpost.search.mcts import mcts
 from jaxpost.search.oreo import oreo
 from jaxpost.search.rebase import rebase
+from jaxpost.search.refine import self_refine
 from jaxpost.search.sampling import greedy, sample
 from jaxpost.search.self_consistency import self_consistency
 from jaxpost.search.step_beam import step_beam
 from jaxpost.search.token_beam import token_beam
+from jaxpost.search.token_mcts import token_mcts
+from jaxpost.search.tree_of_thoughts import tree_of_thoughts
 from tests.search.toy import ToyPolicy, ToyVerifier
 
 STEPS = {"separator": ";", "max_tokens": 6, "max_steps": 6}
+THOUGHT = {"separator": ";", "step_tokens": 6, "answer_tokens": 12}
+THOUGHTS = {"depth": 3, **THOUGHT}
+SHORT = {"feedback_prompt": "{problem}b", "refine_prompt": "{problem}a{feedback}"}
 METHODS = {
     "greedy": partial(greedy, max_tokens=12),
     "sample": partial(sample, n=4, max_tokens=12),
@@ -41,10 +50,32 @@ METHODS = {
     "rebase": partial(rebase, width=4, **STEPS),
     "oreo": partial(oreo, beams=2, expand=2, likelihood=0.1, **STEPS),
     "oreo_tokens": partial(oreo, unit="token", beams=2, expand=3, max_tokens=8),
+    "breadth_first": partial(tree_of_thoughts, evaluator="verifier", branch=3, keep=2, **THOUGHTS),
+    "depth_first": partial(
+        tree_of_thoughts, order="depth", evaluator="verifier", branch=3, threshold=0.3, max_states=9, **THOUGHTS
+    ),
+    "mcts": partial(mcts, simulations=6, branch=3, max_depth=4, **THOUGHT),
+    "mcts_moves": partial(
+        mcts, simulations=4, moves=3, leaves=2, rule="uct", branch=3, max_depth=4, choose="value", **THOUGHT
+    ),
+    "mcts_rollouts": partial(mcts, simulations=5, branch=2, value="rollout", rollouts=2, **THOUGHT),
+    "mcts_agreement": partial(mcts, simulations=5, branch=2, value="agreement", rollouts=2, **THOUGHT),
+    "rap": partial(
+        rap, simulations=3, branch=2, answers=2, max_depth=2, final="ab", question_piece="a{t}", answer_piece="b{t}",
+        useful_prompt="{question}a", useful_words=("a", "b"), **THOUGHT
+    ),
+    "rstar": partial(rstar, simulations=4, max_depth=3, pieces=dict.fromkeys(PIECES, ""), **THOUGHT),
+    "token_mcts": partial(token_mcts, simulations=4, best=3, considered=2, search_tokens=3, answer_tokens=8),
+    "self_refine": partial(self_refine, rounds=2, keep="best", answer_tokens=8, feedback_tokens=6, **SHORT),
+    "debate": partial(debate, answer_tokens=8, prompt="{problem}a{own}"),
     "budget_forcing": partial(budget_forcing, marker=";", max_thinking=12, waits=1, wait="b", max_tokens=6),
 }  # fmt: skip
+SEPARATED = ("breadth_first", "depth_first", "mcts", "mcts_moves", "mcts_rollouts", "mcts_agreement", "rap", "rstar")
+ASIDE = ("rap", "rstar", "self_refine", "debate")
+"""They draw from prompts of their own, or for a second pass, so that what is paid is not all in the tree."""
 STEPWISE = ("step_beam", "lookahead", "dvts", "rebase", "oreo")
-SCORED = tuple(name for name in METHODS if name.startswith(("best", "score", *STEPWISE)))
+TREES = ("breadth", "depth", "mcts_moves", "mcts_rollouts", "token_mcts", "self_refine")
+SCORED = tuple(name for name in METHODS if name.startswith(("best", "score", *STEPWISE, *TREES)))
 
 
 def letters(text):
@@ -96,8 +127,15 @@ def test_nothing_generated_is_unpaid(name):
     [output] = run(name, ["a"], price=0)
     drawn = [n for n in output.tree.walk() if n.logprobs and n.note != "the end was refused"]
     paid = sum(len(n.tokens) for n in drawn)
-    if name in ("token_beam", "oreo_tokens"):  # a rank is paid as one token a beam, what is pushed is free
-        assert 0 < output.problem.ledger.generated <= paid
+    if name in ASIDE:
+        drawn += [n for root in output.problem.asides for n in root.walk() if n.logprobs]
+        ledger = output.problem.ledger
+        read = sum(len(root.tokens) for root in output.problem.asides if root.note == "useful") + 2 * sum(
+            root.note == "useful" for root in output.problem.asides
+        )
+        assert ledger.spent == sum(len(n.tokens) for n in drawn) + read
+    elif name in ("token_beam", "oreo_tokens", "token_mcts"):  # a rank is paid as one token a beam, what is pushed is free
+        assert 0 < output.problem.ledger.generated <= paid + (name == "token_mcts")  # which ranks the prompt too
     else:
         assert output.problem.ledger.generated == paid
 
@@ -114,7 +152,7 @@ def test_a_score_of_nan_is_a_sentence_and_the_other_prompts_go_on(name):
     assert any(output.answers and not output.error for output in outputs)
 
 
-@pytest.mark.parametrize("name", STEPWISE)
+@pytest.mark.parametrize("name", [*STEPWISE, *SEPARATED])
 @pytest.mark.parametrize("table", [lambda text: {"a": 0.7, "$": 0.3}, lambda text: {"a": 0.5, "b": 0.5}])
 def test_a_separator_that_never_appears_is_a_sentence(name, table):
     [output] = run(name, ["a"], table=table)

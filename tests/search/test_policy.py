@@ -163,6 +163,8 @@ def test_a_step_ends_at_the_token_that_completes_the_separator_and_later_ones_co
             assert one.end != "step" or one.text.endswith("b")
     [halts] = made._room.halts.values()
     assert halts.tolist() == [1 << LETTERS.index("b")]
+    made.shelf.drop(list(made.shelf._texts))
+    assert free(made)
 
 
 def test_the_answers_own_stop_strings_end_it():
@@ -173,6 +175,7 @@ def test_the_answers_own_stop_strings_end_it():
     assert {"stop", "step"} <= ends
     assert all("b" not in one.text for one in drawn)
     made.shelf.drop(list(made.shelf._texts))
+    assert free(made)
 
 
 def test_greedy_steps_are_the_greedy_answer():
