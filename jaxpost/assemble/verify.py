@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxpost.assemble.reward_scores import Reduce, RewardModel, load_reward_model
+from jaxpost.assemble.reward_scores import load_reward_model
 from jaxpost.assemble.rewards import make_pool
+from jaxpost.assemble.search_rewards import reward_verifier
 from jaxpost.config import ModelSection
 from jaxpost.config_verify import (
     FactVerifier,
@@ -29,7 +30,7 @@ from jaxpost.search.contract import Case, Policy, Verdict, Verifier
 from jaxpost.search.game24 import Solver
 from jaxpost.search.judge import Judge
 from jaxpost.search.tree import Node
-from jaxpost.search.verifiers import Facts, Learned, Logic, Safety, Syntax, read_passages, read_patterns
+from jaxpost.search.verifiers import Facts, Logic, Safety, Syntax, read_passages, read_patterns
 
 Examples = Mapping[int, Mapping[str, Any]]
 """Rows of the problems by number."""
@@ -94,7 +95,7 @@ def _make(
         return _judge(part, judges(part.path) if part.path else policy)
     if isinstance(part, ModelVerifier):
         section = ModelSection(param_dtype=part.param_dtype, compute_dtype=part.compute_dtype)
-        return learned(load_reward_model(part.path, section=section), part)
+        return reward_verifier(load_reward_model(part.path, section=section), how=part.aggregate)
     assert isinstance(part, RuleVerifier)
     pools.append(make_pool(part.reward, key="reward"))
     return Rules(pools[-1], examples)
@@ -105,21 +106,6 @@ def _judge(part: JudgeVerifier, policy: Policy) -> Judge:
         policy, part.mode, part.max_tokens, part.verdicts, part.low, part.high, part.criteria,
         {"temperature": part.temperature}, part.unreadable,
     )  # fmt: skip
-
-
-def learned(model: RewardModel, part: ModelVerifier) -> Verifier:
-    """A reward model on whole texts."""
-    reduce = Reduce(steps=part.aggregate)
-
-    def scores(prompts: Sequence[Any], answers: Sequence[str]) -> tuple[list[float], list[int]]:
-        found, tokens = [], []
-        encoded = [model.encode(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        for each, one in zip(encoded, model.scores(encoded), strict=True):
-            found.append(reduce(one)[0])
-            tokens.append(len(each.tokens))
-        return found, tokens
-
-    return Learned(scores)
 
 
 @dataclass

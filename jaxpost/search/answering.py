@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from jaxpost.search.contract import Case, Drawn, Job, Opening, Policy, Search, Verdict, Verifier
+from jaxpost.search.contract import Case, Drawn, Job, Policy, Search, Verdict, Verifier, opening
 from jaxpost.search.requests import Draw, Likelihood, Rank, Request, Score, Together
 from jaxpost.search.tree import Node, Problem
 
@@ -166,7 +166,7 @@ class Answers:
 
     def _opening(self, problem: Problem) -> int:
         verifier = self.verifiers.get("verifier")
-        return verifier.opening(problem) if isinstance(verifier, Opening) else 0
+        return 0 if verifier is None else opening(verifier, problem)
 
     def _rank(self, some: list[Live]) -> None:
         asked: list[tuple[Live, list[Node]]] = []
@@ -235,8 +235,7 @@ class Answers:
             assert isinstance(request, Score)
             fits: list[Node] = []
             limited = live.problem.ledger.limit is not None
-            if limited and request.nodes and isinstance(verifier, Opening):
-                left -= verifier.opening(live.problem)
+            left -= opening(verifier, live.problem) if limited and request.nodes else 0
             for node in request.nodes:
                 left -= verifier.price(Case(live.problem, node), 0) if limited else 0
                 if left < 0:

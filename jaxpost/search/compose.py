@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jaxpost.search.contract import Case, Verdict, Verifier
-from jaxpost.search.tree import Node
+from jaxpost.search.contract import Case, Verdict, Verifier, opening
+from jaxpost.search.tree import Node, Problem
 
 Squash = Literal["none", "sigmoid"]
 
@@ -96,6 +96,9 @@ class Composed:
     def price(self, case: Case, new_tokens: int) -> int:
         return sum(part.price(case, new_tokens) for part in self.parts.values())
 
+    def opening(self, problem: Problem) -> int:
+        return sum(opening(part, problem) for part in self.parts.values())
+
     def forget(self, nodes: Sequence[Node]) -> None:
         for part in self.parts.values():
             part.forget(nodes)
@@ -134,6 +137,9 @@ class Gate:
     def price(self, case: Case, new_tokens: int) -> int:
         return self.condition.price(case, new_tokens) + self.then.price(case, new_tokens)
 
+    def opening(self, problem: Problem) -> int:
+        return opening(self.condition, problem) + opening(self.then, problem)
+
     def forget(self, nodes: Sequence[Node]) -> None:
         self.condition.forget(nodes)
         self.then.forget(nodes)
@@ -159,6 +165,9 @@ class Squashed:
 
     def price(self, case: Case, new_tokens: int) -> int:
         return self.verifier.price(case, new_tokens)
+
+    def opening(self, problem: Problem) -> int:
+        return opening(self.verifier, problem)
 
     def forget(self, nodes: Sequence[Node]) -> None:
         self.verifier.forget(nodes)

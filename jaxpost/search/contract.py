@@ -120,6 +120,11 @@ class Opening(Protocol):
         ...
 
 
+def opening(verifier: Verifier, problem: Problem) -> int:
+    """What a verifier's first judgement of a problem costs besides, if anything."""
+    return verifier.opening(problem) if isinstance(verifier, Opening) else 0
+
+
 class Job(NamedTuple):
     """One continuation to draw."""
 
