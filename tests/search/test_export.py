@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from toy_text import CHATML, fast_tokenizer
 
+from jaxpost.cli import main
 from jaxpost.config import AnswerDataSection, DataSection, SourceSection
+from jaxpost.config_io import load
 from jaxpost.data.answers import prepare_answers
 from jaxpost.data.dataset import prepare
 from jaxpost.search.best_of_n import best_of_n
@@ -154,7 +158,7 @@ def record(root):
     ]
 
 
-def test_a_search_is_exported_and_a_run_reads_the_same(tmp_path):
+def test_a_search_is_exported_and_a_run_reads_the_same(tmp_path, tokenizer, capsys):
     table = lambda text: {"a": 0.6, "b": 0.2, "$": 0.2}  # noqa: E731
     [output] = search(["a"], partial(best_of_n, n=8, max_tokens=20), ToyPolicy(table),
                       verifiers={"verifier": ToyVerifier(lambda text: text.count("a") / 20)})  # fmt: skip
@@ -170,6 +174,7 @@ def test_a_search_is_exported_and_a_run_reads_the_same(tmp_path):
         assert export(read_run(tmp_path), kind, tmp_path / f"{kind}.jsonl", **options) > 0
         read = [json.loads(line) for line in (tmp_path / f"{kind}.jsonl").read_text().splitlines()]
         assert read == list(rows([direct], **options))
+    command(tmp_path, tokenizer, capsys)
     with pytest.raises(ValueError, match="only tree searches"):
         export(read_run(tmp_path), "actions", tmp_path / "actions.jsonl")
     assert not (tmp_path / "actions.jsonl").exists()
@@ -177,3 +182,22 @@ def test_a_search_is_exported_and_a_run_reads_the_same(tmp_path):
         list(read_run(tmp_path / "none"))
     with pytest.raises(ValueError, match="not there"):
         tree_of([{"number": 3, "parent": 1, "text": ""}])
+
+
+def command(run, tokenizer, capsys):
+    """`jaxpost search-export`, and its rows in the preset that trains on them."""
+    tokenizer.hf.save_pretrained(run / "model")
+    (run / "model" / "config.json").write_text("{}")
+    (run / "config.yaml").write_text(json.dumps({"model": {"path": str(run / "model")}, "search": {"separator": ";"}}))
+    out = run / "cli.jsonl"
+    assert main(["search-export", str(run), "--kind", "steps", "--out", str(out)]) == 0
+    assert "6 rows of kind steps" in capsys.readouterr().out
+    assert out.read_text() == (run / "steps.jsonl").read_text()
+    preset = load(Path(__file__).parent.parent.parent / "configs" / "prm" / "search_trees.yaml")
+    section = replace(preset.data, train=(SourceSection(path=str(out)),), step_separator=";")
+    dataset = prepare_answers(section, section.train, tokenizer, kind="steps", cache_dir=run / "cache")
+    assert len(dataset) == 6
+    assert main(["search-export", str(run), "--kind", "sft", "--labels", "hard", "--out", str(out)]) == 2
+    assert "--labels says nothing of rows of kind sft" in capsys.readouterr().err
+    assert main(["search-export", str(run / "none"), "--kind", "sft", "--out", str(out)]) == 2
+    assert "name the folder of a run" in capsys.readouterr().err
