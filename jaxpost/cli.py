@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from jaxpost import cli_help, cli_lab, cli_score
+from jaxpost import cli_help, cli_lab, cli_score, cli_search
 from jaxpost.cli_arguments import parse, parser, split_flags
+from jaxpost.cli_search_export import COMMANDS as EXPORT_COMMANDS
 from jaxpost.config_check_rl import check_config
 from jaxpost.config_flags import apply_flags, flags_help
 from jaxpost.config_io import ConfigError, diff, dump, load
@@ -270,8 +271,10 @@ COMMANDS = {
     "diff": run_diff,
     "report": run_report,
     "env": run_env,
+    **EXPORT_COMMANDS,
     **cli_score.COMMANDS,
     **cli_lab.COMMANDS,
+    **cli_search.COMMANDS,
 }
 
 

@@ -25,6 +25,7 @@ COMMANDS = (
     ["lab", "train"],
     ["lab", "compare"],
     ["report"],
+    ["search-export"],
     ["env"],
 )
 

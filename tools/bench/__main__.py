@@ -20,10 +20,11 @@ from pathlib import Path
 import generation
 import online
 import preference
+import search
 import training
 from common import Task
 
-TASKS: dict[str, Task] = training.TASKS | generation.TASKS | online.TASKS | preference.TASKS
+TASKS: dict[str, Task] = training.TASKS | generation.TASKS | online.TASKS | preference.TASKS | search.TASKS
 THREADS = "2"
 
 
@@ -103,6 +104,8 @@ def main() -> None:
         if "split" in best["jaxpost"]:
             parts = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in best["jaxpost"]["split"].items())
             print(f"\n{TASKS[name].title}: {parts}\n", flush=True)
+        if "note" in best["jaxpost"]:
+            print(f"{best['jaxpost']['note']}\n", flush=True)
 
 
 if __name__ == "__main__":
