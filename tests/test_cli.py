@@ -25,6 +25,8 @@ COMMANDS = (
     ["lab", "train"],
     ["lab", "compare"],
     ["report"],
+    ["search"],
+    ["search-curve"],
     ["search-export"],
     ["env"],
 )

@@ -12,19 +12,25 @@ from typing import Any, Literal, NamedTuple
 
 from jaxpost.recipes.lab.model import LONGEST
 from jaxpost.recipes.lab.search.samples import SEPARATOR
+from jaxpost.search.actions import PIECES, rap, rstar
 from jaxpost.search.allocate import plain
 from jaxpost.search.best_of_n import best_of_n
 from jaxpost.search.contract import Method
+from jaxpost.search.debate import debate
 from jaxpost.search.difficulty import Measuring
 from jaxpost.search.dvts import dvts
 from jaxpost.search.forcing import budget_forcing
+from jaxpost.search.mcts import mcts
 from jaxpost.search.metacognition import metacognition
 from jaxpost.search.oreo import oreo
 from jaxpost.search.rebase import rebase
+from jaxpost.search.refine import self_refine
 from jaxpost.search.sampling import greedy, sample
 from jaxpost.search.self_consistency import self_consistency
 from jaxpost.search.step_beam import step_beam
 from jaxpost.search.token_beam import token_beam
+from jaxpost.search.token_mcts import token_mcts
+from jaxpost.search.tree_of_thoughts import tree_of_thoughts
 
 MANY = 64
 """Samples that no budget of the lab reaches."""
@@ -81,9 +87,35 @@ def _plain(budget: int, snr: float | None) -> Method:
         plain,
         greedy=partial(greedy, max_tokens=LONGEST),
         beam=lambda problem, width: step_beam(problem, width=width, factor=1, **steps_of()),
-        tree=lambda problem, depth: rebase(problem, **{**steps_of(max_steps=depth), "width": widths(budget)["width"]}),
+        tree=lambda problem, depth: mcts(problem, simulations=_simulations(budget), **_tree_of(max_depth=depth)),
         measuring=MEASURING,
         snr=snr,
+    )
+
+
+def _simulations(budget: int) -> int:
+    """Of step trees: each draws about two steps and has one scored."""
+    return max(2, budget // 24)
+
+
+def _tree_of(**more: Any) -> dict[str, Any]:
+    tokens = {"step_tokens": LONGEST, "answer_tokens": LONGEST}
+    return {"branch": 3, "separator": SEPARATOR, **tokens, **more}
+
+
+def _token_tree(budget: int, rule: Literal["gumbel", "puct"]) -> Tried:
+    """Valued by the policy's own log-probabilities: a verdict for each token would be the whole budget."""
+    return Tried(
+        partial(
+            token_mcts,
+            rule=rule,
+            value="logprob",
+            simulations=max(2, budget // 32),
+            best=4,
+            considered=4,
+            search_tokens=16,
+            answer_tokens=LONGEST,
+        )
     )
 
 
@@ -117,6 +149,66 @@ MAKERS: dict[str, Callable[[int], Tried]] = {
     "REBASE": lambda budget: Tried(partial(rebase, **steps_of(width=widths(budget)["width"])), "prm"),
     "OREO": lambda budget: Tried(
         partial(oreo, beams=max(1, budget // 64), expand=2, likelihood=0.1, **steps_of()), "prm"
+    ),
+    "tree of thoughts, breadth": lambda budget: Tried(
+        partial(tree_of_thoughts, evaluator="verifier", keep=max(1, budget // 128), depth=2, **_tree_of()), "prm"
+    ),
+    "tree of thoughts, depth": lambda budget: Tried(
+        partial(tree_of_thoughts, order="depth", evaluator="verifier", threshold=0.3, depth=2, **_tree_of()), "prm"
+    ),
+    "MCTS, PUCT": lambda budget: Tried(
+        partial(mcts, simulations=_simulations(budget), leaves=2, max_depth=5, **_tree_of()), "prm"
+    ),
+    "MCTS, UCT and rollouts": lambda budget: Tried(
+        partial(
+            mcts, simulations=_simulations(budget), rule="uct", value="rollout", rollouts=1, max_depth=5, **_tree_of()
+        ),
+        "orm",
+    ),
+    "MCTS without a verifier": lambda budget: Tried(
+        partial(mcts, simulations=_simulations(budget), value="agreement", rollouts=1, max_depth=5, **_tree_of())
+    ),
+    "token MCTS, Gumbel": lambda budget: _token_tree(budget, "gumbel"),
+    "token MCTS, PUCT": lambda budget: _token_tree(budget, "puct"),
+    "RAP": lambda budget: Tried(
+        partial(
+            rap,
+            simulations=_simulations(budget),
+            branch=2,
+            answers=2,
+            question_piece="",
+            answer_piece="",
+            final="",
+            useful_prompt="{problem}",
+            useful_words=("1", "0"),
+            separator=SEPARATOR,
+            step_tokens=LONGEST,
+            answer_tokens=LONGEST,
+        )
+    ),
+    "rStar": lambda budget: Tried(
+        partial(
+            rstar,
+            simulations=_simulations(budget),
+            actions=("step", "rest"),
+            pieces=dict.fromkeys(PIECES, ""),
+            separator=SEPARATOR,
+            step_tokens=LONGEST,
+            answer_tokens=LONGEST,
+        )
+    ),
+    "self-refine": lambda budget: Tried(
+        partial(
+            self_refine,
+            rounds=3,
+            answer_tokens=LONGEST,
+            feedback_tokens=LONGEST,
+            feedback_prompt="{problem}={answer}",
+            refine_prompt="{problem}",
+        )
+    ),
+    "debate": lambda budget: Tried(
+        partial(debate, agents=3, rounds=2, answer_tokens=LONGEST, prompt="{problem}\n{own}\n{others}")
     ),
     "budget forcing": lambda budget: Tried(
         partial(budget_forcing, marker="|", wait=SEPARATOR, max_thinking=max(8, budget // 2), max_tokens=LONGEST)
