@@ -155,7 +155,7 @@ def test_the_subtree_is_kept_and_nothing_is_judged_twice():
         judged.append(text)
         return worth(text)
 
-    policy, _, [out] = run(judge=judge, simulations=12, moves=3, branch=12, max_depth=3)
+    _, _, [out] = run(judge=judge, simulations=12, moves=3, branch=12, max_depth=3)
     top, commitments = out.tree, 0
     while "committed" in top.facts:
         steps = [child for child in top.children if child.note == "step"]
