@@ -134,7 +134,11 @@ def test_nothing_generated_is_unpaid(name):
             root.note == "useful" for root in output.problem.asides
         )
         assert ledger.spent == sum(len(n.tokens) for n in drawn) + read
-    elif name in ("token_beam", "oreo_tokens", "token_mcts"):  # a rank is paid as one token a beam, what is pushed is free
+    elif name in (
+        "token_beam",
+        "oreo_tokens",
+        "token_mcts",
+    ):  # a rank is paid as one token a beam, what is pushed is free
         assert 0 < output.problem.ledger.generated <= paid + (name == "token_mcts")  # which ranks the prompt too
     else:
         assert output.problem.ledger.generated == paid

@@ -99,7 +99,9 @@ def run(prompts=PROMPTS, *, judge=leaf, numbers=None, budget=None, together=16, 
 def test_visits_and_actions_are_those_of_mctx(rule):
     if rule == "gumbel":
         known = {"gumbel_scale": 0.0}
-        action, visits, weights, tree = ask_mctx(mctx.gumbel_muzero_policy, gumbel_scale=0.0, max_num_considered_actions=3)
+        action, visits, weights, tree = ask_mctx(
+            mctx.gumbel_muzero_policy, gumbel_scale=0.0, max_num_considered_actions=3
+        )
     else:
         known = {"dirichlet_fraction": 0.0}
         _, visits, weights, tree = ask_mctx(mctx.muzero_policy, dirichlet_fraction=0.0)

@@ -94,7 +94,7 @@ class Bench:
 
     @cached_property
     def verifiers(self) -> dict[str, Verifier]:
-        return {kind: scorers.verifier(model) for kind, model in self.models.items()}
+        return scorers.verifiers(self.models)
 
     @cached_property
     def report(self) -> tuple[str, dict[str, float]]:
@@ -112,8 +112,15 @@ class Bench:
 
     def run(self, rows: Sequence[Mapping[str, Any]], tried: Tried, budget: int | None, seed: int) -> list[SearchOutput]:
         """One method on problems."""
-        asked = {"verifiers": self.asked(tried), "canonical": last_number, "together": self.plan.together}
-        return search([row["prompt"] for row in rows], tried.method, self.policy(seed), budget=budget, **asked)
+        return search(
+            [row["prompt"] for row in rows],
+            tried.method,
+            self.policy(seed),
+            budget=budget,
+            verifiers=self.asked(tried),
+            canonical=last_number,
+            together=self.plan.together,
+        )
 
     def outcomes(self, rows: Sequence[Mapping[str, Any]], method: str, budget: int, seed: int) -> list[Outcome]:
         answers = [row["answer"] for row in rows]
