@@ -129,7 +129,7 @@ class Bench:
     @cached_property
     def fitted(self) -> Fitted:
         """The allocator, fitted on training problems that the scorers did not learn from."""
-        path = self.folder / "fitted.json"
+        path = self.folder / f"fitted-{'-'.join(map(str, self.plan.budgets))}.json"
         if path.is_file():
             return Fitted.load(path)
         rows = self.training[self.plan.labelled : self.plan.labelled + self.plan.fitted]
@@ -216,7 +216,12 @@ def search_lab(
             return bench.allocated(rows, budget, seed)
         return bench.outcomes(rows, method, budget, seed)
 
-    runs = run_cells(named, plan.budgets, range(plan.seeds), draw, folder, identity=bench.identity, say=say)
+    seeds, identity = range(plan.seeds), bench.identity
+    tried = [name for name in named if name != ALLOCATED]
+    runs = run_cells(tried, plan.budgets, seeds, draw, folder, identity=identity, say=say)
+    if ALLOCATED in named:
+        fitted_on = {**identity, "budgets": list(plan.budgets)}
+        runs += run_cells([ALLOCATED], plan.budgets, seeds, draw, folder, identity=fitted_on, say=say)
     return results.write(folder, runs, title=_title(bench), verifiers=bench.report[0])
 
 
