@@ -26,6 +26,8 @@ COMMANDS = (
     ["lab", "compare"],
     ["lab", "search"],
     ["report"],
+    ["search"],
+    ["search-curve"],
     ["search-export"],
     ["env"],
 )

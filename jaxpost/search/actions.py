@@ -137,7 +137,7 @@ class _Rap:
         for start, end, head, children in zip(starts, last, heads, asked, strict=True):
             children += [start] if end else []
             for child in children:
-                child.facts["question"] = child.text.removeprefix(head).strip()
+                child.facts["question"] = child.text.removeprefix(head).removesuffix(self.separator).strip()
         return asked
 
     def _useful(self, problem: Problem, asked: Sequence[Node]) -> Generator[Request, Any, None]:

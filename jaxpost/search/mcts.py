@@ -161,9 +161,7 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(known) / len(known) if known else math.nan
 
 
-def finish(
-    problem: Problem, leaf: Node, *, answer_tokens: int, scored: bool
-) -> Generator[Request, Any, Node | None]:
+def finish(problem: Problem, leaf: Node, *, answer_tokens: int, scored: bool) -> Generator[Request, Any, Node | None]:
     """The whole answer from a leaf on, the best completion that it has or a new one; None where the budget ended."""
     whole = [node for node in leaf.walk() if node.complete and not math.isnan(node.score)]
     if leaf.complete or whole:

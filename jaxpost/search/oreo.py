@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Generator
+from typing import Any, Literal
 
 from jaxpost.search.contract import Search
-from jaxpost.search.requests import Push, Rank, Score
+from jaxpost.search.requests import Push, Rank, Request, Score
 from jaxpost.search.step_beam import beam
 from jaxpost.search.stepwise import Steps, let_go, ranked
 from jaxpost.search.tree import Aggregate, Node, Problem
-from jaxpost.search.vote import Choice
+from jaxpost.search.vote import Choice, Weight
 from jaxpost.search.vote import choose as chosen
 
 
@@ -57,6 +58,14 @@ def oreo(
 
     if unit == "step":
         return (yield from beam(problem, beams * expand, beams, max_steps, steps, key, choose))
+    found = yield from _by_tokens(problem, beams, expand, max_tokens, key)
+    return chosen(problem, found, choose, key)
+
+
+def _by_tokens(
+    problem: Problem, beams: int, expand: int, max_tokens: int, key: Weight
+) -> Generator[Request, Any, list[Node]]:
+    """What ended, and the beams that were still open."""
     open_, done = [problem.root], list[Node]()
     for _ in range(max_tokens):
         best = yield Rank(open_, expand)
@@ -78,6 +87,7 @@ def oreo(
         open_ = kept
         if not open_ or len(done) >= beams * expand or all(math.isnan(child.score) for child in children):
             break
-    for node in open_:
-        node.end = "length" if node is not problem.root else node.end
-    return chosen(problem, [*done, *(node for node in open_ if node is not problem.root)], choose, key)
+    cut = [node for node in open_ if node is not problem.root]
+    for node in cut:
+        node.end = "length"
+    return [*done, *cut]
