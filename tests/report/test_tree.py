@@ -43,7 +43,7 @@ def test_the_chosen_path_and_pruned_nodes_are_marked():
     assert boxes == ["box chosen", "box chosen", "box chosen done", "box pruned"]
     edges = [element.get("class") for element in parts(svg, "edge")]
     assert sorted(edges) == ["edge chosen", "edge chosen", "edge pruned"]
-    assert "score 0.9 · value 0.9 · 1 visits · 2 tok · ends" in svg
+    assert "score 0.9 · 1 visits · ends · 2 tok" in svg
 
 
 def test_what_a_model_wrote_cannot_leave_its_text():
