@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from jaxpost import cli_help, cli_lab, cli_score
+from jaxpost import cli_help, cli_lab, cli_score, cli_search
 from jaxpost.cli_arguments import parse, parser, split_flags
+from jaxpost.cli_search_export import COMMANDS as EXPORT_COMMANDS
 from jaxpost.config_check_rl import check_config
 from jaxpost.config_flags import apply_flags, flags_help
 from jaxpost.config_io import ConfigError, diff, dump, load
@@ -236,7 +237,10 @@ def run_report(options: argparse.Namespace, flags: list[str]) -> int:
     from jaxpost import report
 
     if len(options.folders) == 1:
-        written = report.write_report(options.folders[0], options.out.absolute() if options.out else "report.html")
+        from jaxpost.report.search import is_search, write_search
+
+        write = write_search if is_search(options.folders[0]) else report.write_report
+        written = write(options.folders[0], options.out.absolute() if options.out else "report.html")
     else:
         written = report.write_comparison(options.folders, options.out or Path("report.html"))
     print(f"wrote {written}")
@@ -270,8 +274,10 @@ COMMANDS = {
     "diff": run_diff,
     "report": run_report,
     "env": run_env,
+    **EXPORT_COMMANDS,
     **cli_score.COMMANDS,
     **cli_lab.COMMANDS,
+    **cli_search.COMMANDS,
 }
 
 

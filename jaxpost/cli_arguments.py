@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxpost import __version__, cli_help, cli_lab, cli_score
+from jaxpost import __version__, cli_help, cli_lab, cli_score, cli_search
+from jaxpost.cli_search_export import add as add_export
 from jaxpost.config_io import METHODS, hints
 
 
@@ -85,8 +86,10 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="a run's folder; several are compared")
     report.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in RUN, of several: here")
 
+    add_export(commands)
     cli_score.add(commands)
     cli_lab.add(commands)
+    cli_search.add(commands)
 
     env = _command(commands, "env", "versions and devices", cli_help.ENV)
     env.add_argument("--json", action="store_true", help="as JSON")

@@ -33,9 +33,23 @@ examples:
 Settings (--section.key VALUE, as of `jaxpost train`) apply to every method.
 """
 
+SEARCH = """\
+Search at test time on the lab's model, each method at several budgets of generated + verifier tokens: label the model's
+own answers to training problems, train an outcome and a process reward model on them, report how far these can be
+trusted, fit the allocation of a fixed total on other training problems, and draw accuracy against tokens on held-out
+problems over seeds. Writes table.md, points.json, curve.svg and verifiers.md. Interrupted, the same command goes on
+with what is missing; more methods, budgets or seeds add to what is there.
+"""
+
+SEARCH_EPILOG = """\
+examples:
+  jaxpost lab search
+  jaxpost lab search "greedy" "best of N" "fitted allocation" --seeds 2 --items 60 --budgets 64 256
+"""
+
 
 def add(commands: Any) -> None:
-    """Adds `lab train` and `lab compare` to the commands of a parser."""
+    """Adds `lab train`, `lab compare` and `lab search` to the commands of a parser."""
     lab = commands.add_parser(
         "lab",
         help="compare methods on a small model",
@@ -50,6 +64,16 @@ def add(commands: Any) -> None:
     compare.add_argument("--samples", type=int, default=2048, metavar="N", help="each run draws (default: 2048)")
     compare.add_argument("--lr", type=float, default=1e-4, metavar="X", help="learning rate (default: 1e-4)")
     compare.add_argument("--out", type=Path, default=Path("runs/lab"), metavar="DIR", help="default: runs/lab")
+    search = _command(parts, "search", "accuracy against tokens of every search", SEARCH, SEARCH_EPILOG)
+    search.add_argument(
+        "methods", nargs="*", metavar="METHOD", help="by name (default: all, and the fitted allocation)"
+    )
+    search.add_argument("--budgets", type=int, nargs="+", default=[32, 64, 128, 256], metavar="N", help="of a problem")
+    search.add_argument("--seeds", type=int, default=5, metavar="N", help="0 .. N-1, of the noise (default: 5)")
+    search.add_argument("--items", type=int, default=100, metavar="N", help="held-out problems (default: 100)")
+    search.add_argument("--labelled", type=int, default=1500, metavar="N", help="training problems (default: 1500)")
+    search.add_argument("--fitted", type=int, default=60, metavar="N", help="problems of the allocator (default: 60)")
+    search.add_argument("--out", type=Path, default=Path("runs/lab-search"), metavar="DIR")
 
 
 def _command(parts: Any, name: str, summary: str, about: str, examples: str, *, flags: bool = False) -> Any:
@@ -82,4 +106,19 @@ def run_compare(options: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"lab train": run_train, "lab compare": run_compare}
+def run_search(options: argparse.Namespace, flags: list[str]) -> int:
+    """`jaxpost lab search`."""
+    from jaxpost.recipes.lab.search import Plan, search_lab
+
+    plan = Plan(
+        budgets=tuple(sorted(set(options.budgets))),
+        seeds=options.seeds,
+        items=options.items,
+        labelled=options.labelled,
+        fitted=options.fitted,
+    )
+    print(search_lab(options.methods, plan=plan, folder=options.out))
+    return 0
+
+
+COMMANDS = {"lab train": run_train, "lab compare": run_compare, "lab search": run_search}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from jaxpost.config_check import above, adapter, at_least, check, fraction, mesh, optim, run
 from jaxpost.config_check_preference import check_preference, data_kind, loss_problems
 from jaxpost.config_check_reward import check_reward
+from jaxpost.config_check_search import check_search
 from jaxpost.config_env import EnvSection, PythonTool, SearchTool
 from jaxpost.config_io import Config, ConfigError
 from jaxpost.config_preference import PreferenceConfig
@@ -32,18 +33,21 @@ from jaxpost.config_rl import (
     TruncatedCorrection,
 )
 from jaxpost.config_rollout import MixtureOpponent, ReferenceOpponent
+from jaxpost.config_search import SearchConfig
 
 
 def check_config(config: Config) -> Config:
     """The configuration itself, of whichever method, if a run could follow it.
 
     Raises:
-      ConfigError: see `config_check.check`, `check_rl`, `check_preference` and `check_reward`.
+      ConfigError: see `config_check.check`, `check_rl`, `check_preference`, `check_reward` and `check_search`.
     """
     if isinstance(config, PreferenceConfig):
         return check_preference(config)
     if isinstance(config, RewardConfig):
         return check_reward(config)
+    if isinstance(config, SearchConfig):
+        return check_search(config)
     return check_rl(config) if isinstance(config, RLConfig) else check(config)
 
 

@@ -25,6 +25,7 @@ from jaxpost.config import SFTConfig
 from jaxpost.config_preference import PreferenceConfig
 from jaxpost.config_reward import RewardConfig
 from jaxpost.config_rl import RLConfig
+from jaxpost.config_search import SearchConfig
 
 T = TypeVar("T")
 
@@ -33,9 +34,10 @@ METHODS: dict[str, type] = {
     "rl": RLConfig,
     "preference": PreferenceConfig,
     "reward": RewardConfig,
+    "search": SearchConfig,
 }
 
-Config = SFTConfig | RLConfig | PreferenceConfig | RewardConfig
+Config = SFTConfig | RLConfig | PreferenceConfig | RewardConfig | SearchConfig
 """The configuration of each `method:`."""
 
 TAGS = ("kind", "method")

@@ -27,7 +27,7 @@ from jaxpost.config_watch import WatchSection
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Prompts:
+class AskedPrompts:
     template: str = "{prompt}"
     """What the user turn says; {prompt} is the problem."""
     system_prompt: str | None = None
@@ -38,7 +38,7 @@ class _Prompts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilePrompts(_Prompts):
+class FilePrompts(AskedPrompts):
     """Problems from files: rows with a `prompt` (text or messages); rewards read the other columns."""
 
     kind: Literal["files"] = "files"
@@ -48,7 +48,7 @@ class FilePrompts(_Prompts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArithmeticPrompts(_Prompts):
+class ArithmeticPrompts(AskedPrompts):
     """Endless a + b, a - b, a * b; a share of the unordered pairs of operands is held out."""
 
     kind: Literal["arithmetic"] = "arithmetic"
@@ -62,7 +62,7 @@ class ArithmeticPrompts(_Prompts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Game24Prompts(_Prompts):
+class Game24Prompts(AskedPrompts):
     """Endless solvable games of 24."""
 
     kind: Literal["game24"] = "game24"
@@ -70,7 +70,7 @@ class Game24Prompts(_Prompts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CountdownPrompts(_Prompts):
+class CountdownPrompts(AskedPrompts):
     """Endless solvable countdown problems."""
 
     kind: Literal["countdown"] = "countdown"

@@ -24,7 +24,11 @@ COMMANDS = (
     ["config", "diff"],
     ["lab", "train"],
     ["lab", "compare"],
+    ["lab", "search"],
     ["report"],
+    ["search"],
+    ["search-curve"],
+    ["search-export"],
     ["env"],
 )
 

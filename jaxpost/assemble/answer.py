@@ -14,10 +14,10 @@ import jax
 from jaxpost.assemble.commands import load_bound
 from jaxpost.assemble.matchers import make_matchers
 from jaxpost.assemble.supervised import chat_prompt, text_sampler
-from jaxpost.generate.batching import Completion
 from jaxpost.generate.beam import beam_search
 from jaxpost.generate.params import SamplingParams, said
 from jaxpost.generate.sampler import Sampler
+from jaxpost.generate.samples import Completion
 from jaxpost.text.tokenizer import Tokenizer
 from jaxpost.weights.resolve import cache_folder
 

@@ -129,7 +129,7 @@ class Conversation:
             try:
                 if 0 < same < len(tokens):
                     self.engine.retract(old, len(old.tokens) - same)
-                    self.engine.append(self.weights, old, tokens[same:])
+                    self.engine.append(self.weights, [old], [tokens[same:]])
                     self._text = old
                     return
             except ValueError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from jaxpost.assemble.inspect_rl import inspect_rl
 from jaxpost.assemble.model import DTYPES, Pretrained, load_model, sampling_mesh
 from jaxpost.config import ModelSection
 from jaxpost.config_check_preference import data_kind
-from jaxpost.config_io import Config
+from jaxpost.config_io import Config, ConfigError
 from jaxpost.config_preference import PreferenceConfig
 from jaxpost.config_reward import RewardConfig
 from jaxpost.config_rl import RLConfig
+from jaxpost.config_search import SearchConfig
 from jaxpost.data import inspect as data_inspect
 from jaxpost.data.inspect_answers import inspect_answers
 from jaxpost.train.folder import environment as run_environment
@@ -29,16 +31,22 @@ from jaxpost.weights.resolve import cache_folder
 
 
 def load_bound(path: str) -> tuple[Pretrained, Params]:
+    """`bind_section` of a model by its path alone."""
+    return bind_section(ModelSection(path=path))
+
+
+def bind_section(section: ModelSection) -> tuple[Pretrained, Params]:
     """A model and its weights; of a PEFT adapter folder, the base it names with the adapter bound around it.
 
     Raises:
       FileNotFoundError, ValueError: as `load_model` and `adapters.peft.load`.
     """
+    path = section.path
     adapter = Path(path).expanduser() / peft.CONFIG
     base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") if adapter.is_file() else path
     if not base:
         raise ValueError(f"{adapter} names no base model (base_model_name_or_path)")
-    pretrained = load_model(ModelSection(path=base), sampling_mesh)
+    pretrained = load_model(replace(section, path=base), sampling_mesh)
     params = pretrained.load()
     if adapter.is_file():
         placed = jax.device_put(peft.load(adapter.parent, pretrained.config), sharding.replicated(pretrained.mesh))
@@ -72,6 +80,8 @@ def convert(source: str, out: Path, *, dtype: str = "float32") -> str:
 
 def inspect(config: Config, *, rows: int = 3, color: bool = False) -> str:
     """What a configuration would train on: rows as the model reads them, lengths, counts, rewards of the references."""
+    if isinstance(config, SearchConfig):
+        raise ConfigError("a preset of method search has no training data to look at: `jaxpost search PRESET` runs it")
     pretrained = load_model(config.model)
     tokenizer = pretrained.tokenizer
     if isinstance(config, RLConfig):

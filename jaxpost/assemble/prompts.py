@@ -67,7 +67,7 @@ def make_problems(section: PromptsSection, tokenizer: Tokenizer, *, key: str = "
         raise ValueError(f"{key}.template {section.template!r} has no {{prompt}} where the problem would stand")
     if isinstance(section, FilePrompts):
         return _from_files(section, tokenizer, key, tools)
-    source = _puzzles(section)
+    source = puzzles_of(section)
 
     def at(index: int) -> Problem:
         example = source.example(index)
@@ -79,7 +79,8 @@ def make_problems(section: PromptsSection, tokenizer: Tokenizer, *, key: str = "
     return Problems(at, longest, digest, rows=rows)
 
 
-def _puzzles(section: PromptsSection) -> Any:
+def puzzles_of(section: PromptsSection) -> Any:
+    """The endless source that a section names."""
     if isinstance(section, ArithmeticPrompts):
         return Arithmetic(
             seed=section.seed, low=section.low, high=section.high, operations=section.operations, split=section.split,

@@ -25,8 +25,8 @@ from jaxpost.assemble.answer import (
 )
 from jaxpost.assemble.commands import load_bound
 from jaxpost.generate import external
-from jaxpost.generate.batching import Completion
 from jaxpost.generate.reply import Answer
+from jaxpost.generate.samples import Completion
 from jaxpost.ops import platform
 from jaxpost.ops.logprobs import token_stats
 from jaxpost.types import Inputs, Model, Params

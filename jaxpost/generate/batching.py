@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,90 +19,21 @@ from jaxpost.generate.matcher import Matcher, masks
 from jaxpost.generate.pages import OutOfPages
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.programs import Best, Decoded, Scores
-from jaxpost.generate.rows import GREEDY_BELOW, RowParams
+from jaxpost.generate.rows import GREEDY_BELOW
+from jaxpost.generate.samples import Completion, Finish, Sample, Table
 from jaxpost.generate.speculative import Lookup
 
-Finish = Literal["stop", "length", "error"]
 
+class Room(NamedTuple):
+    """What a caller that keeps texts between calls shares with them.
 
-class Completion(NamedTuple):
-    """One sample on the host."""
+    Attributes:
+        spare: gives back pages of a part that the caller holds for later; whether it did.
+        halts: words of bits, by stop strings: tokens that have completed one of them. Rows that draw one pause.
+    """
 
-    tokens: tuple[int, ...]
-    """An end token, or the token that completed a stop string, is kept as the last."""
-    logprobs: tuple[float, ...]
-    finish: Finish
-    text: str = ""
-    """Without special tokens, and without the stop string unless it is to be kept; "" if no `decode` was given."""
-    example: int = 0
-    sample: int = 0
-    stop: str | int | None = None
-    """The stop string or end token that ended the sample."""
-    best: tuple[tuple[tuple[int, float], ...], ...] = ()
-    """(token, log-probability) of the most probable tokens at each place, if asked for."""
-    prompt_logprobs: tuple[float, ...] = ()
-    """Of the prompt's tokens from the second on, under softmax(logits), if asked for."""
-    prompt_best: tuple[tuple[tuple[int, float], ...], ...] = ()
-    """(token, log-probability) of the most probable tokens at each of these places, if asked for."""
-    error: str | None = None
-    policy_version: int = 0
-    guessed: int = 0
-    """Tokens that speculation guessed."""
-    right: int = 0
-    """Those of them that were drawn."""
-    score: float | None = None
-    """Of a beam."""
-
-
-@dataclass
-class Sample:
-    """One sample, waiting or decoding."""
-
-    number: int
-    example: int
-    sample: int
-    prompt: list[int]
-    params: SamplingParams
-    matcher: Matcher | None = None
-    text: Text | None = None
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    best: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
-    guessed: int = 0
-    right: int = 0
-
-    @property
-    def held(self) -> Text:
-        """The text of a sample that is not waiting."""
-        if self.text is None:
-            raise RuntimeError(f"sample {self.number} waits, so it holds no pages")
-        return self.text
-
-    @property
-    def limit(self) -> int:
-        return len(self.prompt) + self.params.max_tokens
-
-
-@dataclass
-class Table:
-    """Parameters and noise keys of all samples of one call."""
-
-    numbers: list[int]
-    rows: RowParams | None
-    keys: np.ndarray
-
-    def __post_init__(self) -> None:
-        self._at = {number: i for i, number in enumerate(self.numbers)}
-
-    def of(self, samples: Sequence[Sample]) -> tuple[RowParams, np.ndarray]:
-        """One row a sample, padded to a bucket with the first."""
-        at = [self._at[s.number] for s in samples]
-        at += at[:1] * (bucket(len(at)) - len(at))
-        return jax.tree.map(lambda x: x[at], self.rows), self.keys[at]
-
-    def ends(self, sample: Sample) -> set[int]:
-        """A sample's end tokens."""
-        return set() if self.rows is None else set(self.rows.end_ids[self._at[sample.number]].tolist())
+    spare: Callable[[int], bool]
+    halts: dict[tuple[str, ...], np.ndarray]
 
 
 class Run:
@@ -120,7 +50,9 @@ class Run:
         decode: Callable[[Sequence[int]], str] | None,
         policy_version: int,
         lookup: Lookup | None = None,
+        room: Room | None = None,
     ):
+        self.room = room
         self.engine, self.weights, self.table, self.rows = engine, weights, table, rows
         self.decode = decode or (lambda tokens: "")
         self.queue, self.version, self.lookup = deque(samples), policy_version, lookup
@@ -150,16 +82,12 @@ class Run:
         free = self.rows - len(self.live)
         chosen = [self.queue[i] for i in range(min(free, len(self.queue)))]
         keys = self._places(chosen)
-        missing = [key for key in dict.fromkeys(keys) if key not in self.prompts]
-        while missing:
-            try:
-                shards, tokens = zip(*missing, strict=True)
-                self.prompts |= dict(zip(missing, self.engine.admit(self.weights, tokens, shards), strict=True))
-                break
-            except OutOfPages:
-                missing = missing[: len(missing) // 2]
+        held = [_start(sample, key[0]) for sample, key in zip(chosen, keys, strict=True)]
+        self._read([key for key, text in zip(keys, held, strict=True) if text is None])
         for sample, key in zip(chosen, keys, strict=True):
-            if key not in self.prompts:
+            # Reading may have taken the pages of texts that were held before.
+            text = _start(sample, key[0]) or self.prompts.get(key)
+            if text is None:
                 break
             if sample.params.prompt_logprobs is not None and tuple(sample.prompt) not in self.scores:
                 try:
@@ -167,11 +95,24 @@ class Run:
                 except OutOfPages:
                     break
                 self.scores[tuple(sample.prompt)] = found
-            sample.text = self.engine.fork(self.prompts[key], prompt_length=len(sample.prompt))
+            begin = len(sample.prompt) if sample.begin is None else sample.begin
+            sample.text = self.engine.fork(text, prompt_length=begin)
             self.live.append(self.queue.popleft())
         waiting = {tuple(s.prompt + s.tokens) for s in self.queue}
         for key in [key for key in self.prompts if key[1] not in waiting]:
             self.engine.release([self.prompts.pop(key)])
+
+    def _read(self, keys: Sequence[tuple[int, tuple[int, ...]]]) -> None:
+        """Reads prompts that no text holds, as many as there is room for."""
+        missing = [key for key in dict.fromkeys(keys) if key not in self.prompts]
+        while missing:
+            try:
+                shards, tokens = zip(*missing, strict=True)
+                self.prompts |= dict(zip(missing, self.engine.admit(self.weights, tokens, shards), strict=True))
+                return
+            except OutOfPages as error:
+                if self.room is None or not self.room.spare(error.shard):
+                    missing = missing[: len(missing) // 2]
 
     def _places(self, samples: Sequence[Sample]) -> list[tuple[int, tuple[int, ...]]]:
         """Which part of the engine's rows takes each sample, with the tokens that it starts from: of those with free
@@ -185,6 +126,8 @@ class Run:
         for sample in samples:
             tokens = tuple(sample.prompt + sample.tokens)
             free = [shard for shard, count in enumerate(counts) if count < self.quota]
+            text = _start(sample)
+            known |= {(text.pages.shard, tokens)} if text is not None else set()
             shard = min(free, key=lambda shard: ((shard, tokens) not in known, counts[shard]))
             counts[shard] += 1
             keys.append((shard, tokens))
@@ -214,6 +157,7 @@ class Run:
                     steps=steps,
                     keep=keep,
                     mask=mask,
+                    pause=self._pause(group),
                     best=best,
                     lookup=self.lookup,
                 )
@@ -224,11 +168,32 @@ class Run:
                     return
         for i, sample in enumerate(group):
             if (done := self._take(sample, decoded, i)) is not None:
-                self.live.remove(sample)
-                self.engine.release([sample.held])
+                self._leave(sample)
                 yield sample.number, done
         if constrained:
             yield from self._hurry([s for s in group if s in self.live])
+
+    def _pause(self, group: Sequence[Sample]) -> np.ndarray | None:
+        """Bits of the tokens after which each row waits for the host to look for its stop strings."""
+        if self.room is None:
+            return None
+        width = -(-self.engine.model.config.vocab_size // 32)
+        rows = [self.room.halts.setdefault(tuple(s.params.stop), np.zeros(width, np.uint32)) for s in group]
+        return np.stack(rows + rows[:1] * (bucket(len(rows)) - len(rows)))
+
+    def _leave(self, sample: Sample) -> None:
+        """Takes a sample that has ended out of its row; its pages go to who wants them."""
+        self.live.remove(sample)
+        text, sample.text = sample.held, None
+        if sample.keep is not None:
+            try:
+                self.engine.retract(text, len(text.tokens) - len(sample.prompt) - len(sample.tokens))
+            except ValueError:
+                pass  # A sliding window has passed the place where it ended.
+            else:
+                sample.keep(text)
+                return
+        self.engine.release([text])
 
     def _hurry(self, group: list[Sample]) -> Iterator[tuple[int, Completion]]:
         """Writes in one pass the tokens that grammars leave no choice in, with the scores that single steps give."""
@@ -254,8 +219,7 @@ class Run:
                 size = self.engine.model.config.vocab_size
                 sample.best += [_sure(t, wanted, size) for t in new] if sure else _pairs(score.best, wanted)
             if (done := self._judge(sample)) is not None:
-                self.live.remove(sample)
-                self.engine.release([sample.held])
+                self._leave(sample)
                 yield sample.number, done
 
     def _forced(self, sample: Sample) -> list[int]:
@@ -275,6 +239,8 @@ class Run:
         if self.prompts:
             self.engine.release(list(self.prompts.values()))
             self.prompts.clear()
+            return
+        if self.room is not None and self.room.spare(shard):
             return
         rows = [s for s in self.live if s.text is not None and s.text.pages.shard == shard]
         last = rows[-1]
@@ -336,6 +302,9 @@ class Run:
             low, high = (low, middle) if any(stop in text for stop in sample.params.stop) else (middle + 1, high)
         sample.tokens, sample.logprobs = sample.tokens[:low], sample.logprobs[:low]
         sample.best = sample.best[:low]
+        if self.room is not None:
+            halting = self.room.halts[tuple(sample.params.stop)]
+            halting[sample.tokens[-1] // 32] |= np.uint32(1 << sample.tokens[-1] % 32)
         text = decode(sample.tokens)
         at, stop = min((text.find(stop) + len(stop), stop) for stop in sample.params.stop if stop in text)
         kept = text[:at] if sample.params.include_stop_str_in_output else text[: at - len(stop)]
@@ -359,6 +328,12 @@ class Run:
             right=sample.right,
             **more,
         )
+
+
+def _start(sample: Sample, shard: int | None = None) -> Text | None:
+    """The text that a sample may start from, in any part or in this one."""
+    text = sample.start() if sample.start is not None and not sample.tokens else None
+    return text if text is not None and shard in (None, text.pages.shard) else None
 
 
 def told_width(best: int, vocab_size: int) -> int:

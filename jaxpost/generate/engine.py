@@ -134,11 +134,12 @@ class Engine:
             raise
         return sequences
 
-    def append(self, weights: Weights, sequence: Text, tokens: Sequence[int]) -> None:
-        """Adds given tokens: forced markers, an environment's answer, a search step."""
-        self._reserve([sequence], [len(tokens)])
-        sequence.tokens.extend(tokens)
-        for part in passes([sequence], self.shards, self.prefill_tokens, least_pages=self.least_pages):
+    def append(self, weights: Weights, sequences: Sequence[Text], tokens: Sequence[Sequence[int]]) -> None:
+        """Adds given tokens: forced markers, an environment's answer, a search step; `OutOfPages` as `admit`."""
+        self._reserve(sequences, [len(x) for x in tokens])
+        for sequence, new in zip(sequences, tokens, strict=True):
+            sequence.tokens.extend(new)
+        for part in passes(sequences, self.shards, self.prefill_tokens, least_pages=self.least_pages):
             self._store(weights, part)
 
     def append_scored(
@@ -210,6 +211,7 @@ class Engine:
         steps: int,
         keep: int = 0,
         mask: UInt32[np.ndarray, "B Vw"] | None = None,
+        pause: UInt32[np.ndarray, "B Vw"] | None = None,
         best: int = 0,
         lookup: Lookup | None = None,
     ) -> programs.Decoded:
@@ -219,15 +221,16 @@ class Engine:
             wishes, keys: one row a sequence, padded to `bucket(len(sequences))` rows.
             limits: most tokens of each sequence, prompt included.
             keep: stop early when so few rows are live.
+            pause: bits of tokens after which a row waits for the chunk's end.
             lookup: guesses tokens that one pass verifies; not where there is a mask.
         """
         counts = [min(steps, limit - len(s.tokens)) for s, limit in zip(sequences, limits, strict=True)]
         self._reserve(sequences, counts)
-        slots, size, (wishes, keys, mask) = dealt(sequences, self.shards, (wishes, keys, mask))
+        slots, size, (wishes, keys, mask, pause) = dealt(sequences, self.shards, (wishes, keys, mask, pause))
         rows, tables = self._arrays(
             rows_of(sequences, limits, keys, slots, size, page_size=self.page_size, least_pages=self.least_pages)
         )
-        wishes, mask = self._arrays((wishes, mask))
+        wishes, mask, pause = self._arrays((wishes, mask, pause))
         run = self._program(
             "decode",
             partial(programs.decode, self.model),
@@ -236,7 +239,7 @@ class Engine:
             lookup=lookup if mask is None else None,
         )
         self.pools, decoded = run(
-            weights.decoding, self.pools, tables, rows, wishes, np.int32(steps), np.int32(keep), mask
+            weights.decoding, self.pools, tables, rows, wishes, np.int32(steps), np.int32(keep), mask, pause
         )
         decoded = jax.device_get(decoded)
         if self.shards > 1:
@@ -264,17 +267,9 @@ class Engine:
         """
         self._reserve(sequences, [1] * len(sequences))
         slots, size, wishes = dealt(sequences, self.shards, wishes)
-        rows, tables = self._arrays(
-            rows_of(
-                sequences,
-                limits,
-                np.zeros((size, 2), np.uint32),
-                slots,
-                size,
-                page_size=self.page_size,
-                least_pages=self.least_pages,
-            )
-        )
+        keys = np.zeros((size, 2), np.uint32)
+        sizes = {"page_size": self.page_size, "least_pages": self.least_pages}
+        rows, tables = self._arrays(rows_of(sequences, limits, keys, slots, size, **sizes))
         run = self._program("rank", partial(programs.rank, self.model), best=best)
         self.pools, ranked = run(weights.decoding, self.pools, tables, rows, self._arrays(wishes))
         for sequence in sequences:

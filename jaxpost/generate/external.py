@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxpost.generate.batching import Completion
 from jaxpost.generate.http_json import Server, ServerError
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.reply import Answer, read
+from jaxpost.generate.samples import Completion
 from jaxpost.text.tokenizer import Tokenizer
 
 API_KEY = "JAXPOST_API_KEY"

@@ -49,6 +49,8 @@ class Pool:
         self.name, self.count = name, count
         self.holders = np.zeros(count, np.int32)
         self._free = list(range(count - 1, 0, -1))
+        self.most = 0
+        """Pages that were ever held at one time."""
 
     @property
     def free(self) -> int:
@@ -60,6 +62,7 @@ class Pool:
             raise OutOfPages(f"{count} {self.name} pages are needed and {self.free} of {self.count - 1} are free")
         pages = [self._free.pop() for _ in range(count)]
         self.holders[pages] += 1
+        self.most = max(self.most, self.count - 1 - self.free)
         return pages
 
     def share(self, pages: Sequence[int]) -> None:

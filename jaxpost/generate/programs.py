@@ -6,6 +6,7 @@ K guesses a row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -92,6 +93,7 @@ class _Job(NamedTuple):
     rows: Rows
     wishes: RowParams
     mask: UInt32[Array, "B Vw"] | None
+    pause: UInt32[Array, "B Vw"] | None
     ends: Int[Array, " B"]
     """Most tokens of each row when the chunk ends."""
     mesh: Mesh | None
@@ -110,6 +112,16 @@ def store(
     """Reads tokens into the cache; `fresh` where every row starts at position 0."""
     inputs, _ = _inputs(part)
     return model.forward(params, inputs, PagedCache(pools, tables, fresh, mesh)).cache.pools
+
+
+def measure(
+    model: Model, params: Params, pools: Pools, tables: Tables, part: Part, at: Int[Array, "B M"], head: Params,
+    *, read: Callable[[Params, Array], Array], fresh: bool, mesh: Mesh | None = None,
+) -> tuple[Pools, Float[Array, "B M K"]]:  # fmt: skip
+    """Reads tokens into the cache, and a head's outputs after some of them: read(head, hidden [B M D])."""
+    inputs, _ = _inputs(part)
+    outputs = model.forward(params, inputs, PagedCache(pools, tables, fresh, mesh))
+    return outputs.cache.pools, read(head, jnp.take_along_axis(outputs.hidden, at[:, :, None], axis=1))
 
 
 class Scores(NamedTuple):
@@ -205,6 +217,7 @@ def decode(
     steps: Int[Array, ""],
     keep: Int[Array, ""],
     mask: UInt32[Array, "B Vw"] | None = None,
+    pause: UInt32[Array, "B Vw"] | None = None,
     *,
     max_steps: int,
     best: int = 0,
@@ -218,6 +231,7 @@ def decode(
     Args:
         wishes: sampling parameters, a row each.
         mask: tokens that a grammar allows at the next step; then `steps` must be 1.
+        pause: tokens after which a row draws no more in this chunk.
         max_steps: static room for E new tokens.
         best: static number of most probable tokens to tell.
         lookup: guesses, verified together in one pass; passes without any read one token a row.
@@ -225,7 +239,7 @@ def decode(
     """
     steps = jnp.minimum(steps, max_steps)
     out = _nothing_yet(rows, max_steps, best)
-    job = _Job(params, tables, rows, wishes, mask, jnp.minimum(rows.limits, rows.lengths + steps), mesh)
+    job = _Job(params, tables, rows, wishes, mask, pause, jnp.minimum(rows.limits, rows.lengths + steps), mesh)
 
     def go_on(loop: _Loop) -> Bool[Array, ""]:
         out = loop.out
@@ -307,13 +321,14 @@ def _step(model: Model, job: _Job, pools: Pools, out: Decoded, guesses: _Guesses
     draws = reached & ~drawn.stuck
     lengths = out.lengths + jnp.sum(draws, axis=1, dtype=jnp.int32)
     ended, stuck = jnp.any(draws & ends, axis=1), jnp.any(reached & drawn.stuck, axis=1)
+    paused = jnp.any(draws & _has(job.pause, drawn.token), axis=1)
     # What is not drawn is written past the end, which drops it.
     at = jnp.where(draws, places, width)
     entry = jnp.where(draws, places - job.rows.lengths[:, None], out.logprobs.shape[1])
     decoded = Decoded(
         tokens=out.tokens.at[row, at].set(drawn.token, mode="drop"),
         lengths=lengths,
-        live=out.live & ~ended & ~stuck & (lengths < job.rows.limits),
+        live=out.live & ~ended & ~stuck & ~paused & (lengths < job.rows.limits),
         ended=out.ended | ended,
         stuck=out.stuck | stuck,
         logprobs=out.logprobs.at[row, entry].set(drawn.logprob, mode="drop"),
@@ -323,6 +338,14 @@ def _step(model: Model, job: _Job, pools: Pools, out: Decoded, guesses: _Guesses
         right=out.right + jnp.sum(draws[:, :count] & hit, axis=1, dtype=jnp.int32),
     )
     return read.cache.pools, decoded
+
+
+def _has(words: UInt32[Array, "B Vw"] | None, tokens: Int[Array, "B G"]) -> Bool[Array, "B G"]:
+    """Whether the tokens' bits are set."""
+    if words is None:
+        return jnp.zeros(tokens.shape, bool)
+    word = jnp.take_along_axis(words, tokens // 32, axis=1)
+    return (word >> (tokens % 32).astype(jnp.uint32)) & 1 == 1
 
 
 class _Drawn(NamedTuple):

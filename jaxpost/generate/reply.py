@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from jaxpost.generate.batching import Completion
 from jaxpost.generate.http_json import ServerError
 from jaxpost.generate.params import SamplingParams
+from jaxpost.generate.samples import Completion
 from jaxpost.text.tokenizer import Tokenizer
 
 

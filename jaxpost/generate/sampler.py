@@ -15,12 +15,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxpost.generate.batching import Completion, Run, Sample, Table, told_width
+from jaxpost.generate.batching import Run, told_width
 from jaxpost.generate.engine import Engine, Weights
 from jaxpost.generate.matcher import Matcher
 from jaxpost.generate.noise import row_keys
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.rows import Encode, Widths, pack
+from jaxpost.generate.samples import Completion, Sample, Table
 from jaxpost.generate.speculative import Lookup
 from jaxpost.generate.warm_up import Sizes, WarmUp, warm_up
 from jaxpost.sharding import row_shards
@@ -113,7 +114,7 @@ class Sampler:
                 number += 1
         if not samples:
             return
-        table = self._table(samples, seed, draw)
+        table = self.table(samples, seed, draw)
         engine, weights = self.ready(params, max(s.limit for s in samples))
         yield from Run(
             engine, weights, samples, table, rows=self.rows, decode=self.decode, policy_version=policy_version,
@@ -187,7 +188,8 @@ class Sampler:
             self._weights = (params, self.engine.weights(params))
         return self.engine, self._weights[1]
 
-    def _table(self, samples: list[Sample], seed: int, draw: int) -> Table:
+    def table(self, samples: Sequence[Sample], seed: int, draw: int) -> Table:
+        """Their parameters and noise."""
         rows = pack(
             [s.params for s in samples],
             vocab_size=self.model.config.vocab_size,

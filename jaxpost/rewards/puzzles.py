@@ -58,13 +58,14 @@ def stated(text: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def solve(numbers: tuple[int, ...], target: int = 24) -> str | None:
+def solve(numbers: tuple[int | Fraction, ...], target: int | Fraction = 24) -> str | None:
     """An expression of + - * / that uses each number once and has this value, or None: exhaustive, in fractions.
 
     >>> solve((1, 1, 1, 1)) is None, evaluate(solve((3, 3, 8, 8))).value
     (True, Fraction(24, 1))
     """
-    return _solve([(Fraction(number), str(number)) for number in numbers], Fraction(target))
+    named = [(Fraction(x), str(x) if Fraction(x).denominator == 1 else f"({x})") for x in numbers]
+    return _solve(named, Fraction(target))
 
 
 def _solve(items: list[tuple[Fraction, str]], target: Fraction) -> str | None:

@@ -97,7 +97,8 @@ class Case(NamedTuple):
 
 @runtime_checkable
 class Verifier(Protocol):
-    """judge(cases) -> a Verdict for each, or a sentence where it cannot say; may keep state of nodes until `forget`."""
+    """judge(cases) -> a Verdict for each, or a sentence where it cannot say (the node's score is then NaN); may keep
+    state of nodes until `forget`."""
 
     def __call__(self, cases: Sequence[Case]) -> Sequence[Verdict | str]: ...
 
@@ -108,6 +109,20 @@ class Verifier(Protocol):
     def forget(self, nodes: Sequence[Node]) -> None:
         """Gives back what is held for these nodes."""
         ...
+
+
+@runtime_checkable
+class Opening(Protocol):
+    """A verifier whose first judgement of a problem costs more than the prices of its texts."""
+
+    def opening(self, problem: Problem) -> int:
+        """Most tokens that it costs besides, once; 0 after it."""
+        ...
+
+
+def opening(verifier: Verifier, problem: Problem) -> int:
+    """What a verifier's first judgement of a problem costs besides, if anything."""
+    return verifier.opening(problem) if isinstance(verifier, Opening) else 0
 
 
 class Job(NamedTuple):

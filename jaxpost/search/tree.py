@@ -32,7 +32,7 @@ class Node:
     """
 
     number: int
-    parent: Node | None
+    parent: Node | None = field(repr=False)
     tokens: tuple[int, ...]
     text: str
     logprobs: tuple[float, ...] = ()
@@ -44,7 +44,7 @@ class Node:
     prior: float = math.nan
     note: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
-    children: list[Node] = field(default_factory=list)
+    children: list[Node] = field(default_factory=list, repr=False)
     pruned: bool = False
 
     @property

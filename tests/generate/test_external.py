@@ -9,11 +9,11 @@ import pytest
 from toy_server import Fake, echo
 from toy_text import CHATML, fast_tokenizer
 
-from jaxpost.generate.batching import Completion
 from jaxpost.generate.external import RowsFailed, connect, rescore, to_openai
 from jaxpost.generate.http_json import Server, ServerError
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.reply import Answer
+from jaxpost.generate.samples import Completion
 from jaxpost.text.tokenizer import Tokenizer
 
 QUICK = {"timeout": 5.0, "retries": 2, "backoff": 0.01}

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxpost.generate.batching import Completion
+from jaxpost.generate.samples import Completion
 from jaxpost.rewards import contract
 from jaxpost.rewards.combine import Clip, Gate, Min, Product, Scale, Sum, leaves
 from jaxpost.rewards.contract import RewardFn, Sample

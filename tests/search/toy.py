@@ -14,7 +14,7 @@ import numpy as np
 from jaxpost.search.contract import Case, Drawn, Job, Verdict
 from jaxpost.search.tree import Node
 
-LETTERS = "$ab;0123456789+-*/=()\n <>?cdefghijklmnopqrstuvwxyz"
+LETTERS = "$ab;0123456789+-*/=()\n <>?cdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ:.,`'{}"
 END = 0
 Table = Callable[[str], Mapping[str, float]]
 
@@ -93,6 +93,14 @@ class ToyPolicy:
 
     def forget(self, nodes: Sequence[Node]) -> None:
         self.forgotten += nodes
+
+
+def says(text: str, marker: str, reply: str) -> dict[str, float] | None:
+    """What a table gives that answers `reply` to what ends with the marker; None where the text has no marker."""
+    if marker not in text:
+        return None
+    done = len(text.rpartition(marker)[2])
+    return {reply[done] if done < len(reply) else "$": 1.0}
 
 
 class ToyVerifier:

@@ -31,7 +31,7 @@ from jaxpost.config import AdamWSection, ModelSection, RunSection, ScheduleSecti
 from jaxpost.config_check_rl import check_rl
 from jaxpost.config_rewards import FinishedSection, RewardSection
 from jaxpost.config_rl import LearnerSection, OnlineSection, RLConfig, RolloutSection, TruncatedCorrection
-from jaxpost.generate.batching import Completion
+from jaxpost.generate.samples import Completion
 from jaxpost.generate.sampler import Sampler
 from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig, StackConfig
 from jaxpost.rewards.runner import Scored
