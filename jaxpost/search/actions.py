@@ -260,6 +260,11 @@ def rstar(
         if last is None or not last.complete:
             return chosen_first(last, [])
         whole = [last]
+    return (yield from _confirmed(problem, whole, checks=checks, given=given, answer_tokens=answer_tokens))
+
+
+def _confirmed(problem: Problem, whole: Sequence[Node], *, checks: int, given: float, answer_tokens: int) -> Search:
+    """Whole answers by the share that give them and the share of second passes that agree."""
     said = {node: problem.canonical(node.answer) for node in whole}
     votes = Counter(answer for answer in said.values() if answer is not None)
     shares = {node: votes[answer] / votes.total() for node, answer in said.items() if answer is not None}

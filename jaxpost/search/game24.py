@@ -217,8 +217,8 @@ VALUE = (
     "few ways. End with one line: sure, likely or impossible."
 )
 VOTE = (
-    "{problem}\n\nWhich of these beginnings is the most promising?\n{choices}\n\nCompare them. End with one line of the "
-    "form `Best: N`."
+    "{problem}\n\nWhich of these beginnings is the most promising?\n{choices}\n\nCompare them. End with one line of "
+    "the form `Best: N`."
 )
 
 

@@ -63,35 +63,26 @@ def mcts(
 
     Args:
         problem: the prompt.
-        simulations: for each move.
-        moves: commitments; 1 is one search, and no commitment.
-        branch: steps that an expansion draws.
-        max_depth: steps of an answer in the tree.
-        rule, exploration: as above; c is in units of the values.
-        value, rollouts: as above.
-        rollout_temperature: of completions; 0 is greedy (then one completion is enough), None the search's own.
-        leaves: simulations at once.
-        choose: the best node is the most visited, of the highest mean value, or (`score`) the way to the whole answer
-            that the verifier scores highest, if there is one.
+        simulations, moves: of each move, and moves; 1 is one search.
+        branch, max_depth: steps that an expansion draws; steps of an answer in the tree.
+        rule, exploration, value, rollouts, leaves: as above; c is in units of the values, rollouts are of each leaf.
+        rollout_temperature: 0 is greedy (then one completion is enough), None the search's own.
+        choose: the most visited node, that of the highest mean value, or (`score`) the way to the best whole answer.
         separator, step_tokens, answer_tokens: what ends a step; most tokens of a step and of a completion.
     """
-    scored = value != "agreement"
     expand = partial(
         expand_steps, branch=branch, separator=separator, step_tokens=step_tokens, reserve=answer_tokens,
         scored=value == "score",
     )  # fmt: skip
-    evaluate: Evaluate
-    if value == "score":
-        evaluate = evaluate_score
-    else:
-        evaluate = Rollouts(rollouts, answer_tokens, rollout_temperature, agreement=value == "agreement")
+    rolled = Rollouts(rollouts, answer_tokens, rollout_temperature, agreement=value == "agreement")
+    evaluate: Evaluate = evaluate_score if value == "score" else rolled
     tree = TreeSearch(
         problem, expand, evaluate, rule=rule, exploration=exploration, leaves=leaves, max_depth=max_depth,
         choose=choose, again=value != "score", reserve=answer_tokens,
     )  # fmt: skip
     top = yield from tree.run(simulations=simulations, moves=moves)
     check_separator(problem, Steps(separator=separator, max_tokens=step_tokens))
-    chosen = yield from finish(problem, tree.best_leaf(top), answer_tokens=answer_tokens, scored=scored)
+    chosen = yield from finish(problem, tree.best_leaf(top), answer_tokens=answer_tokens, scored=value != "agreement")
     return chosen_first(chosen, ended(problem))
 
 
@@ -231,17 +222,21 @@ class TreeSearch:
             reached.append(child)
         # Of the root itself nothing is asked: where nothing follows it, there is nothing to search.
         valued = list(dict.fromkeys(node for node in reached if node is not self.problem.root))
+        refused = self.problem.ledger.refused
         yield from self._evaluate(valued)
+        self.spent |= self.problem.ledger.refused > refused
         counted = 0
         for leaf, node in zip(picked, reached, strict=True):
             self._wait(leaf, -1)
             if node is not leaf:
                 self.waiting[node] -= 1
             value = self.values.get(node, math.nan)
-            if math.isnan(value):
+            if math.isnan(value) and (self.spent or node is self.problem.root):
                 self.spent = True
                 continue
-            self.lowest = min(self.lowest, value)
+            # What the verifier cannot judge is worth the least.
+            self.lowest = min(self.lowest, self.lowest if math.isnan(value) else value)
+            value = self.values[node] = self.lowest if math.isnan(value) else value
             node.back_up(value)
             counted += 1
         return counted

@@ -3,12 +3,25 @@
 Its actions are the few most probable next tokens of each node. The arrays of a tree (visits, values, priors) are an
 `mctx.Tree`; trees of all prompts that search at one time descend and are updated in one call. The language model is
 asked through the search's requests alone.
+
+Over the `best` most probable next tokens a, with logits l(a) = log p(a | text), V(s) the value of what a node stands
+for, N visits and Q mean backed-up values:
+
+    gumbel, root:     the `considered` tokens of largest g(a) + l(a), g ~ Gumbel(0, 1), are visited in turn, and
+                      halved by sequential halving to those of largest g(a) + l(a) + sigma(Q(a))
+    gumbel, below:    argmax_a  pi'(a) - N(a) / (1 + sum_b N(b)),  pi' = softmax(l + sigma(Q))
+    sigma(q):         (maxvisit_init + max_b N(b)) value_scale q, with q scaled to [0, 1] over the node's children,
+                      and unvisited ones at a mixture of V(s) and their siblings' Q
+    puct:             argmax_a  Q(a) + p(a) sqrt(N(s)) (c_1 + log((N(s) + c_2 + 1) / c_2)) / (1 + N(a)),
+                      Q scaled to [0, 1] over parent and siblings; the root's p is mixed with Dirichlet noise
+
+Gumbel commits to the most visited token of largest g + l + sigma(Q), PUCT to the most visited one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -47,20 +60,9 @@ def token_mcts(
 ) -> Search:
     """Monte-Carlo tree search, one token an edge: Gumbel MuZero (Danihelka et al., ICLR 2022) or MuZero (1911.08265).
 
-    For each of the answer's first `search_tokens` tokens a tree of `simulations` nodes is grown over the `best` most
-    probable next tokens a, with logits l(a) = log p(a | text), and a token is committed to. With V(s) the value of
-    what a node stands for, N visits and Q mean backed-up values:
-
-        gumbel, root:     the `considered` tokens of largest g(a) + l(a), g ~ Gumbel(0, 1), are visited in turn, and
-                          halved by sequential halving to those of largest g(a) + l(a) + sigma(Q(a))
-        gumbel, below:    argmax_a  pi'(a) - N(a) / (1 + sum_b N(b)),  pi' = softmax(l + sigma(Q))
-        sigma(q):         (maxvisit_init + max_b N(b)) value_scale q, with q scaled to [0, 1] over the node's children,
-                          and unvisited ones at a mixture of V(s) and their siblings' Q
-        puct:             argmax_a  Q(a) + p(a) sqrt(N(s)) (c_1 + log((N(s) + c_2 + 1) / c_2)) / (1 + N(a)),
-                          Q scaled to [0, 1] over parent and siblings; the root's p is mixed with Dirichlet noise
-
-    Gumbel commits to the most visited token of largest g + l + sigma(Q), PUCT to the most visited one. After
-    `search_tokens`, or where the budget but for the answer's end is spent, the answer is drawn to its end.
+    The module states the rules. For each of the answer's first `search_tokens` tokens a tree of `simulations` nodes is
+    grown and a token committed to; then, or where the budget but for the answer's end is spent, the answer is drawn to
+    its end.
 
     Facts of each node that a token was chosen at: "tokens", their "visits", and "weights", what a policy would be
     trained to (gumbel: pi' of the root; puct: shares of visits).
@@ -87,6 +89,12 @@ def token_mcts(
     )  # fmt: skip
     model = _Model(problem, best, value, Rollouts(rollouts, answer_tokens, rollout_temperature), prompt_value)
     noise = _Noise(seed, gumbel_scale, dirichlet_fraction, dirichlet_alpha)
+    return (yield from _walk(model, settings, noise, search_tokens, answer_tokens))
+
+
+def _walk(model: _Model, settings: Settings, noise: _Noise, search_tokens: int, answer_tokens: int) -> Search:
+    """Commits token after token, and draws the end."""
+    problem, value = model.problem, model.value
     top = problem.root
     for _ in range(search_tokens):
         if top.complete or room(problem, 1, answer_tokens) < 1 or not (yield from model.look(top)):

@@ -54,20 +54,18 @@ def new_tree(logits: np.ndarray, value: float, gumbel: np.ndarray | None, *, nod
     def table(dtype: type, fill: int = 0) -> np.ndarray:
         return np.full((nodes, actions), fill, dtype)
 
-    tree = Tree(
-        node_visits=np.zeros(nodes, np.int32), raw_values=np.zeros(nodes, np.float32),
-        node_values=np.zeros(nodes, np.float32), parents=np.full(nodes, Tree.NO_PARENT, np.int32),
+    visits, values, priors = np.zeros(nodes, np.int32), np.zeros(nodes, np.float32), table(np.float32)
+    visits[0], values[0], priors[0] = 1, value, logits
+    return Tree(
+        node_visits=visits, raw_values=values, node_values=values.copy(),
+        parents=np.full(nodes, Tree.NO_PARENT, np.int32),
         action_from_parent=np.full(nodes, Tree.NO_PARENT, np.int32),
-        children_index=table(np.int32, Tree.UNVISITED), children_prior_logits=table(np.float32),
+        children_index=table(np.int32, Tree.UNVISITED), children_prior_logits=priors,
         children_values=table(np.float32), children_visits=table(np.int32), children_rewards=table(np.float32),
         children_discounts=table(np.float32), embeddings=np.zeros(nodes, np.bool_),
         root_invalid_actions=(logits < -1e8).astype(np.float32),
         extra_data=None if gumbel is None else mctx.GumbelMuZeroExtraData(root_gumbel=gumbel),
     )  # fmt: skip
-    tree.node_visits[0] = 1
-    tree.raw_values[0] = tree.node_values[0] = value
-    tree.children_prior_logits[0] = logits
-    return tree
 
 
 def advance(arguments: Sequence[Argument]) -> list[tuple[Tree, int, int, int]]:
@@ -120,18 +118,20 @@ def _conclude(trees: Tree, turns: Turn, seeds: Any, *, settings: Settings) -> An
     return jax.vmap(lambda tree, turn: _choose(_insert(tree, turn), settings))(trees, turns)
 
 
-def _insert(before: Tree, turn: Turn) -> Tree:
+def _insert(before: Any, turn: Turn) -> Any:
     """The node that a descent led to, and its value in the means of all above it."""
     tree, at, edge = before, turn.index, (turn.parent, turn.action)
     tree = tree.replace(
         node_visits=tree.node_visits.at[at].add(1), raw_values=tree.raw_values.at[at].set(turn.value),
         node_values=tree.node_values.at[at].set(turn.value), embeddings=tree.embeddings.at[at].set(turn.terminal),
-        parents=tree.parents.at[at].set(turn.parent), action_from_parent=tree.action_from_parent.at[at].set(turn.action),
+        parents=tree.parents.at[at].set(turn.parent),
+        action_from_parent=tree.action_from_parent.at[at].set(turn.action),
         children_prior_logits=tree.children_prior_logits.at[at].set(turn.logits),
-        children_index=tree.children_index.at[edge].set(at), children_discounts=tree.children_discounts.at[edge].set(1.0),
+        children_index=tree.children_index.at[edge].set(at),
+        children_discounts=tree.children_discounts.at[edge].set(1.0),
     )  # fmt: skip
 
-    def up(state: tuple[Tree, Any]) -> tuple[Tree, Any]:
+    def up(state: tuple[Any, Any]) -> tuple[Any, Any]:
         tree, node = state
         parent, action = tree.parents[node], tree.action_from_parent[node]
         visits = tree.node_visits[parent]
@@ -147,7 +147,7 @@ def _insert(before: Tree, turn: Turn) -> Tree:
     return jax.tree.map(lambda new, old: jnp.where(at < 0, old, new), after, before)
 
 
-def _descend(tree: Tree, key: Any, settings: Settings) -> tuple[Any, Any, Any]:
+def _descend(tree: Any, key: Any, settings: Settings) -> tuple[Any, Any, Any]:
     """(parent, action, child or -1) by the root's rule and the one below it."""
 
     def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -187,7 +187,7 @@ def _qtransform(settings: Settings) -> Callable[..., Any]:
     )
 
 
-def _choose(tree: Tree, settings: Settings) -> tuple[Any, Any, Any]:
+def _choose(tree: Any, settings: Settings) -> tuple[Any, Any, Any]:
     root = jnp.int32(Tree.ROOT_INDEX)
     visits, invalid = tree.children_visits[root], tree.root_invalid_actions > 0
     logits = tree.children_prior_logits[root]

@@ -81,21 +81,15 @@ def tree_of_thoughts(
 
     Args:
         problem: the prompt.
-        order: breadth-first or depth-first.
-        generator, evaluator: as above.
-        branch: thoughts of each state.
-        keep: states that a level keeps (breadth).
+        order, generator, evaluator, branch, keep, threshold, max_states: as above.
         depth: thoughts of a solution before it is continued to its end.
         evaluations: draws of a verdict (value) or of votes.
-        threshold: states at or below it are left (depth).
-        max_states: states that are expanded at most (depth).
         separator: what ends a thought.
         step_tokens, answer_tokens, verdict_tokens: most tokens of a thought (of a proposal: `branch` times as many),
             of the end of an answer, and of a verdict.
         propose_prompt: {problem}, {steps}, {branch}. value_prompt: {problem}, {steps}.
         vote_prompt: {problem}, {choices}; its reply ends with `Best: N`.
-        words: last lines of a verdict, and their values.
-        read_proposals: the thoughts in a reply.
+        words, read_proposals: last lines of a verdict and their values; the thoughts in a reply.
     """
     tree = _Thoughts(
         problem, generator, evaluator, branch, depth, evaluations, separator, step_tokens, answer_tokens,

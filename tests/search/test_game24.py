@@ -56,8 +56,8 @@ def test_each_steps_reachability_is_brute_forces(numbers):
 
 @pytest.mark.parametrize(
     "line",
-    ["4 + 8 = 13 (left: 4 6 13)", "4 + 9 = 13 (left: 4 6 13)", "4 + 8 = 12 (left: 4 6)", "4 + 8 = 12", "8 / 0 = 0 (left: 4)",
-     "6 + 6 = 12 (left: 4 8 12)", "4 + 8 = 12 (left: 4 6 12) yes", "1/0 + 4 = 4 (left: 4)"],
+    ["4 + 8 = 13 (left: 4 6 13)", "4 + 9 = 13 (left: 4 6 13)", "4 + 8 = 12 (left: 4 6)", "4 + 8 = 12",
+     "8 / 0 = 0 (left: 4)", "6 + 6 = 12 (left: 4 8 12)", "4 + 8 = 12 (left: 4 6 12) yes", "1/0 + 4 = 4 (left: 4)"],
 )  # fmt: skip
 def test_a_wrong_step_is_0_and_stays_0(line):
     puzzle = puzzle_of(ask([4, 4, 6, 8]))

@@ -41,7 +41,7 @@ def test_it_refines_until_the_feedback_is_content(rounds, answer):
 def test_the_best_of_them_by_a_verifier():
     [out] = search(["c"], partial(self_refine, keep="best", **PROMPTS), ToyPolicy(student),
                    verifiers={"verifier": ToyVerifier(lambda text: -abs(int(text) - 2))})  # fmt: skip
-    assert [c.text for c in out.answers][0] == "2"
+    assert out.answers[0].text == "2"
     assert out.answers[0].score == 0
 
 

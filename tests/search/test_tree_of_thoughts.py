@@ -107,7 +107,7 @@ def gamer(text):
 @pytest.mark.parametrize("order", ["breadth", "depth"])
 def test_game_of_24_by_proposals_and_verdicts(order):
     tree = {"propose_prompt": game24.PROPOSE, "value_prompt": game24.VALUE, "read_proposals": game24.proposals}
-    policy, [out] = run(gamer, prompts=[PUZZLE], order=order, generator="propose", keep=1, branch=3, depth=2,
+    _, [out] = run(gamer, prompts=[PUZZLE], order=order, generator="propose", keep=1, branch=3, depth=2,
                         evaluations=2, separator="\n", answer_tokens=2, **tree)  # fmt: skip
     answer = out.answers[0]
     assert game24.judge(game24.puzzle_of(PUZZLE), answer.text, whole=True)[0] == 1.0
