@@ -237,7 +237,10 @@ def run_report(options: argparse.Namespace, flags: list[str]) -> int:
     from jaxpost import report
 
     if len(options.folders) == 1:
-        written = report.write_report(options.folders[0], options.out.absolute() if options.out else "report.html")
+        from jaxpost.report.search import is_search, write_search
+
+        write = write_search if is_search(options.folders[0]) else report.write_report
+        written = write(options.folders[0], options.out.absolute() if options.out else "report.html")
     else:
         written = report.write_comparison(options.folders, options.out or Path("report.html"))
     print(f"wrote {written}")

@@ -6,6 +6,7 @@ jaxpost turns a pretrained language model and data into a better model.
   1. see what a preset would train on     jaxpost data inspect configs/grpo/demo.yaml
   2. train, changing what you like        jaxpost train configs/grpo/demo.yaml --train.steps 20
   3. ask the result                       jaxpost generate runs/demo/export "What is 17 + 25? Answer with a number."
+  4. get more out of it at test time      jaxpost search configs/search/self_consistency.yaml
 """
 
 MAIN_EPILOG = """\
@@ -105,6 +106,7 @@ REPORT_EPILOG = """\
 examples:
   jaxpost report runs/demo
   jaxpost report runs/a runs/b runs/c --out comparison.html
+  jaxpost report runs/best_of_n                       a search: answers and trees
 """
 
 SHOW = "Print every setting of a preset, defaults included, as YAML that is itself a preset."

@@ -24,7 +24,10 @@ COMMANDS = (
     ["config", "diff"],
     ["lab", "train"],
     ["lab", "compare"],
+    ["lab", "search"],
     ["report"],
+    ["search"],
+    ["search-curve"],
     ["search-export"],
     ["env"],
 )

@@ -13,10 +13,12 @@ from jaxpost.config import SFTConfig
 from jaxpost.config_check_preference import data_kind
 from jaxpost.config_check_rl import check_config as check
 from jaxpost.config_flags import apply_flags
-from jaxpost.config_io import load
+from jaxpost.config_io import flatten, load, tag_of
 from jaxpost.config_preference import PreferenceConfig
 from jaxpost.config_reward import RewardConfig
 from jaxpost.config_rl import FilePrompts, RLConfig
+from jaxpost.config_search import SearchConfig
+from jaxpost.config_search_trees import SearchMethodSection
 
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted((ROOT / "configs").glob("*/*.yaml"))
@@ -306,3 +308,50 @@ def test_headers_that_lack_something_are_turned_down(text, message, tmp_path):
 def test_headers_go_on_over_lines(tmp_path):
     (tmp_path / "p.yaml").write_text(HEADER + "#   and more\nmethod: sft\n")
     assert papers.read_header(tmp_path / "p.yaml")["note"] == "text and more"
+
+
+def tiny_search(config: SearchConfig, model: Path, folder: Path) -> list[str]:
+    """Flags that make a search small: a random model, two prompts, few tokens."""
+    flags = [*("--model.path", str(model), "--prompts.template", "{prompt}", "--count", "2", "--engine", "{rows: 8}")]
+    if isinstance(config.prompts, FilePrompts):
+        data = folder / "problems.jsonl"
+        theirs = config.prompts.sources[0].columns
+        rows = [{theirs[ours]: f"{n} + {n}" for ours in theirs} for n in range(2)]
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        flags += ["--prompts.sources.0.path", str(data)]
+    for key, value in flatten(config.search).items():
+        name = key.rpartition(".")[2]
+        if name.endswith("tokens") or name == "max_thinking":
+            flags += [f"--search.{key}", str(min(int(value), 6))]
+        if name in ("simulations", "width", "max_steps", "max_states"):
+            flags += [f"--search.{key}", str(min(int(value), 4))]
+    return [*flags, "--budget", "1500", "--run.dir", str(folder / "run")]
+
+
+SEARCHES = {preset: config for preset, config in CONFIGS.items() if isinstance(config, SearchConfig)}
+SEARCH_RUNS = [
+    pytest.param(preset, id=ids(preset), marks=() if preset.stem in ("deepconf", "step_beam") else pytest.mark.slow)
+    for preset in SEARCHES
+]
+
+
+@pytest.mark.parametrize("preset", SEARCH_RUNS)
+def test_preset_searches_two_prompts_on_a_tiny_model(preset, tiny_model, tmp_path, monkeypatch):
+    from jaxpost.assemble.search import search
+
+    monkeypatch.setenv("JAXPOST_CACHE", str(tmp_path / "cache"))
+    config = check(apply_flags(CONFIGS[preset], tiny_search(CONFIGS[preset], tiny_model, tmp_path)))
+    result = search(config)
+    assert len(result.rows) == 2
+    for row in result.rows:
+        assert 0 < row["generated"] + row["verified"] <= 1500
+        # A random model's answers need not end: then there is a sentence.
+        assert row["answer"] is not None or row["error"]
+        assert "Error" not in row.get("error", "")
+
+
+def test_every_method_of_search_has_a_preset():
+    from typing import get_args
+
+    kinds = {tag_of(section)[1] for section in get_args(SearchMethodSection)}
+    assert {config.search.kind for config in SEARCHES.values()} == kinds

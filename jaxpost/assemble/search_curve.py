@@ -21,6 +21,8 @@ from jaxpost.search.curves import Trial, fit
 
 CURVE = "curve.jsonl"
 Row = Mapping[str, Any]
+Results = dict[tuple[str, int], list[Sequence[Row]]]
+"""By method and budget: the rows of each seed."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def run_curve(
     """
     cells = _cells(configs, budgets, seeds)
     engines = engines or Engines()
-    results: dict[tuple[str, int], list[list[Row]]] = {}
+    results: Results = {}
     for number, (name, config, budget, seed) in enumerate(cells, 1):
         folder = out / name / f"{budget}-{seed}"
         run = replace(config.run, dir=str(folder), name=name, seed=config.run.seed + seed)
@@ -101,7 +103,7 @@ def _cells(
     return out
 
 
-def _common(results: Mapping[tuple[str, int], list[list[Row]]]) -> list[int]:
+def _common(results: Results) -> list[int]:
     """Numbers of the prompts of which it is known what is right, the same in all runs."""
     every = [rows for seeds in results.values() for rows in seeds]
     first = {row["index"]: (row["where"], json.dumps(row.get("gold"))) for row in every[0]}
@@ -124,7 +126,7 @@ def _outcomes(rows: Sequence[Row], kept: Sequence[int]) -> list[Outcome]:
 
 
 def _difficulty(
-    results: Mapping[tuple[str, int], list[list[Row]]], kept: Sequence[int]
+    results: Results, kept: Sequence[int]
 ) -> tuple[list[float] | None, list[int]]:
     """Each prompt's difficulty and what measuring it cost, as the first run that measured all of them has it."""
     for seeds in results.values():

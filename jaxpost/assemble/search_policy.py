@@ -18,6 +18,7 @@ from jaxpost.config_search import SearchConfig
 from jaxpost.generate.params import SamplingParams
 from jaxpost.search.contract import Drawn, Job, Policy, Verifier
 from jaxpost.search.policy import EnginePolicy
+from jaxpost.search.tree import Node
 from jaxpost.types import Params
 
 
@@ -84,5 +85,20 @@ class _OwnSampling:
     def draw(self, jobs: Sequence[Job]) -> list[Drawn | str]:
         return self._policy.draw([j._replace(sampling={**self._own.get(j.example, {}), **j.sampling}) for j in jobs])
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._policy, name)
+    def read(self, prompts: Sequence[Any]) -> list[tuple[int, ...] | str]:
+        return self._policy.read(prompts)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return self._policy.encode(text)
+
+    def rank(self, nodes: Sequence[Node], best: int) -> list[tuple[Sequence[int], Sequence[float]] | str]:
+        return self._policy.rank(nodes, best)
+
+    def piece(self, node: Node, token: int) -> tuple[str, bool]:
+        return self._policy.piece(node, token)
+
+    def likelihood(self, nodes: Sequence[Node], texts: Sequence[Sequence[int]]) -> list[Sequence[float] | str]:
+        return self._policy.likelihood(nodes, texts)
+
+    def forget(self, nodes: Sequence[Node]) -> None:
+        self._policy.forget(nodes)

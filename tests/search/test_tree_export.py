@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,8 @@ import numpy as np
 import pytest
 from toy_text import CHATML, fast_tokenizer
 
+from jaxpost.assemble.search_folder import record_of, result_row
+from jaxpost.assemble.search_prompts import Question
 from jaxpost.cli import main
 from jaxpost.config import AnswerDataSection, DataSection, SourceSection
 from jaxpost.config_io import load
@@ -33,6 +34,7 @@ from jaxpost.search.export import (
     values,
     write_rows,
 )
+from jaxpost.search.record import node_record
 from jaxpost.search.tree import Ledger, Node, Problem
 from jaxpost.text.tokenizer import Tokenizer
 from tests.search.toy import ToyPolicy, ToyVerifier
@@ -140,7 +142,7 @@ def test_hostile_text_stays_data(judged, tokenizer, tmp_path):
         lines = path.read_bytes().splitlines()
         assert len(lines) == count  # no text breaks a line, whatever counts as a line's end
         assert all(json.loads(line)["prompt"] == HOSTILE for line in lines)
-    [leaf] = [n for n in tree_of(record(problem.root)).walk() if n.number == 4]
+    [leaf] = [n for n in tree_of([node_record(node) for node in problem.root.walk()]).walk() if n.number == 4]
     assert leaf.answer == problem.root.children[0].children[0].answer
     # Control tokens that the policy spelled would be read as such: the tokenizer knows them, and the rows stay out.
     pairs = [{**row, "prompt": "2+3?"} for row in pair_rows([whole])]
@@ -150,24 +152,15 @@ def test_hostile_text_stays_data(judged, tokenizer, tmp_path):
     assert "im_end" in json.dumps(rows[0]["completions"])
 
 
-def record(root):
-    return [
-        {"number": n.number, "parent": None if n.parent is None else n.parent.number, "text": n.text, "tokens": 1}
-        | ({"end": n.end} if n.end else {})
-        | ({} if math.isnan(n.score) else {"score": n.score})
-        for n in root.walk()
-    ]
-
-
 def test_a_search_is_exported_and_a_run_reads_the_same(tmp_path, tokenizer, capsys):
     table = lambda text: {"a": 0.6, "b": 0.2, "$": 0.2}  # noqa: E731
     [output] = search(["a"], partial(best_of_n, n=8, max_tokens=20), ToyPolicy(table),
                       verifiers={"verifier": ToyVerifier(lambda text: text.count("a") / 20)})  # fmt: skip
     direct = grown(output, lambda text: float(text.count("a") > 4))
-    candidates = [{"node": c.node and c.node.number, "right": c.text.count("a") > 4} for c in output.answers]
-    result = {"index": 0, "prompt": "a", "candidates": candidates}
-    (tmp_path / "results.jsonl").write_text(json.dumps(result) + "\n")
-    (tmp_path / "trees.jsonl").write_text(json.dumps({"index": 0, "nodes": record(output.tree)}) + "\n")
+    right = [c.text.count("a") > 4 for c in output.answers]
+    row = result_row(Question(0, "here", "a"), output, right)
+    (tmp_path / "results.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "trees.jsonl").write_text(json.dumps({"index": 0} | record_of(output)) + "\n")
     makers: dict[str, Any] = {"sft": sft_rows, "pairs": pair_rows, "steps": partial(step_rows, separator=";")}
     for kind, rows in makers.items():
         options: dict[str, Any] = {"separator": ";"} if kind == "steps" else {}
