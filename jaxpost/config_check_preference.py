@@ -71,8 +71,8 @@ def check_preference(config: PreferenceConfig) -> PreferenceConfig:
     return config
 
 
-def loss_problems(key: str, losses: Sequence[PreferenceLossSection]) -> Iterator[str]:
-    """Problems of a list of losses."""
+def loss_problems(key: str, losses: Sequence[PreferenceLossSection], *, opponent: bool = False) -> Iterator[str]:
+    """Problems of a list of losses; `opponent`: the reference draws one answer of each pair."""
     if not losses:
         yield f"{key} is empty; say which, such as --{key} '[{{kind: dpo, beta: 0.1}}]'"
     kinds = [loss.kind for loss in losses]
@@ -86,12 +86,15 @@ def loss_problems(key: str, losses: Sequence[PreferenceLossSection]) -> Iterator
             "compares two: take one sort (apo_zero and bco_pair are the paired forms of apo_zero_unpaired and bco)"
         )
     for i, loss in enumerate(losses):
+        if isinstance(loss, XPOLoss) and not opponent:
+            yield (
+                f"{key}.{i}: xpo explores with answers that the reference draws, which these are not; leave it out, or "
+                "take method rl with --rollout.opponent '{kind: reference}'"
+            )
         yield from _loss(f"{key}.{i}", loss)
 
 
 def _loss(key: str, loss: PreferenceLossSection) -> Iterator[str]:
-    if isinstance(loss, XPOLoss):
-        yield f"{key}: xpo explores with answers that the reference draws, which given answers are not; leave it out"
     yield from at_least(f"{key}.weight", loss.weight, 0)
     for name in ("beta", "tau", "desirable_weight", "undesirable_weight", "odds_weight"):
         yield from above(f"{key}.{name}", getattr(loss, name, None), 0)

@@ -21,6 +21,7 @@ from jaxpost.config_rl import (
     GRPOAdvantage,
     GSPOLoss,
     MaskedCorrection,
+    NashAdvantage,
     OnlinePreferenceLoss,
     PPOLoss,
     ProcessAdvantage,
@@ -31,6 +32,7 @@ from jaxpost.config_rl import (
     RLOOAdvantage,
     TruncatedCorrection,
 )
+from jaxpost.config_rollout import MixtureOpponent, ReferenceOpponent
 from jaxpost.config_search import SearchConfig
 
 
@@ -96,6 +98,7 @@ def _rollout(config: RLConfig) -> Iterator[str]:
     yield from above("rollout.temperature", rollout.temperature, 0)
     if rollout.min_tokens > rollout.max_tokens:
         yield f"rollout.min_tokens {rollout.min_tokens} exceeds rollout.max_tokens {rollout.max_tokens}"
+    yield from _opponent(config)
     compares = isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage, ProcessAdvantage, BestWorst))
     if compares and rollout.samples < 2:
         yield f"rollout.samples is {rollout.samples}; {config.advantage.kind} compares a group's samples: at least 2"
@@ -113,6 +116,32 @@ def _rollout(config: RLConfig) -> Iterator[str]:
             "rollout.overlap draws samples one step early: give a correction "
             "(--correction '{kind: truncated}'), or start ratios from the sampler (--learner.old_logprobs sampler)"
         )
+
+
+def _opponent(config: RLConfig) -> Iterator[str]:
+    section, rollout = config.rollout.opponent, config.rollout
+    if isinstance(config.advantage, NashAdvantage):
+        yield from above("advantage.scale", config.advantage.scale, 0)
+        if section is None:
+            yield "advantage.kind nash compares with an opponent's samples; give --rollout.opponent '{kind: mixture}'"
+    if section is None:
+        return
+    if not isinstance(config.advantage, (NashAdvantage, BestWorst)):
+        yield (
+            f"rollout.opponent draws samples that advantage.kind {config.advantage.kind} would take for the policy's "
+            "own; take nash, or best_worst with loss.kind preference"
+        )
+    if not 1 <= section.samples < rollout.samples:
+        yield (
+            f"rollout.opponent.samples is {section.samples}; of rollout.samples {rollout.samples} at least one must be "
+            "the opponent's and one the policy's"
+        )
+    if isinstance(section, MixtureOpponent):
+        yield from fraction("rollout.opponent.weight", section.weight)
+        if rollout.tensor is not None:
+            yield "rollout.opponent.kind mixture samples on the mesh of training; leave rollout.tensor out"
+    if config.env is not None:
+        yield "rollout.opponent answers in one turn, so it does not go with env; leave one of them out"
 
 
 def _advantage(config: RLConfig) -> Iterator[str]:
@@ -157,7 +186,8 @@ def _preference(config: RLConfig) -> Iterator[str]:
         yield "advantage.kind best_worst and loss.kind preference belong together: pairs, and a loss that reads pairs"
     if not isinstance(loss, OnlinePreferenceLoss):
         return
-    yield from loss_problems("loss.losses", loss.losses)
+    by_reference = isinstance(config.rollout.opponent, ReferenceOpponent)
+    yield from loss_problems("loss.losses", loss.losses, opponent=by_reference)
     if data_kind(loss.losses) != "pairs":
         yield "loss.losses judge single answers, but the best and the worst of a group are pairs; take a loss of pairs"
     for key, value, wanted in (

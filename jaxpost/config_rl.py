@@ -22,6 +22,7 @@ from jaxpost.config import (
 from jaxpost.config_env import EnvSection
 from jaxpost.config_preference_losses import DPOLoss, PreferenceLossSection
 from jaxpost.config_rewards import RewardSection
+from jaxpost.config_rollout import RolloutSection
 from jaxpost.config_watch import WatchSection
 
 
@@ -80,39 +81,6 @@ class CountdownPrompts(AskedPrompts):
 
 
 PromptsSection = FilePrompts | ArithmeticPrompts | Game24Prompts | CountdownPrompts
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutSection:
-    """How the policy's samples are drawn."""
-
-    prompts: int = 8
-    """Prompts per step, each a group of samples."""
-    samples: int = 8
-    """Samples per prompt, G."""
-    max_tokens: int = 256
-    min_tokens: int = 0
-    """No end before so many tokens. The learner's policy knows nothing of it, so ratios of these tokens are biased."""
-    temperature: float = 1.0
-    """The policy is softmax(logits / temperature), while sampling and in the loss."""
-    stop: tuple[str, ...] = ()
-    rows: int = 64
-    """Most samples that decode together."""
-    cache_tokens: int | None = None
-    """Room of the key-value cache; None: enough for `rows` of the longest."""
-    prefill_tokens: int = 1024
-    """Prompt tokens that are read in one pass."""
-    max_refills: int = 0
-    """Dynamic sampling (2503.14476): how often a step may sample more prompts until all its groups are informative."""
-    refill_by: str | None = None
-    """Reward column whose spread decides whether dynamic sampling keeps a group (DAPO: accuracy); None: the reward."""
-    uninformative: Literal["drop", "count"] = "drop"
-    """Groups whose rewards are all equal, in methods that compare within groups: out of the loss's mean, as DAPO has
-    it, or part of it with an advantage of 0, as GRPO's formula has it (KL and entropy terms then act on them too)."""
-    overlap: Literal[0, 1] = 0
-    """1: the next step's samples are drawn before this step's update, while its rewards are computed (one step off)."""
-    tensor: int | None = None
-    """Devices that split each layer while sampling; None: the mesh of training, its weights by reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +154,19 @@ class BestWorst:
     kind: Literal["best_worst"] = "best_worst"
 
 
-_ByRewards = GRPOAdvantage | RLOOAdvantage | ReinforceAdvantage | ReMaxAdvantage | BestWorst
+@dataclass(frozen=True, kw_only=True)
+class NashAdvantage:
+    """P(y beats y') - 1/2 over the opponent's samples y' of the same prompt: Nash-MD (2312.00886); with
+    `rollout.opponent.kind: mixture`, and `kl.where: reward` for its regularisation."""
+
+    kind: Literal["nash"] = "nash"
+    preference: Literal["order", "logistic"] = "order"
+    """P from two rewards: 1, 1/2 or 0 by their order, or s((r - r') / scale), as Bradley-Terry models mean them."""
+    scale: float = 1.0
+    """Read with `preference: logistic`."""
+
+
+_ByRewards = GRPOAdvantage | RLOOAdvantage | ReinforceAdvantage | ReMaxAdvantage | BestWorst | NashAdvantage
 AdvantageSection = _ByRewards | ProcessAdvantage | ReinforcePlusPlusAdvantage | GAEAdvantage
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant_mean"]

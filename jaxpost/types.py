@@ -112,6 +112,8 @@ class RolloutBatch(NamedTuple):
     """What the critic should have said."""
     prefix_ids: Int[Array, "B T"] | None = None
     """As in `Inputs`: the samples of a prompt stand behind one copy of it."""
+    opponent: Float[Array, "B T"] | None = None
+    """1 on the samples that an opponent drew, 0 on the policy's own."""
 
 
 class AnswerBatch(NamedTuple):

@@ -24,6 +24,7 @@ COMMANDS = (
     ["config", "diff"],
     ["lab", "train"],
     ["lab", "compare"],
+    ["lab", "search"],
     ["report"],
     ["search"],
     ["search-curve"],

@@ -17,6 +17,7 @@ from jaxpost.config_rl import (
     GAEAdvantage,
     GRPOAdvantage,
     KLSection,
+    NashAdvantage,
     PolicyLossSection,
     ProcessAdvantage,
     ReinforceAdvantage,
@@ -49,6 +50,8 @@ def make_credit(section: AdvantageSection, *, kl: KLSection, loss: PolicyLossSec
         if in_sample and penalty is not None:
             total = jnp.sum(jnp.where(weights != 0, penalty, 0.0), axis=1)
             known, penalty = known._replace(rewards=known.rewards - numbers["kl_coef"] * total), None
+        if isinstance(section, NashAdvantage):
+            weights = jnp.where(known.opponent[:, None], 0.0, weights)
         per_token, targets = _assigned(section, known, weights, penalty, numbers)
         if isinstance(section, BestWorst):
             weights = jnp.where(per_token != 0, weights, 0.0)
@@ -104,6 +107,10 @@ def _of_samples(section: AdvantageSection, known: Known, numbers: Mapping[str, A
         return advantages.rloo(rewards, groups)
     if isinstance(section, BestWorst):
         return advantages.best_worst(rewards, groups)
+    if isinstance(section, NashAdvantage):
+        logistic = lambda x: jax.nn.sigmoid(x / section.scale)  # noqa: E731
+        beats = advantages.by_order if section.preference == "order" else logistic
+        return advantages.nash(rewards, groups, jnp.asarray(known.opponent), beats)
     if isinstance(section, ReMaxAdvantage):
         return advantages.remax(rewards, jnp.asarray(known.greedy))
     if isinstance(section, ReinforceAdvantage):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jaxpost.config_env import EnvSection, PythonTool, SearchTool, ToolSection
-from jaxpost.config_rl import RolloutSection
+from jaxpost.config_rollout import RolloutSection
 from jaxpost.data.sources import open_source
 from jaxpost.envs import rollout as driver
 from jaxpost.envs.chat import ToolEnv, describe, listed

@@ -167,7 +167,7 @@ def make_rescore(
         functions["logprobs"] = lambda params, frozen, batch, hyper: logprobs(
             policy_of(params, frozen), batch, hyper_of(hyper)
         )
-    if keeps_reference(config):
+    if reads_reference(config):
         functions["reference"] = lambda params, frozen, batch, hyper: logprobs(
             reference_of(frozen), batch, hyper_of(hyper)
         )
@@ -180,10 +180,15 @@ def make_rescore(
     return functions
 
 
-def keeps_reference(config: RLConfig) -> bool:
+def reads_reference(config: RLConfig) -> bool:
     """Whether the log-probabilities of the policy that the run started from are read."""
     by_loss = isinstance(config.loss, OnlinePreferenceLoss) and needs_reference(config.loss.losses)
     return config.kl.coef > 0 or by_loss
+
+
+def keeps_reference(config: RLConfig) -> bool:
+    """Whether that policy is needed: to be read, or to draw samples."""
+    return reads_reference(config) or config.rollout.opponent is not None
 
 
 def reference_of(frozen: Params) -> Params:

@@ -18,8 +18,9 @@ from jaxpost.assemble.credit import make_credit, step_rewards
 from jaxpost.assemble.envs import Environments, judged, make_environments, system_of
 from jaxpost.assemble.judge import Judge, make_judge
 from jaxpost.assemble.model import Pretrained, load_model, on_mesh
+from jaxpost.assemble.opponents import answers, make_opponent, rollout_sampler
 from jaxpost.assemble.prompts import Problems, make_problems
-from jaxpost.assemble.supervised import exporter, model_identity, text_sampler
+from jaxpost.assemble.supervised import exporter, model_identity
 from jaxpost.assemble.training import Training, make_training
 from jaxpost.config import LoRASection
 from jaxpost.config_rl import (
@@ -32,7 +33,6 @@ from jaxpost.config_rl import (
     RLConfig,
     RLOOAdvantage,
 )
-from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.sampler import Sampler
 from jaxpost.rl.episodes import Episode, Problem
 from jaxpost.rl.returns import adapted_kl_coef
@@ -72,6 +72,7 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
     plan, whole = _plans(config, pretrained, problems.longest)
     training = _training(config, pretrained, plan)
     generate, sampler = _generator(config, pretrained, training, environments)
+    oppose = make_opponent(config, pretrained, training, sampler)
     judges = _judges(config, mesh)
     return OnlineJob(
         **_of_any_run(config, pretrained, training),
@@ -87,6 +88,7 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
         command=tuple(command),
         problem=problems.at,
         generate=generate,
+        oppose=oppose,
         plan=plan,
         whole=whole,
         evals=tuple(
@@ -228,32 +230,10 @@ def _generator(
     rollout = config.rollout
     if rollout.tensor is not None:
         pretrained = on_mesh(pretrained, sharding.remesh(pretrained.mesh, {"tensor": rollout.tensor, "data": -1}))
-    sampler = text_sampler(
-        pretrained, rows=rollout.rows, cache_tokens=rollout.cache_tokens, prefill_tokens=rollout.prefill_tokens
-    )
+    sampler = rollout_sampler(pretrained, rollout)
 
     def generate(params: Params, frozen: Params, problems: Sequence[Problem], wish: Wish, draw: Draw) -> list[Episode]:
-        found = sampler(
-            training.policy(params, frozen),
-            [p.tokens for p in problems],
-            SamplingParams(
-                n=wish.samples,
-                temperature=wish.temperature,
-                max_tokens=wish.max_tokens,
-                min_tokens=min(rollout.min_tokens, wish.max_tokens),
-                stop=rollout.stop,
-            ),
-            seed=draw.seed,
-            draw=draw.step,
-            example_ids=[p.number for p in problems],
-            policy_version=draw.version,
-        )
-        return [
-            Episode(
-                i // wish.samples, c.sample, c.tokens, (1,) * len(c.tokens), c.logprobs, c.finish, c.text, draw.version
-            )
-            for i, c in enumerate(found)
-        ]
+        return answers(sampler, training.policy(params, frozen), rollout, problems, wish, draw)
 
     if environments is None:
         return generate, sampler

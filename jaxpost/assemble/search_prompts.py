@@ -31,6 +31,9 @@ from jaxpost.search.chain_of_thought import few_shot, step_format, zero_shot
 from jaxpost.text.messages import DataError, parse_conversation, to_template
 from jaxpost.text.tokenizer import Tokenizer
 
+DECIDED = ("n", "max_tokens", "min_tokens", "stop", "seed")
+"""Sampling parameters that are not a row's to set: budgets and trees depend on them."""
+
 Read = Callable[[Any], list[int]]
 """Token ids of a prompt, a text or messages."""
 
@@ -142,6 +145,8 @@ def _json_row(number: int, where: str, line: str) -> Question:
         if not isinstance(sampling, dict):
             raise ValueError(f"it is {sampling!r}; write names and values in braces")
         own = said(sampling)
+        if taken := [name for name in own if name in DECIDED]:
+            raise ValueError(f"{' and '.join(taken)}: the search decides that; leave it out")
     except ValueError as error:
         return Question(number, where, error=f'{where}: "sampling": {error}')
     return Question(number, where, prompt, row, own)

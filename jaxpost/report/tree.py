@@ -15,6 +15,8 @@ from jaxpost.report.text import html
 WIDTH, HEIGHT, ACROSS, DOWN, MARGIN = 208, 46, 252, 58, 10
 LETTERS = 30
 """Of a node's text that are shown."""
+FACTS = 42
+"""Of its numbers."""
 MOST_NODES = 160
 """That one picture shows; the chosen path and the best of the others come first."""
 STYLE = (
@@ -183,22 +185,27 @@ def _drawn(box: _Box, scores: Sequence[float]) -> str:
 
 
 def _facts(box: _Box) -> str:
-    """Score, value, visits, length and end in a line."""
+    """Score, value, visits, end, length, what it is for: as many as the box has room for."""
     facts, parts = box.facts, []
-    if (score := _number(facts.get("score"))) is not None:
+    score, value = _number(facts.get("score")), _number(facts.get("value"))
+    if score is not None:
         parts.append(f"score {score:.3g}")
-    if (value := _number(facts.get("value"))) is not None:
+    if value is not None and (score is None or abs(value - score) > 5e-4):
         parts.append(f"value {value:.3g}")
     if facts.get("visits"):
         parts.append(f"{facts['visits']} visits")
-    if (prior := _number(facts.get("prior"))) is not None and "score" not in facts:
-        parts.append(f"p {prior:.2g}")
-    if box.tokens:
-        parts.append(f"{box.tokens} tok")
     ends = {"stop": "ends", "length": "cut"}
     parts += [ends[facts["end"]]] if facts.get("end") in ends else []
-    parts += [str(facts["note"])[:14]] if facts.get("note") else []
-    return " · ".join(parts)
+    if box.tokens:
+        parts.append(f"{box.tokens} tok")
+    if (prior := _number(facts.get("prior"))) is not None and score is None:
+        parts.append(f"p {prior:.2g}")
+    parts += [str(facts["note"])] if facts.get("note") else []
+    kept, room = [], FACTS
+    for part in parts:
+        room -= len(part) + 3
+        kept += [part] if room >= 0 else []
+    return " · ".join(kept)
 
 
 def _whole(box: _Box) -> str:

@@ -99,6 +99,38 @@ def best_worst(rewards: Float[Array, " N"], groups: Int[Array, " N"]) -> Float[A
     return jnp.where(g.scored & g.spread, sign * (groups + 1).astype(rewards.dtype), 0.0)
 
 
+def nash(
+    rewards: Float[Array, " N"],
+    groups: Int[Array, " N"],
+    opponent: Bool[Array, " N"],
+    beats: Callable[[Float[Array, "N N"]], Float[Array, "N N"]],
+) -> Float[Array, " N"]:
+    """Nash-MD: A_i = mean over the opponent's samples j of i's group of P(i beats j) - 1/2 (2312.00886, section 7).
+
+    Args:
+      opponent: samples that the opponent drew; their own advantage is 0.
+      beats: r_i - r_j -> P; `by_order`, or a logistic function where rewards are Bradley-Terry's.
+
+    Returns: 0 too where unscored, and in groups without a scored sample of the opponent.
+
+    Example:
+      >>> nash(jnp.array([1.0, 0.0, 0.0]), jnp.array([0, 0, 0]), jnp.array([False, False, True]), by_order).tolist()
+      [0.5, 0.0, 0.0]
+    """
+    scored = ~jnp.isnan(rewards)
+    value = jnp.where(scored, rewards, 0.0)
+    faces = (groups[:, None] == groups[None, :]) & (opponent & scored)[None, :]
+    wins = jnp.where(faces, beats(value[:, None] - value[None, :]) - 0.5, 0.0)
+    count = jnp.sum(faces.astype(wins.dtype), axis=1)
+    mean = jnp.sum(wins, axis=1) / jnp.maximum(count, 1.0)
+    return jnp.where(scored & ~opponent, mean, 0.0)
+
+
+def by_order(difference: Float[Array, "..."]) -> Float[Array, "..."]:
+    """P of a judge that is certain: 1 above 0, 1/2 at 0, 0 below."""
+    return 0.5 * (1.0 + jnp.sign(difference))
+
+
 def group_std(rewards: Float[Array, " N"], groups: Int[Array, " N"]) -> Float[Array, " N"]:
     """The standard deviation within each sample's group, with n - 1 in the denominator (0 for a group of one)."""
     g = _Groups(rewards, groups)

@@ -44,6 +44,8 @@ class Episode(NamedTuple):
     """What an environment counted, by name."""
     transcript: str | None = None
     """All turns as the policy read them; None: the text is all."""
+    opponent: bool = False
+    """An opponent drew it, not the policy."""
 
     @property
     def truncated(self) -> bool:

@@ -107,9 +107,11 @@ class Judge:
         tokens = [self._tokens(case) for case in cases]
         jobs, of = [], []
         for at, (case, read) in enumerate(zip(cases, tokens, strict=True)):
-            for again in range(0 if isinstance(read, str) else self.verdicts):
+            if isinstance(read, str):
+                continue
+            for again in range(self.verdicts):
                 name = ASIDE * (1 + again) + case.node.number
-                root = Node(0, None, tuple(read), "")
+                root = Node(0, None, read, "")
                 jobs.append(Job(root, self.max_tokens, (), self.sampling, case.problem.number, name))
                 of.append(at)
         drawn = self.policy.draw(jobs) if jobs else []

@@ -222,17 +222,21 @@ class TreeSearch:
             reached.append(child)
         # Of the root itself nothing is asked: where nothing follows it, there is nothing to search.
         valued = list(dict.fromkeys(node for node in reached if node is not self.problem.root))
+        refused = self.problem.ledger.refused
         yield from self._evaluate(valued)
+        self.spent |= self.problem.ledger.refused > refused
         counted = 0
         for leaf, node in zip(picked, reached, strict=True):
             self._wait(leaf, -1)
             if node is not leaf:
                 self.waiting[node] -= 1
             value = self.values.get(node, math.nan)
-            if math.isnan(value):
+            if math.isnan(value) and (self.spent or node is self.problem.root):
                 self.spent = True
                 continue
-            self.lowest = min(self.lowest, value)
+            # What the verifier cannot judge is worth the least.
+            self.lowest = min(self.lowest, self.lowest if math.isnan(value) else value)
+            value = self.values[node] = self.lowest if math.isnan(value) else value
             node.back_up(value)
             counted += 1
         return counted

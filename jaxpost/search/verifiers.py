@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -228,30 +227,3 @@ class Safety(Rule):
 
     def judge(self, case: Case) -> float | str:
         return self.score(prompt_text(case.problem.prompt), case.node.answer)
-
-
-@dataclass
-class Learned:
-    """A function (prompts, answers) -> (scores, tokens read) as a verifier: a reward model, a classifier, a server.
-
-    Attributes:
-      function: scores of whole answers and what each cost; NaN is a failure of that answer's search.
-      tokens: most tokens that judging an answer of so many tokens costs, (prompt, tokens of the answer) -> tokens.
-    """
-
-    function: Callable[[Sequence[Any], Sequence[str]], tuple[Sequence[float], Sequence[int]]]
-    tokens: Callable[[Any, int], int] = field(default=lambda prompt, answer: answer)
-
-    def __call__(self, cases: Sequence[Case]) -> Sequence[Verdict | str]:
-        prompts, answers = [case.problem.prompt for case in cases], [case.node.answer for case in cases]
-        scores, tokens = self.function(prompts, answers)
-        return [
-            "the scorer said NaN" if math.isnan(score) else Verdict(float(score), int(cost))
-            for score, cost in zip(scores, tokens, strict=False)  # too few: the driver says so
-        ]
-
-    def price(self, case: Case, new_tokens: int) -> int:
-        return self.tokens(case.problem.prompt, case.node.answer_tokens + new_tokens)
-
-    def forget(self, nodes: Sequence[Node]) -> None:
-        """Nothing is held."""

@@ -14,6 +14,7 @@ from jaxpost.train.online_job import Draw, OnlineJob, Wish
 from jaxpost.types import Params
 
 Round = tuple[list[Problem], list[Episode]]
+_SEEDS = 2**32 - 1
 GREEDY = -1
 """Sample number of a problem's greedy answer, which is a baseline and not trained on."""
 
@@ -58,8 +59,16 @@ def draw_round(job: OnlineJob, params: Params, problems: Sequence[Problem], step
     """G samples of every problem, and its greedy answer where the advantage asks for it."""
     rollout = job.rollout
     draw = Draw(step, version, job.run.seed)
-    wish = Wish(rollout.samples, rollout.temperature, rollout.max_tokens)
+    theirs = 0 if rollout.opponent is None else rollout.opponent.samples
+    wish = Wish(rollout.samples - theirs, rollout.temperature, rollout.max_tokens)
     episodes = job.generate(params, job.frozen, problems, wish, draw)
+    if job.oppose is not None:
+        # Noise of its own: with the policy's an opponent that equals it would say the very same.
+        other = job.oppose(
+            params, job.frozen, problems, wish._replace(samples=theirs), draw._replace(seed=~draw.seed & _SEEDS)
+        )
+        episodes += [e._replace(sample=wish.samples + e.sample, opponent=True) for e in other]
+        episodes.sort(key=lambda e: (e.problem, e.sample))
     if job.greedy:
         best = job.generate(params, job.frozen, problems, Wish(1, 0.0, rollout.max_tokens), draw)
         episodes = [*episodes, *(e._replace(sample=GREEDY) for e in best)]

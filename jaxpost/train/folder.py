@@ -41,6 +41,8 @@ HARMLESS_KEYS = (
     "train.keep_checkpoints",
     "data.prefetch",
     "data.workers",
+    "run.trees",
+    "engine",
 )
 """Keys that cannot change what is learned, so a resumed run may change them freely. Everything else may not:
 `train.steps` moves the learning-rate schedule, `mesh` and `train.microbatches` change the rounding of sums,

@@ -68,6 +68,7 @@ class Samples(NamedTuple):
     truncated: np.ndarray
     greedy: np.ndarray
     logprobs: np.ndarray
+    opponent: np.ndarray
 
     @classmethod
     def of(cls, groups: Sequence[Group], *, count: int, samples: int, tokens: int) -> Samples:
@@ -76,11 +77,12 @@ class Samples(NamedTuple):
         zeros = lambda: np.zeros((size, tokens), np.float32)  # noqa: E731
         nothing = lambda: np.full(size, np.nan, np.float32)  # noqa: E731
         out = cls(np.repeat(np.arange(count, dtype=np.int32), samples), nothing(), zeros(), np.zeros(size, bool),
-                  nothing(), zeros())  # fmt: skip
+                  nothing(), zeros(), np.zeros(size, bool))  # fmt: skip
         for g, group in enumerate(groups):
             for s, (episode, reward) in enumerate(zip(group.episodes, group.reward, strict=True)):
                 row, length = g * samples + s, len(episode.tokens)
                 out.rewards[row], out.greedy[row], out.truncated[row] = reward, group.greedy, episode.truncated
+                out.opponent[row] = episode.opponent
                 out.mask[row, :length], out.logprobs[row, :length] = episode.mask, episode.logprobs
         return out
 
@@ -182,7 +184,7 @@ class Learner:
         known = Known(
             samples.rewards, samples.groups, samples.mask, samples.truncated, samples.greedy,
             said.get("logprobs", samples.logprobs), said.get("reference", zeros), said.get("values", zeros),
-            steps,
+            steps, samples.opponent,
         )  # fmt: skip
         credit = job.credit(known, {"kl_coef": numbers.kl_coef, "baseline": numbers.baseline})
         return Credit(*(np.asarray(x) for x in credit))
@@ -236,6 +238,7 @@ class Learner:
             "ref_logprobs": said.get("reference"),
             "old_values": said.get("values"),
             "returns": credit.returns if "values" in said else None,
+            "opponent": samples.mask * samples.opponent[:, None] if job.oppose is not None else None,
         }
         spread: dict[str, Any] = {name: packed.spread(x[rows]) for name, x in fields.items() if x is not None}
         return packed.batch._replace(**spread)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxpost.config_rl import EvalSection, LearnerSection, OnlineSection, RolloutSection
+from jaxpost.config_rl import EvalSection, LearnerSection, OnlineSection
+from jaxpost.config_rollout import RolloutSection
 from jaxpost.losses.rescore import RescoreFn
 from jaxpost.rewards.contract import Completion, Example
 from jaxpost.rewards.runner import Scored
@@ -73,6 +74,8 @@ class Known(NamedTuple):
     """[N, T]; zeros without a critic."""
     steps: tuple[HostArray, HostArray] | None
     """[N, S] rewards and last tokens of an answer's steps, where rewards come by step."""
+    opponent: HostArray
+    """[N] whether an opponent drew it."""
 
 
 class Credit(NamedTuple):
@@ -118,6 +121,8 @@ class OnlineJob(Job):
     """Of all samples of a step, for `rescore`."""
     rescore: Mapping[str, RescoreFn] = field(default_factory=dict)
     """What networks say of the samples before the step: "logprobs", "reference", "values"."""
+    oppose: Generate | None = None
+    """As `generate`, by the opponent of `rollout.opponent`."""
     group_relative: bool = True
     """Groups with equal rewards have no advantage, so they can be left out or sampled anew."""
     greedy: bool = False

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxpost.losses.correction import effective_sample_size
 from jaxpost.rl.episodes import Episode, repetition
-from jaxpost.train.collect import Step
+from jaxpost.train.collect import Group, Step
 from jaxpost.train.online_job import Credit
 
 _NOT_MEANS = frozenset(
@@ -58,15 +58,19 @@ def step_metrics(found: Step, updates: Sequence[Mapping[str, float]], version: i
     Args:
       version: updates that the policy had seen before the step.
     """
-    episodes = [e for group in found.seen for e in group.episodes]
-    rewards = np.concatenate([group.reward for group in found.seen])
+    everyone = [e for group in found.seen for e in group.episodes]
+    own_samples = np.array([not e.opponent for e in everyone])
+    episodes = [e for e in everyone if not e.opponent]
+    every_reward = np.concatenate([group.reward for group in found.seen])
+    rewards = every_reward[own_samples]
     scored = rewards[~np.isnan(rewards)]
     out: dict[str, float] = {}
     if scored.size:
         out |= {"reward": float(scored.mean()), "reward_std": float(scored.std())}
     # A reward that fails throughout a round does not name its columns there.
     for name in dict.fromkeys(name for group in found.seen for name in group.columns):
-        column = np.concatenate([group.columns[name] for group in found.seen if name in group.columns])
+        known = [group for group in found.seen if name in group.columns]
+        column = np.concatenate([group.columns[name][_own(group)] for group in known])
         if not np.all(np.isnan(column)):
             out[f"reward/{name}"] = float(np.nanmean(column))
     own = [sum(e.mask) for e in episodes]
@@ -84,6 +88,11 @@ def step_metrics(found: Step, updates: Sequence[Mapping[str, float]], version: i
         "staleness": float(np.mean([version - e.version for e in episodes])),
     }
     out |= counted(episodes)
+    if len(episodes) < len(everyone):
+        theirs = every_reward[~own_samples]
+        theirs = theirs[~np.isnan(theirs)]
+        if theirs.size and scored.size:
+            out |= {"opponent_reward": float(theirs.mean()), "wins": _wins(found.seen)}
     applied = [u for u in updates if not u.get("skipped")]
     for name in applied[0] if applied else ():
         if name not in _NOT_MEANS and not name.startswith("weight/"):
@@ -93,6 +102,21 @@ def step_metrics(found: Step, updates: Sequence[Mapping[str, float]], version: i
         if f"{name}_squared" in out and "effective_sample_size" not in out:
             out["effective_sample_size"] = float(effective_sample_size(out[name], out[f"{name}_squared"]))
     return out
+
+
+def _own(group: Group) -> np.ndarray:
+    """Which of a group's samples the policy drew."""
+    return np.array([not e.opponent for e in group.episodes])
+
+
+def _wins(groups: Sequence[Group]) -> float:
+    """The share of pairs of a policy's and an opponent's sample that the policy's wins; a tie is half of one."""
+    wins = []
+    for group in groups:
+        own = _own(group)
+        difference = group.reward[own][:, None] - group.reward[~own][None, :]
+        wins += (0.5 * (1 + np.sign(difference[~np.isnan(difference)]))).tolist()
+    return float(np.mean(wins)) if wins else math.nan
 
 
 def counted(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -134,6 +158,7 @@ def sample_records(step: int, found: Step, credit: Credit | None, samples: int) 
                 "finish": episode.finish,
                 "tokens": len(episode.tokens),
                 "version": episode.version,
+                **({"by": "opponent"} if episode.opponent else {}),
             }
 
 

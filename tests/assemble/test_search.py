@@ -113,11 +113,14 @@ def test_another_prompt_in_the_same_folder_is_told(tmp_path):
 
 
 def test_rows_that_cannot_be_asked_are_told_and_the_others_go_on(tmp_path):
-    bad = ['{"prompt": 3}', "{torn", '{"prompt": "1+1?", "sampling": {"temprature": 1}}', '{"prompt": ""}']
-    config = config_of(tmp_path, "--prompts", prompts_file(tmp_path, [*bad, *ROWS]), "--search.n", "9", "--count", "null")
+    bad = ['{"prompt": 3}', "{torn"]
+    bad += ['{"prompt": "a", "sampling": {"temprature": 1}}', '{"prompt": "a", "sampling": {"max_new_tokens": 9}}']
+    config = config_of(
+        tmp_path, "--prompts", prompts_file(tmp_path, [*bad, *ROWS]), "--search.n", "9", "--count", "null"
+    )
     result = search(config, engines=Toys())
     rows = rows_of(result.folder)
-    said = ['a row needs "prompt"', "not JSON", "temprature", 'a row needs "prompt"']
+    said = ['a row needs "prompt"', "not JSON", "temprature", "max_tokens: the search decides that"]
     assert all(words in row["error"] and f"prompts.jsonl:{i + 1}" in row["error"]
                for i, (words, row) in enumerate(zip(said, rows[:4], strict=True)))  # fmt: skip
     assert [row["answer"] for row in rows[4:]] == ["7", "7", "7"]

@@ -44,3 +44,17 @@ def test_the_best_and_the_worst_of_each_group_are_a_pair(row_tokens):
     total = lambda g, s: numbers[g * each + s].sum()  # noqa: E731
     want = sorted((total(g, BEST[g]), total(g, WORST[g]), lengths[g, WORST[g]]) for g in BEST)
     np.testing.assert_allclose(found, want, atol=1e-5)
+
+
+def test_pairs_remember_which_answer_the_reference_drew():
+    on, off = [1.0, 1.0], [0.0, 0.0]
+    rows = [Answer([1, 2], [7, 7], on), Answer([1, 2], [8, 8], on), Answer([1, 2], [9, 9], on)]
+    plan = RowPlan.make(groups=1, samples=3, prompt=2, answer=2)
+    packed = pack([rows], plan)
+    spread = lambda *each: packed.spread(np.array(each, np.float32))  # noqa: E731
+    batch = packed.batch._replace(advantages=spread([1, 1], off, [-1, -1]), opponent=jnp.asarray(spread(off, on, on)))
+    pairs = to_pairs(batch, groups=1)
+    assert pairs.ranks.tolist()[0] == [0, 1]
+    assert pairs.from_reference.tolist()[0] == [0.0, 1.0]
+    swapped = to_pairs(batch._replace(advantages=-batch.advantages), groups=1)
+    assert swapped.from_reference.tolist()[0] == [1.0, 0.0]

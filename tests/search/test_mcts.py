@@ -130,10 +130,10 @@ def sure(text):
 def test_visits_converge_to_the_optimal_action(rule):
     best = max(texts(trap, "a", 8), key=hidden)
     shares = []
-    for simulations in (20, 180):
+    for simulations in (10, 120):
         _, _, [out] = run(
-            judge=hidden, table=trap, rule=rule, value="rollout", rollouts=1, simulations=simulations, branch=8,
-            exploration=0.6, max_depth=4,
+            judge=hidden, table=trap, rule=rule, value="rollout", rollouts=1, simulations=simulations, branch=12,
+            exploration=1.0, max_depth=4, seed=1,
         )  # fmt: skip
         visits = {child.text: child.visits for child in out.tree.children if child.visits}
         shares.append(visits[best[:2]] / sum(visits.values()))
@@ -199,3 +199,19 @@ def test_the_choice(choose):
             if on_way is not None:
                 measure = "visits" if choose == "visits" else "value"
                 assert getattr(on_way, measure) == max(getattr(child, measure) for child in steps)
+
+
+def test_what_the_verifier_cannot_judge_is_worth_the_least_and_the_search_goes_on():
+    verifier = ToyVerifier(worth)
+    told = type(verifier).__call__
+    verifier.__class__ = type("Sometimes", (ToyVerifier,), {
+        "__call__": lambda self, cases: [
+            "it holds a c" if case.node.answer == "c;" else verdict
+            for case, verdict in zip(cases, told(self, cases), strict=True)
+        ],
+    })  # fmt: skip
+    method = partial(mcts, simulations=24, leaves=3, branch=12, max_depth=3, rule="uct", **STEPS)
+    [out] = search(["a"], method, ToyPolicy(table), verifiers={"verifier": verifier})
+    assert out.error is None
+    assert out.tree.visits == 24
+    assert any("it holds a c" in sentence for sentence in out.problem.warnings)

@@ -21,7 +21,6 @@ from jaxpost.search.tree import Ledger, Node, Problem
 from jaxpost.search.verifiers import (
     ByText,
     Facts,
-    Learned,
     Logic,
     Safety,
     Syntax,
@@ -200,15 +199,6 @@ def test_a_gate_saves_tokens_in_a_search():
             ("then" in c.node.facts["verifier"]) == c.text.startswith("a") for c in out.answers if name == "gate"
         )
     assert 0 < spent["gate"] < spent["dear"]
-
-
-def test_a_learned_scorer_is_charged_what_it_read():
-    orm = Learned(
-        lambda prompts, answers: ([len(a) / 10 for a in answers], [len(a) + 3 for a in answers]), lambda p, n: n + 3
-    )
-    assert orm([case("abcd")]) == [Verdict(0.4, 7)]
-    assert orm.price(case("abcd"), 2) == 9
-    assert isinstance(Learned(lambda p, a: ([math.nan], [1]))([case("a")])[0], str)
 
 
 class Writer(ToyPolicy):

@@ -23,7 +23,9 @@ from toy_online import (
 )
 from toy_online import train as train_table
 
+from jaxpost.config_preference_losses import DPOLoss, XPOLoss
 from jaxpost.config_rl import (
+    BestWorst,
     CISPOLoss,
     CriticSection,
     GAEAdvantage,
@@ -32,6 +34,8 @@ from jaxpost.config_rl import (
     KLSection,
     LearnerSection,
     MaskedCorrection,
+    NashAdvantage,
+    OnlinePreferenceLoss,
     OnlineSection,
     PPOLoss,
     ProcessAdvantage,
@@ -43,6 +47,7 @@ from jaxpost.config_rl import (
     RolloutSection,
     TruncatedCorrection,
 )
+from jaxpost.config_rollout import ReferenceOpponent
 from jaxpost.train.online import run_online
 
 quick = pytest.fixture(autouse=True, scope="module")(quick_compiler)
@@ -118,6 +123,16 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "sampler's ratios": {"rollout": EARLY, "learner": replace(ONE, old_logprobs="sampler")},
     "entropy bonus": {"loss": PPOLoss(entropy_coef=0.003)},
     "two-sided clip": {"loss": PPOLoss(dual_clip=3.0), "learner": PASSES},
+    "nash": {
+        "advantage": NashAdvantage(),
+        "loss": REINFORCE,
+        "rollout": replace(ROLLOUT, opponent=ReferenceOpponent(samples=3)),
+    },
+    "xpo": {
+        "advantage": BestWorst(),
+        "loss": OnlinePreferenceLoss(losses=(DPOLoss(beta=0.1), XPOLoss(weight=1e-3))),
+        "rollout": replace(ROLLOUT, opponent=ReferenceOpponent(samples=4)),
+    },
 }
 
 
@@ -162,6 +177,23 @@ PRICES: dict[str, tuple[dict[str, Any], Any]] = {
     "k3": ({"kl": KLSection(coef=BETA)}, reversed_gibbs),
     "entropy": ({"loss": ReinforceLoss(entropy_coef=BETA)}, lambda reference: gibbs(np.full(VOCAB, 1 / VOCAB))),
 }
+
+
+def against_the_reference(reference: np.ndarray) -> np.ndarray:
+    """argmax P(pi beats reference) - beta KL(pi, reference): reference exp(P(y beats reference) / beta)."""
+    beats = 1 / (1 + np.exp(-(PAY[:, None] - PAY[None, :]) / 0.3))
+    weight = reference * np.exp(beats @ reference / 0.2)
+    return weight / weight.sum()
+
+
+PRICES["nash, against the reference"] = (
+    {
+        "kl": KLSection(coef=0.2, where="reward", estimator="k1"),
+        "advantage": NashAdvantage(preference="logistic", scale=0.3),
+        "rollout": RolloutSection(prompts=2, samples=512, max_tokens=1, opponent=ReferenceOpponent(samples=256)),
+    },
+    against_the_reference,
+)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpost import sharding
-from jaxpost.assemble import rl
+from jaxpost.assemble import opponents, rl
 from jaxpost.assemble.judge import Judge
 from jaxpost.assemble.model import Pretrained
 from jaxpost.assemble.prompts import Problems
@@ -205,11 +205,11 @@ def toys(score: Score, devices: int = 1, prompts: Sequence[Sequence[int]] = (PRO
         "load_model": lambda section, mesh: ToyPretrained(section, Path("."), table_model(), mesh),
         "model_identity": lambda pretrained: "table",
         "make_problems": lambda *args, **kwargs: problems,
-        "text_sampler": lambda *args, **kwargs: sampler,
         "make_judge": lambda *args, **kwargs: InProcess(score),
     }
     few = lambda section, devices_=None: make_mesh(section, jax.devices()[:devices])  # noqa: E731
-    with mock.patch.multiple(rl, **found), mock.patch.object(sharding, "make_mesh", few):
+    drawn_by = mock.patch.object(opponents, "text_sampler", return_value=sampler)
+    with mock.patch.multiple(rl, **found), drawn_by, mock.patch.object(sharding, "make_mesh", few):
         yield sampler
 
 

@@ -104,8 +104,12 @@ def main() -> None:
         if "split" in best["jaxpost"]:
             parts = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in best["jaxpost"]["split"].items())
             print(f"\n{TASKS[name].title}: {parts}\n", flush=True)
-        if "note" in best["jaxpost"]:
-            print(f"{best['jaxpost']['note']}\n", flush=True)
+        others = {name: found for name, found in best.items() if name not in ("jaxpost", "torch", "llama.cpp")}
+        for library, found in others.items():
+            print(f"\n{library}: {found['best']:.2f} s, {found['best'] / best['jaxpost']['best']:.2f} times jaxpost's")
+        for found in best.values():
+            if "note" in found:
+                print(f"\n{found['note']}", flush=True)
 
 
 if __name__ == "__main__":

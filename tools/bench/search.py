@@ -15,8 +15,9 @@ import numpy as np
 from common import Task
 from generation import prompts
 
-PROMPTS, PROMPT, WIDTH, FACTOR, STEP, ROUNDS = 8, 96, 16, 4, 16, 3
+PROMPTS, PROMPT, WIDTH, FACTOR, STEP, ROUNDS = 8, 96, 16, 4, 16, 2
 TOKENS = PROMPTS * WIDTH * STEP * ROUNDS
+PAGE = 32
 NEVER = "\u2603\u2603"
 
 
@@ -50,37 +51,43 @@ def run_torch(task: str, folder: str) -> dict[str, Any]:
     return {"seconds": [time.perf_counter() - start]}
 
 
-def run_jaxpost(task: str, folder: str) -> dict[str, Any]:
+def beam(policy: Any, judge: Any, together: int = PROMPTS) -> float:
+    """Seconds of one search of all prompts."""
     from jaxpost.search.drive import search
     from jaxpost.search.step_beam import step_beam
 
     method = partial(step_beam, width=WIDTH, factor=FACTOR, max_steps=ROUNDS, max_tokens=STEP, separator=NEVER)
+    start = time.perf_counter()
+    found = search(prompts(PROMPTS, PROMPT), method, policy, verifiers={"verifier": judge}, together=together)
+    assert sum(out.problem.ledger.generated for out in found) == TOKENS, [out.error for out in found]
+    return time.perf_counter() - start
+
+
+def run_jaxpost(task: str, folder: str) -> dict[str, Any]:
     made = _Made(folder)
-
-    def beam(policy: Any, judge: Any, together: int = PROMPTS) -> float:
-        start = time.perf_counter()
-        found = search(
-            prompts(PROMPTS, PROMPT), method, policy, verifiers={"verifier": judge}, together=together,
-        )  # fmt: skip
-        assert sum(out.problem.ledger.generated for out in found) == TOKENS, [out.error for out in found]
-        return time.perf_counter() - start
-
     policy, judge = made.policy(), made.process()
     first = beam(policy, judge)
     for shelf in (policy.shelf, judge.shelf):
         shelf.traffic.read = shelf.traffic.again = 0
-    seconds = [beam(policy, judge)]
-    again = made.reading_again()
-    beam(*again)
-    alone = made.policy(), made.process()
-    beam(*alone, together=1)
-    split = {"one prompt at a time": beam(*alone, together=1), "reading every text again": beam(*again)}
-    return {
-        "seconds": seconds,
-        "compile": first - seconds[0],
-        "split": split,
-        "note": made.note(policy, judge, again[0]),
-    }
+    seconds = beam(policy, judge)
+    return {"seconds": [seconds], "compile": first - seconds, "note": made.note(policy, judge)}
+
+
+def run_alone(task: str, folder: str) -> dict[str, Any]:
+    """One prompt after the other."""
+    made = _Made(folder)
+    both = made.policy(), made.process()
+    beam(*both, together=1)
+    return {"seconds": [beam(*both, together=1)]}
+
+
+def run_again(task: str, folder: str) -> dict[str, Any]:
+    """Neither model keeps a text: every round reads all of them from their start."""
+    made = _Made(folder)
+    policy, judge = made.reading_again()
+    beam(policy, judge)
+    seconds = beam(policy, judge)
+    return {"seconds": [seconds], "note": f"reading every text again: {_size(policy.shelf)}"}
 
 
 class _Made:
@@ -103,7 +110,7 @@ class _Made:
         from jaxpost.generate.params import SamplingParams
         from jaxpost.search.policy import EnginePolicy
 
-        sampler = text_sampler(self.pretrained, rows=PROMPTS * WIDTH, cache_tokens=24576, page_size=32)
+        sampler = text_sampler(self.pretrained, rows=PROMPTS * WIDTH, cache_tokens=24576, page_size=PAGE)
         return (kind or EnginePolicy)(sampler, self.params, render=tuple, sampling=SamplingParams(ignore_eos=True))
 
     def write(self, prompt: Any, answer: str) -> Any:
@@ -117,7 +124,7 @@ class _Made:
         from jaxpost.models import heads
         from jaxpost.search.process import ProcessVerifier
 
-        engine = Engine(self.trunk.model, cache_tokens=24576, page_size=32, prefill_tokens=2048, mesh=self.trunk.mesh)
+        engine = Engine(self.trunk.model, cache_tokens=24576, page_size=PAGE, prefill_tokens=2048, mesh=self.trunk.mesh)
         return ProcessVerifier(
             engine, Weights(self.params, self.params), head=self.head, read=heads.score, write=self.write,
             scores=lambda outputs: outputs[:, 0], rows=PROMPTS * WIDTH,
@@ -149,23 +156,24 @@ class _Made:
 
         return self.policy(Forgetful), OutcomeVerifier(write, score)
 
-    def note(self, policy: Any, judge: Any, again: Any) -> str:
-        def size(shelf: Any) -> str:
-            return f"{shelf.most_pages} pages of 32 tokens ({shelf.most_pages * shelf.page_mib(np.float32):.0f} MiB)"
-
-        longest = PROMPT + STEP * ROUNDS
-        dense = PROMPTS * WIDTH * -(-longest // 32)
+    def note(self, policy: Any, judge: Any) -> str:
+        dense = PROMPTS * WIDTH * -(-(PROMPT + STEP * ROUNDS) // PAGE)
+        held, read = policy.shelf, judge.shelf
         return (
-            f"policy: {size(policy.shelf)} at most, {policy.shelf.traffic.read} tokens read and "
-            f"{policy.shelf.traffic.again} again; process model: {size(judge.shelf)}, {judge.shelf.traffic.read} read "
-            f"and {judge.shelf.traffic.again} again; a cache of its own for every text: {dense} pages; reading every "
-            f"text again: {size(again.shelf)}"
+            f"policy: {_size(held)}, {held.traffic.read} tokens read and {held.traffic.again} again; process model: "
+            f"{_size(read)}, {read.traffic.read} read and {read.traffic.again} again; a cache of its own for each text "
+            f"would hold {dense} pages ({dense * held.page_mib(np.float32):.0f} MiB)"
         )
+
+
+def _size(shelf: Any) -> str:
+    pages = shelf.most_pages
+    return f"{pages} pages of {PAGE} tokens at most ({pages * shelf.page_mib(np.float32):.0f} MiB)"
 
 
 TASKS = {
     "search": Task(
         f"step beam: {PROMPTS} x {PROMPT}, {WIDTH} x {STEP} a round, {ROUNDS} rounds", TOKENS, {"torch": 3.0},
-        {"torch": run_torch, "jaxpost": run_jaxpost},
+        {"torch": run_torch, "jaxpost": run_jaxpost, "one prompt at a time": run_alone, "reading again": run_again},
     )
 }  # fmt: skip

@@ -1,7 +1,8 @@
 """Pairs of the policy's own samples: the best and the worst of each group, as `losses.preference` reads them.
 
 Who is best travels in `RolloutBatch.advantages`: +n on the tokens of the best sample of group n, -n on those of its
-worst, 0 on all others (`rl.advantages.best_worst`). Both stand in one row, behind one copy of their prompt.
+worst, 0 on all others (`rl.advantages.best_worst`). Both stand in one row, behind one copy of their prompt. Where an
+opponent drew some of the samples, as the reference does in XPO, `RolloutBatch.opponent` says which.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxpost.types import AnswerBatch, Coupled, Hyper, LossFn, Params, RolloutBatch
 
@@ -57,7 +58,14 @@ def to_pairs(batch: RolloutBatch, *, groups: int) -> AnswerBatch:
         strengths=live.astype(jnp.float32),
         ref_logprobs=batch.ref_logprobs,
         prefix_ids=None if batch.prefix_ids is None else behind(batch.prefix_ids),
+        from_reference=None if batch.opponent is None else _any_of(batch.opponent, column, columns),
     )
+
+
+def _any_of(marked: Float[Array, "B T"], column: Int[Array, "B T"], columns: int) -> Float[Array, "B S"]:
+    """1 for columns with a marked token."""
+    mark = lambda x, at: jnp.zeros(columns + 1).at[at].max(x)[1:]  # noqa: E731
+    return jax.vmap(mark)(marked, column)
 
 
 def of_samples(loss: LossFn | Coupled, *, groups: int) -> LossFn | Coupled:

@@ -34,6 +34,8 @@ from jaxpost.search.tree_of_thoughts import tree_of_thoughts
 
 MANY = 64
 """Samples that no budget of the lab reaches."""
+STEP = 16
+"""Tokens of a step; the longest one has 11."""
 MEASURING = Measuring(
     probes=3, max_tokens=LONGEST, surprising=0.7, weights={"length": 0.0, "domain": 0.0, "ambiguity": 0.0}
 )
@@ -44,21 +46,22 @@ class Tried(NamedTuple):
     """A method at one budget, and which scorer is its verifier."""
 
     method: Method
-    scorer: Literal["orm", "prm", "none"] = "none"
+    scorer: Literal["orm", "prm", "logic x orm", "none"] = "none"
 
 
 def widths(budget: int) -> dict[str, int]:
-    """Width and factor of a beam of steps that a budget pays: about 32 tokens a beam.
+    """Width and factor of a beam of steps that a budget pays: a beam draws and has read about 50 tokens.
 
-    >>> widths(32), widths(256)
-    ({'width': 1, 'factor': 1}, {'width': 8, 'factor': 2})
+    >>> widths(64), widths(256)
+    ({'width': 1, 'factor': 1}, {'width': 4, 'factor': 2})
     """
-    width = max(1, budget // 32)
-    return {"width": width, "factor": min(2, width)}
+    width = max(1, budget // 64)
+    return {"width": width - width % 2 if width > 1 else 1, "factor": min(2, width)}
 
 
 def steps_of(**more: Any) -> dict[str, Any]:
-    return {"separator": SEPARATOR, "max_steps": 6, "max_tokens": LONGEST, **more}
+    """What all searches by steps share."""
+    return {"separator": SEPARATOR, "max_steps": 6, "max_tokens": STEP, **more}
 
 
 def table(budget: int, *, snr: float | None = None) -> dict[str, Tried]:
@@ -95,11 +98,11 @@ def _plain(budget: int, snr: float | None) -> Method:
 
 def _simulations(budget: int) -> int:
     """Of step trees: each draws about two steps and has one scored."""
-    return max(2, budget // 24)
+    return max(2, budget // 32)
 
 
 def _tree_of(**more: Any) -> dict[str, Any]:
-    tokens = {"step_tokens": LONGEST, "answer_tokens": LONGEST}
+    tokens = {"step_tokens": STEP, "answer_tokens": LONGEST}
     return {"branch": 3, "separator": SEPARATOR, **tokens, **more}
 
 
@@ -133,6 +136,7 @@ MAKERS: dict[str, Callable[[int], Tried]] = {
     "token beam": lambda budget: Tried(partial(token_beam, beams=max(1, budget // 24), max_tokens=LONGEST)),
     "best of N": _answers(best_of_n, "orm", n=MANY),
     "best of N, weighted": _answers(best_of_n, "orm", n=MANY, choose="weighted"),
+    "best of N, logic x ORM": _answers(best_of_n, "logic x orm", n=MANY),
     "best of N, PRM": _answers(best_of_n, "prm", n=MANY, aggregate="min"),
     "majority": _answers(self_consistency, n=MANY),
     "majority, early stop": lambda budget: Tried(
@@ -148,7 +152,7 @@ MAKERS: dict[str, Callable[[int], Tried]] = {
     "DVTS": _steps(dvts),
     "REBASE": lambda budget: Tried(partial(rebase, **steps_of(width=widths(budget)["width"])), "prm"),
     "OREO": lambda budget: Tried(
-        partial(oreo, beams=max(1, budget // 64), expand=2, likelihood=0.1, **steps_of()), "prm"
+        partial(oreo, beams=max(1, budget // 128), expand=2, likelihood=0.1, **steps_of()), "prm"
     ),
     "tree of thoughts, breadth": lambda budget: Tried(
         partial(tree_of_thoughts, evaluator="verifier", keep=max(1, budget // 128), depth=2, **_tree_of()), "prm"
@@ -182,7 +186,7 @@ MAKERS: dict[str, Callable[[int], Tried]] = {
             useful_prompt="{problem}",
             useful_words=("1", "0"),
             separator=SEPARATOR,
-            step_tokens=LONGEST,
+            step_tokens=STEP,
             answer_tokens=LONGEST,
         )
     ),
@@ -193,7 +197,7 @@ MAKERS: dict[str, Callable[[int], Tried]] = {
             actions=("step", "rest"),
             pieces=dict.fromkeys(PIECES, ""),
             separator=SEPARATOR,
-            step_tokens=LONGEST,
+            step_tokens=STEP,
             answer_tokens=LONGEST,
         )
     ),

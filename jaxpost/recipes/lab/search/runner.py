@@ -94,7 +94,7 @@ class Bench:
 
     @cached_property
     def verifiers(self) -> dict[str, Verifier]:
-        return {kind: scorers.verifier(model) for kind, model in self.models.items()}
+        return scorers.verifiers(self.models)
 
     @cached_property
     def report(self) -> tuple[str, dict[str, float]]:
@@ -112,8 +112,15 @@ class Bench:
 
     def run(self, rows: Sequence[Mapping[str, Any]], tried: Tried, budget: int | None, seed: int) -> list[SearchOutput]:
         """One method on problems."""
-        asked = {"verifiers": self.asked(tried), "canonical": last_number, "together": self.plan.together}
-        return search([row["prompt"] for row in rows], tried.method, self.policy(seed), budget=budget, **asked)
+        return search(
+            [row["prompt"] for row in rows],
+            tried.method,
+            self.policy(seed),
+            budget=budget,
+            verifiers=self.asked(tried),
+            canonical=last_number,
+            together=self.plan.together,
+        )
 
     def outcomes(self, rows: Sequence[Mapping[str, Any]], method: str, budget: int, seed: int) -> list[Outcome]:
         answers = [row["answer"] for row in rows]
@@ -122,7 +129,7 @@ class Bench:
     @cached_property
     def fitted(self) -> Fitted:
         """The allocator, fitted on training problems that the scorers did not learn from."""
-        path = self.folder / "fitted.json"
+        path = self.folder / f"fitted-{'-'.join(map(str, self.plan.budgets))}.json"
         if path.is_file():
             return Fitted.load(path)
         rows = self.training[self.plan.labelled : self.plan.labelled + self.plan.fitted]
@@ -209,7 +216,12 @@ def search_lab(
             return bench.allocated(rows, budget, seed)
         return bench.outcomes(rows, method, budget, seed)
 
-    runs = run_cells(named, plan.budgets, range(plan.seeds), draw, folder, identity=bench.identity, say=say)
+    seeds, identity = range(plan.seeds), bench.identity
+    tried = [name for name in named if name != ALLOCATED]
+    runs = run_cells(tried, plan.budgets, seeds, draw, folder, identity=identity, say=say)
+    if ALLOCATED in named:
+        fitted_on = {**identity, "budgets": list(plan.budgets)}
+        runs += run_cells([ALLOCATED], plan.budgets, seeds, draw, folder, identity=fitted_on, say=say)
     return results.write(folder, runs, title=_title(bench), verifiers=bench.report[0])
 
 

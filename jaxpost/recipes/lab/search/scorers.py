@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxpost.assemble.reward_scores import RewardModel, load_reward_model
+from jaxpost.assemble.search_rewards import reward_verifier
 from jaxpost.assemble.train import train
 from jaxpost.config import (
     AdamWSection,
@@ -24,11 +25,13 @@ from jaxpost.eval.verifiers import report
 from jaxpost.recipes.lab.model import read_rows
 from jaxpost.recipes.lab.search.samples import SEPARATOR
 from jaxpost.search.checks import logic
+from jaxpost.search.compose import Composed
 from jaxpost.search.contract import Verifier
-from jaxpost.search.verifiers import Learned
+from jaxpost.search.verifiers import Logic
 from jaxpost.search.width import signal_to_noise, widest
 
 Kind = Literal["orm", "prm"]
+COMPOSED = "logic x orm"
 KINDS: tuple[Kind, ...] = ("orm", "prm")
 
 
@@ -80,20 +83,10 @@ def probability(model: RewardModel, prompts: Sequence[Any], answers: Sequence[st
     return scores, tokens
 
 
-def verifier(model: RewardModel) -> Verifier:
-    """A reward model that reads prompt and answer anew for every verdict; an empty text is wrong for sure."""
-    overhead: dict[Any, int] = {}
-
-    def judge(prompts: Sequence[Any], answers: Sequence[str]) -> tuple[list[float], list[int]]:
-        scores, tokens = probability(model, prompts, answers)
-        return [0.0 if np.isnan(score) else score for score in scores], tokens
-
-    def price(prompt: Any, answer: int) -> int:
-        if prompt not in overhead:
-            overhead[prompt] = len(model.encode(prompt, "0").tokens)
-        return overhead[prompt] + answer + 1
-
-    return Learned(judge, price)
+def verifiers(models: Mapping[str, RewardModel]) -> dict[str, Verifier]:
+    """The scorers as verifiers of searches, and the outcome model times the share of equations that hold."""
+    found = {kind: reward_verifier(model, how="last") for kind, model in models.items()}
+    return {**found, COMPOSED: Composed({"logic": Logic(), "orm": found["orm"]})}
 
 
 def load(path: Path) -> RewardModel:
@@ -108,7 +101,7 @@ def examine(models: Mapping[str, RewardModel], held: Path, *, most: int = 1500) 
     right = np.array([row["label"] for row in rows])
     scores = {name: np.array(probability(model, prompts, answers)[0]) for name, model in models.items()}
     scores["logic"] = np.array([logic(answer) for answer in answers])
-    scores["logic x orm"] = scores["logic"] * scores["orm"]
+    scores[COMPOSED] = scores["logic"] * scores["orm"]
     ratios = {name: signal_to_noise(values, right) for name, values in scores.items()}
     text = report(scores, right)
     lines = [f"- {name}: {ratio:.2f}, widest beam {widest(ratio)}" for name, ratio in ratios.items()]
