@@ -17,7 +17,7 @@ from jaxpost.search.self_consistency import self_consistency
 from jaxpost.search.step_beam import step_beam
 from jaxpost.search.token_beam import token_beam
 from tests.generate.toy_lm import learner_logits, log_softmax, toy
-from tests.search.test_policy import PROMPTS, encode, free, policy
+from tests.search.test_engine_policy import PROMPTS, encode, free, policy
 from tests.search.toy import ToyVerifier
 
 WINDOW = 5
