@@ -82,7 +82,7 @@ WRONG = {
     "advantage: {kind: nash}\nrollout: {tensor: 2, opponent: {kind: mixture}}": "leave rollout.tensor out",
     "advantage: {kind: nash, scale: 0}\nrollout: {opponent: {kind: mixture}}": "advantage.scale",
     "advantage: {kind: nash}\nenv: {}\nrollout: {opponent: {kind: mixture}}": "does not go with env",
-    "advantage: {kind: best_worst}\nloss: {kind: preference, losses: [{kind: dpo}, {kind: xpo}]}": "take method rl with",
+    "advantage: {kind: best_worst}\nloss: {kind: preference, losses: [{kind: dpo}, {kind: xpo}]}": "take method rl",
     "prompts: {kind: files}": "prompts.sources names no file; say --prompts.sources.0.path problems.jsonl",
     "prompts: {template: x}": "prompts.template is 'x'; it must hold {prompt}",
     "prompts: {chat: false, system_prompt: x}": "prompts.system_prompt needs the chat format",

@@ -14,7 +14,7 @@ from jaxpost import config_io
 from jaxpost.assemble.search_folder import Book, page_of, record_of, result_row
 from jaxpost.assemble.search_gold import Gold
 from jaxpost.assemble.search_methods import INDEPENDENT, make_method
-from jaxpost.assemble.search_numbers import summarise, told
+from jaxpost.assemble.search_numbers import summarise, told, verifier_report
 from jaxpost.assemble.search_policy import Engines, Loaded
 from jaxpost.assemble.search_prompts import Question, make_canonical, make_questions
 from jaxpost.config_search import SearchConfig
@@ -130,6 +130,8 @@ def _end(config: SearchConfig, book: Book, gold: Gold, folder: RunFolder, comman
     numbers = summarise(rows, independent=config.search.kind in INDEPENDENT)
     lines = tuple(told(numbers))
     folder.write("summary.json", json.dumps(numbers, indent=2) + "\n")
+    if trusted := verifier_report(rows):
+        folder.write("verifiers.md", trusted + "\n")
     folder.write("README.md", page_of(config.run.name, command, lines))
     return SearchResult(folder.path, rows, numbers, lines, tuple(dict.fromkeys(gold.faults)))
 

@@ -125,9 +125,7 @@ def _outcomes(rows: Sequence[Row], kept: Sequence[int]) -> list[Outcome]:
     return [outcome_of(by_number[number]) for number in kept]
 
 
-def _difficulty(
-    results: Results, kept: Sequence[int]
-) -> tuple[list[float] | None, list[int]]:
+def _difficulty(results: Results, kept: Sequence[int]) -> tuple[list[float] | None, list[int]]:
     """Each prompt's difficulty and what measuring it cost, as the first run that measured all of them has it."""
     for seeds in results.values():
         by_number = {row["index"]: row for row in seeds[0] if "difficulty" in row}

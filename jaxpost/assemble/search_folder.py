@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 from jaxpost.assemble.search_prompts import Question
 from jaxpost.search.contract import SearchOutput
 from jaxpost.search.record import plain, tree_record
+from jaxpost.search.tree import Node
 
 RESULTS, TREES = "results.jsonl", "trees.jsonl"
 
@@ -124,6 +126,7 @@ def result_row(
             "right": verdict,
             "complete": candidate.node is None or candidate.node.complete,
             "node": None if candidate.node is None else candidate.node.number,
+            "judged": _judged(candidate.node),
         }
         for candidate, verdict in zip(output.answers, right, strict=True)
     ]
@@ -139,6 +142,13 @@ def result_row(
         row["probe_tokens"] = sum(len(node.tokens) for node in output.tree.children if node.note == "probe")
     row["warnings"] = list(output.problem.warnings)
     return row if error is None else row | {"error": error}
+
+
+def _judged(node: Node | None) -> dict[str, float]:
+    """What the verifier said of an answer, and what its parts said."""
+    if node is None or math.isnan(node.score):
+        return {}
+    return {"verifier": node.score, **node.facts.get("verifier", {})}
 
 
 def record_of(output: SearchOutput) -> dict[str, Any]:
@@ -159,6 +169,7 @@ def page_of(name: str, command: Sequence[str], told: Sequence[str]) -> str:
         "| trees.jsonl | every node of each prompt's tree |",
         "| metrics.jsonl | tokens and accuracy as prompts ended |",
         "| summary.json | accuracy with intervals, tokens |",
+        "| verifiers.md | calibration, false accepts and rejects of the verifier, where right answers are known |",
         "| report.html | the run as a page, with trees |",
         "",
     ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxpost.eval.search import Outcome, any_of, pass_at, top_1
 from jaxpost.eval.statistics import Interval, bootstrap_mean
+from jaxpost.eval.verifiers import report
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], *, independent: bool) -> dict[str, Any]:
@@ -45,6 +47,18 @@ def outcome_of(row: Mapping[str, Any]) -> Outcome:
     """A row of results.jsonl, judged."""
     offered = tuple(bool(candidate["right"]) for candidate in row.get("candidates", ()))
     return Outcome(row.get("right") is True, offered, row["generated"] + row["verified"], "error" in row)
+
+
+def verifier_report(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The calibration and false-accept report of the verifier and its parts, over all candidates of which it is known
+    whether they are right; None where none was judged, or all are right or all wrong."""
+    told = [(c["judged"], c["right"]) for row in rows for c in row.get("candidates", ()) if c.get("judged")]
+    known = [(judged, bool(right)) for judged, right in told if right is not None]
+    right = [label for _, label in known]
+    if len(set(right)) < 2:
+        return None
+    names = dict.fromkeys(name for judged, _ in known for name in judged if not name.endswith("unreadable"))
+    return report({name: [judged.get(name, math.nan) for judged, _ in known] for name in names}, right)
 
 
 def _listed(found: Interval) -> list[float]:

@@ -208,7 +208,7 @@ def toys(score: Score, devices: int = 1, prompts: Sequence[Sequence[int]] = (PRO
         "make_judge": lambda *args, **kwargs: InProcess(score),
     }
     few = lambda section, devices_=None: make_mesh(section, jax.devices()[:devices])  # noqa: E731
-    drawn_by = mock.patch.object(opponents, "text_sampler", lambda *args, **kwargs: sampler)
+    drawn_by = mock.patch.object(opponents, "text_sampler", return_value=sampler)
     with mock.patch.multiple(rl, **found), drawn_by, mock.patch.object(sharding, "make_mesh", few):
         yield sampler
 
