@@ -21,20 +21,22 @@ def test_a_step_beam_with_two_8b_models_fits_a_v5e_16(capsys):
     # A cache of its own for every text would take twice what the pools do, and each of two models would have one.
     dense = PROMPTS * WIDTH * (CONTEXT // PAGE) / MESH["data"] * page
     held = 2 * (weights + pool)
-    peak = held + max(f["temporaries"] + f["besides"] + f["code"] for f in facts.values())
+    peak = held + max(f["besides"] for f in facts.values())
     with capsys.disabled():
         print(
             f"\nstep beam: {peak:.2f} GiB a chip: 2 x {weights:.2f} weights, 2 x {pool:.2f} pages ({dense:.2f} dense)",
             end="",
         )
         for name, f in facts.items():
-            print(f"; {name} {f['temporaries']:.2f} GiB of temporaries, compiled in {f['seconds']:.0f} s", end="")
+            print(f"; {name} {f['besides']:.2f} GiB besides, compiled in {f['seconds']:.0f} s", end="")
         print()
     assert pool < 0.55 * dense
     assert peak < HBM
     for name in ("draw", "score"):
-        assert weights + pool < facts[name]["arguments"] < weights + pool + 0.2
+        # The process model has no use for the language model's head.
+        unused = BYTES["bf16"] * config.vocab_size * config.width / MESH["tensor"] / 2**30 * (name == "score")
+        assert weights + pool - unused < facts[name]["arguments"] + 0.01 < weights + pool - unused + 0.1
         assert facts[name]["aliased"] > 0.99 * pool, "no second pool"
     assert facts["fork"]["aliased"] > 0.99 * pool
-    assert facts["fork"]["temporaries"] < 0.1
+    assert facts["fork"]["besides"] < 0.1
     assert facts["draw"]["kernels"] == ["paged_attention"]

@@ -22,7 +22,7 @@ NEVER = "\u2603\u2603"
 
 
 def head(width: int) -> np.ndarray:
-    return np.random.default_rng(3).normal(size=(width, 1)).astype(np.float32) / np.sqrt(width)
+    return (np.random.default_rng(3).normal(size=(width, 1)) / np.sqrt(width)).astype(np.float32)
 
 
 def run_torch(task: str, folder: str) -> dict[str, Any]:
