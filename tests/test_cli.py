@@ -328,7 +328,7 @@ def test_settings_are_told_from_a_commands_own_options():
     )
     assert own == ["inspect", "p", "--rows", "2", "--color", "never"]
     assert flags == ["--mesh.fsdp", "-1", "--adapter", "{kind: lora}"]
-    assert set(METHODS) == {"sft", "rl", "preference", "reward"}
+    assert set(METHODS) == {"sft", "rl", "preference", "reward", "search"}
 
 
 def test_real_commands_on_a_tiny_model(tiny_model, tmp_path, capsys, monkeypatch):
