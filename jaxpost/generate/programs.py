@@ -232,8 +232,7 @@ def decode(
         wishes: sampling parameters, a row each.
         mask: tokens that a grammar allows at the next step; then `steps` must be 1.
         pause: tokens after which a row draws no more in this chunk.
-        max_steps: static room for E new tokens.
-        best: static number of most probable tokens to tell.
+        max_steps, best: static room for E new tokens, and number of most probable ones to tell.
         lookup: guesses, verified together in one pass; passes without any read one token a row.
         mesh: static: what pools and rows are spread over.
     """
