@@ -130,7 +130,9 @@ def test_noise_is_fixed_by_the_prompts_number_and_neighbours_change_nothing():
     for prompt, number, out in zip(PROMPTS, [5, 6, 7], together, strict=True):
         _, [alone] = run([prompt], numbers=[number], search_tokens=3)
         assert alone.answers[0].text == out.answers[0].text
-        assert alone.tree.facts == out.tree.facts
+        assert alone.tree.facts["visits"] == out.tree.facts["visits"]
+        # Programs of another batch size may round the last bit otherwise.
+        np.testing.assert_allclose(alone.tree.facts["weights"], out.tree.facts["weights"], rtol=1e-5)
     _, others = run(["b"] * 8, together=1, gumbel_scale=3.0)
     assert len({tuple(out.tree.facts["visits"]) for out in others}) > 1
 
