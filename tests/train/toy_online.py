@@ -31,8 +31,8 @@ from jaxpost.config import AdamWSection, ModelSection, RunSection, ScheduleSecti
 from jaxpost.config_check_rl import check_rl
 from jaxpost.config_rewards import FinishedSection, RewardSection
 from jaxpost.config_rl import LearnerSection, OnlineSection, RLConfig, RolloutSection, TruncatedCorrection
-from jaxpost.generate.samples import Completion
 from jaxpost.generate.sampler import Sampler
+from jaxpost.generate.samples import Completion
 from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig, StackConfig
 from jaxpost.rewards.runner import Scored
 from jaxpost.rl.episodes import Problem
