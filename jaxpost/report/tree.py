@@ -13,7 +13,7 @@ from typing import Any
 from jaxpost.report.text import html
 
 WIDTH, HEIGHT, ACROSS, DOWN, MARGIN = 208, 46, 252, 58, 10
-LETTERS = 30
+LETTERS = 28
 """Of a node's text that are shown."""
 FACTS = 42
 """Of its numbers."""
@@ -101,7 +101,7 @@ def _boxes(record: Mapping[str, Any], title: str) -> list[_Box]:
         text = title or "prompt" if parent is None else "".join(str(n.get("text", "")) for n in run)
         box = _Box(
             last["number"], text, sum(int(n.get("tokens", 0)) for n in run), last, last["number"] in chosen,
-            bool(last.get("pruned")),
+            bool(last.get("pruned")) and last["number"] not in chosen and last.get("end") != "stop",
         )  # fmt: skip
         out.append(box)
         if parent is not None:
