@@ -101,10 +101,12 @@ def run_score(options: argparse.Namespace, flags: list[str]) -> int:
 
 
 def told(numbers: dict[str, float]) -> list[str]:
-    """A line for every accuracy with its interval, then the other numbers.
+    """A line for every accuracy with its interval, then the other numbers, with theirs where they have one.
 
     >>> told({"accuracy": 0.75, "low": 0.5, "high": 0.9, "items": 12.0, "calibration_error": 0.125})
     ['accuracy 75.0% [50.0, 90.0] of 12', 'calibration_error 0.125']
+    >>> told({"area_under_curve": 0.7, "area_under_curve_low": 0.61, "area_under_curve_high": 0.78})
+    ['area_under_curve 0.7 [0.61, 0.78]']
     """
     lines, rest = [], []
     for key, value in numbers.items():
@@ -113,9 +115,17 @@ def told(numbers: dict[str, float]) -> list[str]:
         if last == "accuracy" and f"{head}low" in numbers:
             low, high, items = (numbers[head + part] for part in ("low", "high", "items"))
             lines.append(f"{head}accuracy {100 * value:.1f}% [{100 * low:.1f}, {100 * high:.1f}] of {int(items)}")
-        elif last not in ("accuracy", "low", "high", "items") and not key.startswith("reliability/"):
+        elif last in ("accuracy", "low", "high", "items") or key.startswith("reliability/") or _is_bound(key, numbers):
+            continue
+        elif f"{key}_low" in numbers and f"{key}_high" in numbers:
+            rest.append(f"{key} {value:.4g} [{numbers[f'{key}_low']:.4g}, {numbers[f'{key}_high']:.4g}]")
+        else:
             rest.append(f"{key} {value:.4g}")
     return lines + rest
+
+
+def _is_bound(key: str, numbers: dict[str, float]) -> bool:
+    return any(key.endswith(end) and key.removesuffix(end) in numbers for end in ("_low", "_high"))
 
 
 COMMANDS = {"score": run_score}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -314,13 +314,18 @@ def score_groups(
 
 
 def judge(
-    scored: Sequence[tuple[Group, list[np.ndarray]]], *, graded: bool = False, objectives: Sequence[str] = ()
+    scored: Sequence[tuple[Group, list[np.ndarray]]],
+    *,
+    graded: bool = False,
+    objectives: Sequence[str] = (),
+    questions: Sequence[Hashable] | None = None,
 ) -> dict[str, float]:
     """An evaluation's numbers: by order, label or grade. An ensemble's mean is judged, and its spread told.
 
     Args:
       graded: labels are grades, not right or wrong.
       objectives: names, where there are several.
+      questions: of each group; None: by their prompts.
     """
     spread = [float(np.std(each, axis=1).mean()) for _, scores in scored for each in scores]
     out = {"uncertainty": float(np.mean(spread))} if scored and scored[0][1][0].shape[1] > 1 else {}
@@ -334,7 +339,11 @@ def judge(
             found = judge_graded([_labelled(g, a, x[..., m], m) for g, a, x in each])
             out |= {f"objective/{name}/{key}": value for key, value in found.items()}
         return out
-    labelled = [_labelled(g, a, x[..., 0], 0) for g, a, x in each]
+    asked = [g.prompt.tobytes() or None for g, _ in scored] if questions is None else list(questions)
+    of = [question for question, (group, _) in zip(asked, scored, strict=True) for _ in group.answers]
+    labelled = [
+        _labelled(g, a, x[..., 0], 0)._replace(question=question) for (g, a, x), question in zip(each, of, strict=True)
+    ]
     return out | (judge_graded(labelled) if graded else judge_labelled(labelled))
 
 

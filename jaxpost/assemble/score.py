@@ -67,7 +67,8 @@ class Verdict:
             (_group(item, tokens), [_judged(item, n, x)[:, None, None] for n, x in enumerate(found)])
             for item, found, tokens in self.known
         ]
-        return judge(scored, graded=any(item.graded for item, _, _ in self.known))
+        graded = any(item.graded for item, _, _ in self.known)
+        return judge(scored, graded=graded, questions=[repr(item.prompt) for item, _, _ in self.known])
 
 
 def score(

@@ -8,7 +8,8 @@ of one ranking are not independent.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +42,8 @@ class Labelled(NamedTuple):
     length: int
     """Tokens of the answer."""
     subset: str = ""
+    question: Hashable = None
+    """Answers to one question are not independent; None: of this answer alone."""
 
 
 class Calibration(NamedTuple):
@@ -110,6 +113,52 @@ def area_under_curve(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     if not up or not down:
         return math.nan
     return float((places(scores)[right].sum() - up * (up + 1) / 2) / (up * down))
+
+
+def area_interval(scores: npt.ArrayLike, labels: npt.ArrayLike, clusters: Sequence[Hashable]) -> Interval:
+    """`area_under_curve` with the 95% interval of scores that come in clusters (Obuchowski 1997; DeLong's where each
+    has one): the answers to a question, or the steps of an answer, are not independent.
+
+    With A the area, M right and N wrong scores, and psi(x, y) = 1, 1/2, 0 as x is above, equal to or below y, a cluster
+    k adds u_k = sum over its right x of (mean_y psi(x, y) - A) and v_k likewise of its wrong ones. Then
+
+        var A = I_u / (I_u - 1) sum_k u_k^2 / M^2 + I_v / (I_v - 1) sum_k v_k^2 / N^2
+              + 2 I / (I - 1) sum_k u_k v_k / (M N),
+
+    I_u, I_v and I being the clusters with right ones, with wrong ones, and all. The interval is taken of the logit.
+
+    Args:
+      clusters: of each score.
+
+    Returns: bounds of 0 and 1 where the area is 0 or 1 or there is one cluster; NaN without both kinds of labels.
+
+    Example:
+      >>> found = area_interval([0.1, 0.4, 0.35, 0.8, 0.6, 0.2], [0, 0, 1, 1, 1, 0], range(6))
+      >>> [round(x, 2) for x in found]
+      [0.89, 0.26, 0.99]
+    """
+    x, right = np.asarray(scores, np.float64), np.asarray(labels) >= 0.5
+    area, up, down = area_under_curve(x, right), int(right.sum()), int((~right).sum())
+    if math.isnan(area):
+        return Interval(area, 0.0, 1.0)
+    _, cluster = np.unique([str(c) for c in clusters], return_inverse=True)
+    whole = places(x)
+    beats = np.empty(x.size)
+    beats[right] = (whole[right] - places(x[right])) / down - area
+    beats[~right] = 1 - (whole[~right] - places(x[~right])) / up - area
+    count = int(cluster.max()) + 1
+    u, v = (np.bincount(cluster[of], beats[of], count) for of in (right, ~right))
+    with_up, with_down = (int(np.unique(cluster[of]).size) for of in (right, ~right))
+    if min(with_up, with_down) < 2 or not 0 < area < 1:
+        return Interval(area, 0.0, 1.0)
+    variance = with_up / (with_up - 1) * float(u @ u) / up**2 + with_down / (with_down - 1) * float(v @ v) / down**2
+    variance += 2 * count / (count - 1) * float(u @ v) / (up * down)
+    half = _Z95 * math.sqrt(max(variance, 0.0)) / (area * (1 - area))
+    middle = math.log(area / (1 - area))
+    return Interval(area, *(1 / (1 + math.exp(-x)) for x in (middle - half, middle + half)))
+
+
+_Z95 = NormalDist().inv_cdf(0.975)
 
 
 def _pairs(group: Ranked) -> tuple[np.ndarray, np.ndarray]:
@@ -182,7 +231,8 @@ def judge_labelled(answers: Sequence[Labelled], *, threshold: float = 0.5) -> di
     """How well probabilities tell right answers or steps from wrong ones.
 
     Returns: "accuracy" over answers or, where answers have several labels, the mean over answers of their steps',
-    with "low", "high", "items"; by subset as in `judge_ranked`; "area_under_curve"; "calibration_error" and the
+    with "low", "high", "items"; by subset as in `judge_ranked`; "area_under_curve" with its interval ("_low", "_high",
+    questions being what is independent); "calibration_error" and the
     reliability diagram; "length_correlation" of an answer's mean score with its tokens; for steps those of
     `first_errors`.
     """
@@ -195,7 +245,10 @@ def judge_labelled(answers: Sequence[Labelled], *, threshold: float = 0.5) -> di
         part = [r for r, s in zip(right, subsets, strict=True) if s == name]
         out |= _told(f"subset/{name}", _share(part), len(part))
     scores, labels = (np.concatenate([getattr(a, k) for a in answers]) for k in ("scores", "labels"))
-    out["area_under_curve"] = area_under_curve(scores, labels)
+    asked = [("answer", i) if a.question is None else a.question for i, a in enumerate(answers)]
+    clusters = [q for q, a in zip(asked, answers, strict=True) for _ in a.labels]
+    area = area_interval(scores, labels, clusters)
+    out |= {"area_under_curve": area.value, "area_under_curve_low": area.low, "area_under_curve_high": area.high}
     out |= bins_told(calibration(scores, labels))
     out["length_correlation"] = correlation([float(np.mean(a.scores)) for a in answers], [a.length for a in answers])
     if any(len(a.labels) > 1 for a in answers):

@@ -1,6 +1,7 @@
 """What scores are worth, against counting by hand."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from jaxpost.eval.reward import (
     Labelled,
     Ranked,
+    area_interval,
     area_under_curve,
     calibration,
     judge_graded,
@@ -28,6 +30,34 @@ def test_the_area_is_the_share_of_right_above_wrong_by_counting():
     wins = [(a > b) + 0.5 * (a == b) for a, b in itertools.product(scores[labels == 1], scores[labels == 0])]
     assert area_under_curve(scores, labels) == pytest.approx(np.mean(wins))
     assert np.isnan(area_under_curve([0.5], [1]))
+
+
+def test_the_areas_interval_is_delongs_where_scores_are_independent():
+    scores, labels = RNG.integers(0, 9, 60) / 8, RNG.integers(0, 2, 60)
+    up, down = scores[labels == 1], scores[labels == 0]
+    wins = (up[:, None] > down[None]) + 0.5 * (up[:, None] == down[None])
+    spread = np.sqrt(np.var(wins.mean(1), ddof=1) / len(up) + np.var(wins.mean(0), ddof=1) / len(down))
+    area = wins.mean()
+    found = area_interval(scores, labels, range(60))
+    logit = lambda p: np.log(p / (1 - p))  # noqa: E731
+    for bound, side in ((found.low, -1), (found.high, 1)):
+        assert logit(bound) == pytest.approx(logit(area) + side * 1.959964 * spread / (area * (1 - area)))
+
+
+def test_the_areas_interval_counts_clusters_and_not_scores():
+    rng, inside, narrow = np.random.default_rng(3), 0, 0
+    for _ in range(200):
+        # Five near copies of each of 40 scores: as much as 40 say, and not as 200.
+        label = rng.integers(0, 2, 40)
+        score = label + rng.normal(size=40)
+        scores, labels = np.repeat(score, 5) + 1e-6 * rng.normal(size=200), np.repeat(label, 5)
+        found = area_interval(scores, labels, np.repeat(np.arange(40), 5).tolist())
+        alone = area_interval(scores, labels, range(200))
+        truth = 0.5 * (1 + math.erf(0.5))  # P(N(1, 1) > N(0, 1))
+        inside += found.low <= truth <= found.high
+        narrow += alone.low <= truth <= alone.high
+    assert 180 <= inside <= 200
+    assert narrow < 160
 
 
 def test_places_of_equal_values_are_their_mean():
