@@ -74,8 +74,8 @@ class Known(NamedTuple):
     """[N, T]; zeros without a critic."""
     steps: tuple[HostArray, HostArray] | None
     """[N, S] rewards and last tokens of an answer's steps, where rewards come by step."""
-    opponent: HostArray
-    """[N] whether an opponent drew it."""
+    opponent: HostArray = None
+    """[N] whether an opponent drew it; None: the policy drew all."""
 
 
 class Credit(NamedTuple):
