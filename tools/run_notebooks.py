@@ -47,7 +47,6 @@ def main(args: list[str]) -> int:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
     # Without it, cached programs can hang on fake CPU devices (see tests/conftest.py).
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_enable_concurrency_optimized_scheduler=false")
-    os.environ.setdefault("NPROC", "16")  # threads to spare where eight devices meet
     chosen = [Path(arg).resolve() for arg in args if arg != "--write"]
     for path in chosen or sorted((ROOT / "notebooks").glob("*.ipynb")):
         start = time.perf_counter()

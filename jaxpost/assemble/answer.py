@@ -253,6 +253,8 @@ def check_turns(system: str | None, *, chat: bool) -> None:
 
 def keep_programs() -> None:
     """Keeps compiled programs in the user's cache, so that the same command starts at once the next time."""
+    if jax.default_backend() == "cpu" and jax.device_count() > 1:
+        return  # A program of several CPU devices that is loaded from a cache has lost the order of its collectives.
     option = "jax_compilation_cache_dir"
     if getattr(jax.config, option) is None:
         jax.config.update(option, str(cache_folder() / "programs"))
