@@ -8,7 +8,8 @@ With l_t the loss and w_t the weight of token t, o_i sample i's tokens and |o_i|
 - `constant_mean(L)`: (1/N) sum_i (1/L) sum_{t in o_i} w_t l_t: Dr.GRPO's (2503.20783).
 
 N counts the samples that have any weight. Weights come from the batch alone, so each mean is exact over any number of
-microbatches and devices.
+microbatches and devices. A mean is linear: the term's value is the given value times a number that comes from weights
+and segments, so that a loss may be summed before its values are all known (`ops.logprobs.weighted_sum`).
 """
 
 from __future__ import annotations

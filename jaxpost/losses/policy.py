@@ -19,6 +19,7 @@ Methods are combinations: GRPO is `ppo` with group advantages, `sequence_mean` a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +32,7 @@ from jaxpost.losses.kl import KL, LIMIT, k3
 from jaxpost.losses.supervised import next_tokens
 from jaxpost.losses.value import value_loss
 from jaxpost.ops import platform
-from jaxpost.ops.logprobs import token_stats
+from jaxpost.ops.logprobs import TokenStats, Unembed, stats_of_logits, token_stats, weighted_sum
 from jaxpost.types import AnswerBatch, Hyper, Inputs, LossFn, Model, Params, RolloutBatch, Term, Terms
 
 
@@ -131,6 +132,10 @@ def _clipped(rho: Array, advantages: Array, hyper: Hyper) -> Surrogate:
     return Surrogate(value, low, high)
 
 
+PER_TOKEN = (reinforce, ppo, cispo, cispo_two_sided)
+"""Surrogates in which a token's loss depends on its own log-probability alone."""
+
+
 def policy_gradient(
     model: Model,
     params: Params,
@@ -155,43 +160,122 @@ def policy_gradient(
         makes the policy softmax(logits / T), as it has to be where the samples were drawn with T (default 1).
       surrogate, aggregate: one of the table above; which tokens share a mean.
       kl: penalty on the distance from `batch.ref_logprobs`.
-      correction: importance weights between `batch.sampler_logprobs` and the old policy; they weigh the surrogate
-        alone.
+      correction: importance weights of the surrogate, between `batch.sampler_logprobs` and the old policy.
       value_head: the critic as a head on the policy's hidden states; adds the term and metrics of `losses.value`.
       watch_entropy: report the entropy though there is no bonus.
       chunk_tokens: tokens whose logits exist at one time, over all devices; None: one device's, by the platform.
     Returns:
-      Terms "policy" and, where asked for, "kl_penalty" and "entropy_bonus". Metrics, means over tokens: see
-      `_watch`, and "entropy" in nats.
+      Terms "policy", "kl_penalty" and "entropy_bonus", where asked for; `_watch`'s metrics, and "entropy" in nats.
     Raises:
       ValueError: the batch lacks log-probabilities that the KL or the correction needs.
     """
     targets, weights = next_tokens(batch)
-    hidden, how = hidden_states(model, params["policy"], batch), {"chunk_tokens": chunk_tokens}
-    with_entropy = watch_entropy or "entropy_coef" in hyper
-    stats = stats_of(model, params["policy"], hidden, targets, hyper, with_entropy=with_entropy, **how)
-    following = lambda x: jnp.where(weights != 0, jnp.roll(x, -1, axis=1), 0.0)  # noqa: E731
-    logprobs = jnp.where(weights != 0, stats.logprob, 0.0)
-    now = jax.lax.stop_gradient(logprobs)
-    old = now if batch.old_logprobs is None else following(batch.old_logprobs)
-    ref, sampler = (None if x is None else following(x) for x in (batch.ref_logprobs, batch.sampler_logprobs))
-    loss = surrogate(Tokens(logprobs, old, following(batch.advantages), weights, segments := batch.segment_ids), hyper)
-    factor = None
-    if correction is not None:
-        factor = jax.lax.stop_gradient(correction(old - _needed(sampler, "sampler_logprobs"), weights, segments))
-    terms = {"policy": aggregate(loss.value if factor is None else factor * loss.value, weights, segments)}
+    hidden, segments = hidden_states(model, params["policy"], batch), batch.segment_ids
+    bonus = "entropy_coef" in hyper
+    advantages, old, ref, sampler = _following(batch, weights)
+    given = {"advantages": advantages, "weights": weights, "segments": segments}
+    corrected = partial(_corrected, correction, sampler, weights, segments)
+    how: dict[str, Any] = {"surrogate": surrogate, "aggregate": aggregate, "chunk_tokens": chunk_tokens}
+    how |= {"with_entropy": watch_entropy or bonus}
+    read = (model, params["policy"], hidden, targets, hyper, given, old)
+    # Where a token's loss is its own and nothing else is differentiated, the head's gradient needs no second pass.
+    if surrogate in PER_TOKEN and kl is None and not bonus and (old is not None or correction is None):
+        factor = None if old is None else corrected(old)
+        term, (logprobs, entropy, loss) = _summed(*read, factor, **how)
+        old = logprobs if old is None else old
+    else:
+        term, (logprobs, entropy, loss), old, factor = _stored(*read, corrected, **how)
+    terms, still = {"policy": term}, jax.lax.stop_gradient(logprobs)
+    metrics = _watch(still, old, ref, sampler, factor, loss, weights)
     if kl is not None:
         penalty = aggregate(kl(logprobs, _needed(ref, "ref_logprobs"), old), weights, segments)
         terms["kl_penalty"] = penalty._replace(coef=hyper["kl_coef"])
-    metrics = _watch(now, old, ref, sampler, factor, loss, weights)
-    if stats.entropy is not None:
-        metrics["entropy"] = Term(stats.entropy, weights)
-    if "entropy_coef" in hyper:
-        terms["entropy_bonus"] = aggregate(stats.entropy, weights, segments)._replace(coef=-hyper["entropy_coef"])
+    metrics |= {} if entropy is None else {"entropy": Term(entropy, weights)}
+    if bonus and entropy is not None:
+        terms["entropy_bonus"] = aggregate(entropy, weights, segments)._replace(coef=-hyper["entropy_coef"])
     if value_head is None:
         return terms, metrics
     more = value_loss(lambda *_: value_head(params, hidden), params, frozen, batch, key, hyper, aggregate=aggregate)
     return terms | more[0], metrics | more[1]
+
+
+def _following(batch: RolloutBatch, weights: Array) -> tuple[Array, Array | None, Array | None, Array | None]:
+    """Advantages, and the old policy's, the reference's and the sampler's log-probabilities, of the next token."""
+    following = lambda x: jnp.where(weights != 0, jnp.roll(x, -1, axis=1), 0.0)  # noqa: E731
+    known = (batch.old_logprobs, batch.ref_logprobs, batch.sampler_logprobs)
+    old, ref, sampler = (None if x is None else following(x) for x in known)
+    return following(batch.advantages), old, ref, sampler
+
+
+def _corrected(
+    correction: Correction | None, sampler: Array | None, weights: Array, segments: Array, old: Array
+) -> Array | None:
+    """Importance weights between sampler and old policy, None without a correction."""
+    if correction is None:
+        return None
+    return jax.lax.stop_gradient(correction(old - _needed(sampler, "sampler_logprobs"), weights, segments))
+
+
+def _summed(
+    model: Model,
+    policy: Params,
+    hidden: Float[Array, "B T D"],
+    targets: Int[Array, "B T"],
+    hyper: Hyper,
+    given: dict[str, Array],
+    old: Float[Array, "B T"] | None,
+    factor: Float[Array, "B T"] | None,
+    *,
+    surrogate: SurrogateFn,
+    aggregate: Aggregate,
+    with_entropy: bool,
+    chunk_tokens: int | None,
+) -> tuple[Term, tuple[Array, Array | None, Surrogate]]:
+    """The policy's term in one element, and log pi, entropy and surrogate of every token without gradient."""
+    # A mean is linear: what it makes of ones multiplies every token's own loss.
+    weights = given["weights"]
+    mean = aggregate(jnp.ones_like(weights), weights, given["segments"])
+    times = mean.value if factor is None else factor * mean.value
+
+    def per_token(logits: Array, each: tuple[Array, Array, Array | None, dict[str, Array]]) -> tuple[Array, Any]:
+        targets, times, old, given = each
+        stats = stats_of_logits(logits, targets, with_entropy=with_entropy)
+        old = jax.lax.stop_gradient(stats.logprob) if old is None else old
+        loss = surrogate(Tokens(stats.logprob, old, **given), hyper)
+        return times * loss.value, (stats.logprob, stats.entropy, loss)
+
+    unembed, tree = _head(model, policy, hyper)
+    each, chunk_tokens = (targets, times, old, given), _chunk(chunk_tokens)
+    total, aux = weighted_sum(unembed, tree, hidden, mean.weight, each, per_token, chunk_tokens=chunk_tokens)
+    weight = jnp.sum(mean.weight)
+    aux = jax.tree.map(lambda x: jnp.where(weights != 0, x, jnp.zeros((), x.dtype)), aux)
+    return Term(total / jnp.where(weight == 0, 1.0, weight), weight), jax.lax.stop_gradient(aux)
+
+
+def _stored(
+    model: Model,
+    policy: Params,
+    hidden: Float[Array, "B T D"],
+    targets: Int[Array, "B T"],
+    hyper: Hyper,
+    given: dict[str, Array],
+    old: Float[Array, "B T"] | None,
+    corrected: Callable[[Array], Array | None],
+    *,
+    surrogate: SurrogateFn,
+    aggregate: Aggregate,
+    with_entropy: bool,
+    chunk_tokens: int | None,
+) -> tuple[Term, tuple[Array, Array | None, Surrogate], Array, Array | None]:
+    """The policy's term by token; log pi, entropy and surrogate; the old policy's log pi; the importance weights."""
+    weights = given["weights"]
+    how: dict[str, Any] = {"with_entropy": with_entropy, "chunk_tokens": chunk_tokens}
+    stats = stats_of(model, policy, hidden, targets, hyper, weights=weights, **how)
+    logprobs = jnp.where(weights != 0, stats.logprob, 0.0)
+    old = jax.lax.stop_gradient(logprobs) if old is None else old
+    loss, factor = surrogate(Tokens(logprobs, old, **given), hyper), corrected(old)
+    value = loss.value if factor is None else factor * loss.value
+    return aggregate(value, weights, given["segments"]), (logprobs, stats.entropy, loss), old, factor
 
 
 def _needed(x: Array | None, name: str) -> Array:
@@ -212,16 +296,26 @@ def stats_of(
     targets: Int[Array, "B T"],
     hyper: Hyper,
     *,
+    weights: Float[Array, "B T"],
     with_entropy: bool,
     chunk_tokens: int | None,
-) -> Any:
-    """log pi of every target, and the entropy, of softmax(logits / T)."""
-    chunk_tokens = platform.choices().chunk_tokens if chunk_tokens is None else chunk_tokens
-    unembed, tree = model.unembed, policy
-    if "temperature" in hyper:
-        # The temperature travels with the parameters: the chunked head must see every array that it reads.
-        unembed, tree = lambda p, h: model.unembed(p[0], h) / p[1], (policy, jnp.asarray(hyper["temperature"]))
-    return token_stats(unembed, tree, hidden, targets, chunk_tokens=chunk_tokens, with_entropy=with_entropy)
+) -> TokenStats:
+    """log pi of every target, and the entropy, of softmax(logits / T); 0 where the weight is 0."""
+    unembed, tree = _head(model, policy, hyper)
+    how: dict[str, Any] = {"chunk_tokens": _chunk(chunk_tokens), "with_entropy": with_entropy, "weights": weights}
+    return token_stats(unembed, tree, hidden, targets, **how)
+
+
+def _chunk(chunk_tokens: int | None) -> int:
+    return platform.choices().chunk_tokens if chunk_tokens is None else chunk_tokens
+
+
+def _head(model: Model, policy: Params, hyper: Hyper) -> tuple[Unembed, Any]:
+    """The head of softmax(logits / T), and what it reads."""
+    if "temperature" not in hyper:
+        return model.unembed, policy
+    # The temperature travels with the parameters: the chunked head must see every array that it reads.
+    return lambda p, h: model.unembed(p[0], h) / p[1], (policy, jnp.asarray(hyper["temperature"]))
 
 
 def _watch(

@@ -26,7 +26,8 @@ def logprobs(
     """log softmax(logits / T) of every token of the batch, 0 where the loss weight is 0."""
     targets, weights = next_tokens(batch)
     hidden = hidden_states(model, policy, batch)
-    stats = stats_of(model, policy, hidden, targets, hyper, with_entropy=False, chunk_tokens=chunk_tokens)
+    how = {"weights": weights, "with_entropy": False, "chunk_tokens": chunk_tokens}
+    stats = stats_of(model, policy, hidden, targets, hyper, **how)
     return _at_tokens(jnp.where(weights != 0, stats.logprob, 0.0))
 
 

@@ -27,22 +27,36 @@ class Writer(Protocol):
 
 
 def to_json(record: Record) -> str:
-    """One line of valid JSON; numbers that JSON lacks become the strings "nan", "inf", "-inf".
+    """One line of valid JSON; numbers that JSON lacks become the strings "nan", "inf", "-inf", and what else it lacks
+    (dates, decimals, bytes of a table) its text.
 
     >>> to_json({"step": 1, "loss": float("nan"), "time": {"s": 0.5}})
     '{"step": 1, "loss": "nan", "time": {"s": 0.5}}'
     """
-    return json.dumps(_plain(record), ensure_ascii=False, allow_nan=False)
+    plain = _plain(record)
+    line = json.dumps(plain, ensure_ascii=False, allow_nan=False)
+    # Half of a surrogate pair, as cut texts have it, has no UTF-8; JSON's escape of it is fine.
+    return line if _encodable(line) else json.dumps(plain, ensure_ascii=True, allow_nan=False)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | set | frozenset):
         return [_plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-    return value.item() if hasattr(value, "item") else value
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)  # arrays; a table's dates, decimals ...
 
 
 class JsonlFile:

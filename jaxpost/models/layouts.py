@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxpost.ops.linear import linear
+from jaxpost.ops import platform
+from jaxpost.ops.linear import Panels, linear
 from jaxpost.types import Params
 
 QKV = ("q_proj", "k_proj", "v_proj")
 GATE_UP = ("gate_proj", "up_proj")
+HEAD = "head_panels"
+"""Where `for_decoding` puts a tied head."""
 
 
 def project(weights: Params, names: tuple[str, ...], x: Float[Array, "*B D"]) -> list[Array]:
@@ -65,15 +70,43 @@ def unstack(params: Params) -> Params:
     return params | {"stacks": {name: layers(stack) for name, stack in params["stacks"].items()}}
 
 
-def for_decoding(params: Params) -> Params:
-    """Layers apart and projections side by side; plain arrays only (LoRA leaves merged)."""
+def for_decoding(params: Params, *, panels: bool = False) -> Params:
+    """Layers apart and projections side by side; plain arrays only (LoRA leaves merged).
+
+    Args:
+        panels: kernels in panels where the platform gains by it, for a few rows at a time (one gains nothing). A tied
+            head gets panels of its own, beside the table that tokens are looked up in.
+    """
     stacks = unstack(params)["stacks"]
-    return params | {
+    laid = params | {
         "stacks": {
             name: [{block: join(weights) for block, weights in layer.items()} for layer in layers]
             for name, layers in stacks.items()
         }
     }
+    if not panels:
+        return laid
+    # A mixture of models has their tables elsewhere, and reads them as they are.
+    tied = "lm_head" not in params and "embed" in params
+    head = in_panels(params["embed"]["table"].T) if tied else None
+    return _cut(laid) | ({HEAD: head} if isinstance(head, Panels) else {})
+
+
+def in_panels(kernel: Array) -> Array | Panels:
+    """A float32 kernel in panels; as it is, where the platform has none or there would be too few of them."""
+    rule = platform.choices().panels
+    if rule is None or platform.threads() > rule.threads or kernel.ndim != 2 or kernel.dtype != jnp.float32:
+        return kernel
+    fits = [width for width in rule.widths if kernel.shape[1] % width == 0 and kernel.shape[1] // width >= rule.least]
+    return Panels.of(kernel, width=fits[0], groups=rule.groups) if fits else kernel
+
+
+def _cut(weights: Any) -> Any:
+    if isinstance(weights, list):
+        return [_cut(part) for part in weights]
+    if not isinstance(weights, dict):
+        return weights
+    return {name: in_panels(leaf) if name == "kernel" else _cut(leaf) for name, leaf in weights.items()}
 
 
 def _together(names: tuple[str, ...]) -> str:

@@ -28,7 +28,7 @@ from jaxpost.models.attend import (
 )
 from jaxpost.models.cache import DenseCache, init_cache, reserve
 from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig
-from jaxpost.models.layouts import GATE_UP, QKV, project
+from jaxpost.models.layouts import GATE_UP, HEAD, QKV, project
 from jaxpost.models.pages import PagedCache, slots
 from jaxpost.models.table import parameter_table
 from jaxpost.ops import attention as attention_ops
@@ -265,7 +265,9 @@ class Transformer(nn.Module):
         # small): split by row, the head's gradient would be summed over all devices for every chunk of tokens.
         rows = ("batch_copies", *([None] * (hidden.ndim - 2)))
         hidden = self.constrain(hidden, (*rows, "act_embed"))
-        if self.config.tie_embeddings:
+        if HEAD in self.variables["params"]:
+            logits = linear(hidden, self.variables["params"][HEAD], dtype=jnp.float32)
+        elif self.config.tie_embeddings:
             table = self.modules["embed"]()["table"]
             if isinstance(table, jax.Array):
                 table = self.constrain(table.astype(hidden.dtype), ("act_vocab", None))

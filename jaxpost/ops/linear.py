@@ -5,6 +5,7 @@ Letters: I input width, O output width, R rank. Kernels are [I, O]; a stack's ke
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,31 @@ class LoRA(NamedTuple):
     scale: Float[Array, "*L"]
 
 
+class Panels(NamedTuple):
+    """A kernel [I, O] as panels of neighbouring columns, P of them in each group: panel p of a group is [I, W].
+
+    A product with few rows takes as long as its kernel takes to read, and a panel is read in one run of memory, where
+    the same columns of the whole kernel are many short runs. Groups may be worked on side by side.
+    """
+
+    groups: tuple[Shaped[Array, "P I W"], ...]
+
+    @staticmethod
+    def of(kernel: Shaped[Array, "I O"], *, width: int, groups: int) -> Panels:
+        """Cuts a kernel whose columns are a multiple of `width`.
+
+        Example:
+            >>> [group.shape for group in Panels.of(jnp.ones((3, 10)), width=2, groups=2).groups]
+            [(2, 3, 2), (3, 3, 2)]
+        """
+        inputs, outputs = kernel.shape
+        count = outputs // width
+        groups = min(groups, count)
+        cut = jnp.moveaxis(kernel.reshape(inputs, count, width), 1, 0)
+        bounds = [count * i // groups for i in range(groups + 1)]
+        return Panels(tuple(cut[a:b] for a, b in pairwise(bounds)))
+
+
 Weight = Array | LoRA
 
 
@@ -49,7 +75,11 @@ def materialize(weight: Weight) -> Array:
 
 
 def linear(
-    x: Float[Array, "*B I"], weight: Weight, bias: Array | None = None, *, dtype: DTypeLike | None = None
+    x: Float[Array, "*B I"],
+    weight: Weight | Panels,
+    bias: Array | None = None,
+    *,
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, "*B O"]:
     """x W + bias; for a LoRA leaf x W0 + scale (x A) B + bias.
 
@@ -67,7 +97,9 @@ def linear(
         (2, 5, 4)
     """
     rows = x.reshape(-1, x.shape[-1])
-    if not isinstance(weight, LoRA):
+    if isinstance(weight, Panels):
+        y = _by_panels(rows, weight, dtype)
+    elif not isinstance(weight, LoRA):
         y = _dot(rows, weight, 0, dtype)
     elif _worth_updating(rows, weight, dtype):
         y = _updated(rows, weight.base, weight.scale * weight.a, weight.b)
@@ -101,6 +133,17 @@ def take_rows(weight: Weight, ids: Int[Array, "*B"]) -> Float[Array, "*B O"]:
         update = _dot(low.reshape(-1, low.shape[-1]), weight.b, 0, rows.dtype)
         return rows + update.reshape(rows.shape)
     return jnp.take(weight, ids, axis=0, mode="fill", fill_value=jnp.nan)
+
+
+def _by_panels(rows: Array, weight: Panels, dtype: DTypeLike | None) -> Array:
+    """rows W, each group as one product with a panel at a time."""
+
+    def group(panels: Array) -> Array:
+        copies = jnp.broadcast_to(rows, (panels.shape[0], *rows.shape))
+        return lax.dot_general(copies, panels.astype(rows.dtype), (((2,), (1,)), ((0,), (0,))))
+
+    y = jnp.concatenate([group(panels) for panels in weight.groups])
+    return jnp.moveaxis(y, 0, 1).reshape(rows.shape[0], -1).astype(dtype or rows.dtype)
 
 
 def _scaled(weight: LoRA, low: Array) -> Array:

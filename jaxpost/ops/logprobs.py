@@ -100,6 +100,8 @@ class _Chunks(NamedTuple):
     """How [B, T, ...] becomes [count, B, T / count, ...], T being padded to a multiple."""
 
     count: int
+    width: int
+    """Tokens of one row in a chunk."""
     length: int
     by_stride: bool
     """A chunk takes every count-th token, which keeps a T that is split over devices where it is; else neighbours."""
@@ -109,12 +111,11 @@ class _Chunks(NamedTuple):
         if chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
         per_row = max(1, chunk_tokens // max(batch, 1))
-        return _Chunks(max(1, math.ceil(length / per_row)), length, by_stride)
-
-    @property
-    def width(self) -> int:
-        """Tokens of one row in a chunk."""
-        return math.ceil(self.length / self.count)
+        count = max(1, math.ceil(length / per_row))
+        # Where tokens without weight come last, of many chunks the last is seldom visited: the others are as wide as
+        # they may be. Few chunks are even, or a nearly empty last one would cost as much as the first.
+        even = by_stride or count < 4
+        return _Chunks(count, math.ceil(length / count) if even else per_row, length, by_stride)
 
     def split(self, x: Array) -> Array:
         pad = self.count * self.width - self.length

@@ -7,6 +7,7 @@ compilation for a TPU) says so with `target`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,6 +23,19 @@ ATTENTION_RESIDUALS = "attention"
 """Checkpoint name of what attention keeps for its backward pass: its result and the softmax's normaliser."""
 
 Remat = Literal["auto", "none", "dots", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanelRule:
+    """Panels of a kernel: measured with 8 rows on 2 threads."""
+
+    widths: tuple[int, ...] = (64, 32)
+    """Columns of a panel: the first of these that gives at least `least` panels."""
+    least: int = 12
+    groups: int = 16
+    """Most products that a kernel becomes. XLA's executor gives work away from nine steps that are ready on."""
+    threads: int = 4
+    """Beyond so many a whole product uses them better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +64,18 @@ class Choices:
     """Smallest number of queries for which the xla attention leaves out the keys that none of them may see."""
     causal_chunks: int = 8
     """Most such chunks: each is a program of its own."""
+    sparse_chunk: int | None = None
+    """Tokens of a chunk where rows share prefixes: pairs of chunks that see nothing of each other are left out. None:
+    they are computed."""
     query_block: int = 256
     """Most queries whose scores the xla attention holds at one time."""
+    staged_update: bool = False
+    """Store an optimiser's moments before the parameters' change is formed from them: where loops over the same arrays
+    stay apart, both would otherwise read the old moments, which are copied to be kept."""
     paged_kernel: bool = False
     """One query a row reads its pages by JAX's kernel, where that fits: a loop over pages is a chain of small steps."""
+    panels: PanelRule | None = None
+    """How the kernels that decoding reads are cut into panels (`ops.linear.Panels`); None: they stay whole."""
     row_buckets: tuple[int, ...] = (1,)
     """Rows that a batch of the engine may have; beyond the last, its multiples by powers of two. Each is a program, so
     where compiling is slow and rows are cheap there are few."""
@@ -71,6 +93,9 @@ CHOICES: dict[Platform, Choices] = {
         bfloat16_as_bits=True,
         chunk_tokens=256,
         causal_chunk=64,
+        staged_update=True,
+        sparse_chunk=64,
+        panels=PanelRule(),
         row_buckets=(1, 8, 16, 32),
     ),
     "gpu": Choices(
@@ -95,6 +120,12 @@ CHOICES: dict[Platform, Choices] = {
         paged_kernel=True,
     ),
 }
+
+
+def threads() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 
 _target: ContextVar[Platform | None] = ContextVar("jaxpost_platform", default=None)
 

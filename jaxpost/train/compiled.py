@@ -145,7 +145,8 @@ class CompiledEval:
         self._first: Signature | None = None
         self._compiled: Any = None
 
-    def __call__(self, params: Any, batch: Any) -> Mapping[str, Sums]:
+    def __call__(self, params: Any, batch: Any) -> tuple[Mapping[str, Sums], Any]:
+        """Sums over the batch, and what the job keeps of it (None: nothing)."""
         job = self._job
         shapes = signature(batch)
         if self._first is not None:
@@ -160,4 +161,5 @@ class CompiledEval:
             out = None if job.mesh is None else NamedSharding(job.mesh, PartitionSpec())
             self._compiled = jax.jit(run, out_shardings=out).lower(*args).compile()
             self._first = shapes
-        return self._compiled(*args)
+        found = self._compiled(*args)
+        return (found, None) if job.examine is None else found

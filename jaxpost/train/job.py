@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -40,7 +40,9 @@ class Source(Protocol):
 class EvalStep(Protocol):
     """eval_step(params, frozen, batch, key, hyper) -> sums and weights, added over batches and divided once."""
 
-    def __call__(self, params: Params, frozen: Params, batch: Any, key: Any, hyper: Hyper) -> Mapping[str, Sums]: ...
+    def __call__(
+        self, params: Params, frozen: Params, batch: Any, key: Any, hyper: Hyper
+    ) -> Mapping[str, Sums] | tuple[Mapping[str, Sums], Any]: ...
 
 
 WatchFn = Callable[[dict[str, Any], Mapping[str, Any]], tuple[dict[str, Any], list[Alarm]]]
@@ -113,8 +115,9 @@ class SupervisedJob(Job):
     eval_step: EvalStep | None = None
     sample: Callable[[Params, Params], list[dict[str, str]]] | None = None
     """sample(eval_params, frozen) -> [{"prompt", "text"}], deterministic."""
-    examine: Callable[[str, Params, Params], Mapping[str, float]] | None = None
-    """examine(name of an evaluation source, eval_params, frozen) -> further numbers of it, beside the loss's."""
+    examine: Callable[[str, Sequence[Any]], Mapping[str, float]] | None = None
+    """examine(name of an evaluation source, what was kept of each of its batches) -> further numbers of it, beside the
+    loss's. With it `eval_step` returns (sums, what is kept), the rows of all processes."""
     watch: WatchFn | None = None
     """(state, record) -> the new state and the alarms that the record raises; the state survives JSON."""
 

@@ -64,7 +64,7 @@ class _OnlineRun(Attempt[OnlineJob]):
         self.watch: dict[str, Any] = loop.get("watch", {})
         self.waiting: tuple[list[Problem], list[Episode]] | None = None
         if "waiting" in loop:
-            self.waiting = from_json(loop["waiting"])
+            self.waiting = from_json(loop["waiting"], job.problem)
         self.faults = 0
         self.learner = Learner(job, self.step)
         self.scoring = ThreadPoolExecutor(1, "rewards")

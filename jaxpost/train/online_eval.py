@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxpost.eval.statistics import mean_pass_at_k, wilson
-from jaxpost.rewards.answers import final_answer
+from jaxpost.rewards.canonical import math_answer
 from jaxpost.rl.episodes import Episode
 from jaxpost.train.online_job import Draw, Evaluation, OnlineJob
 from jaxpost.train.online_log import counted, told_by
@@ -82,10 +82,10 @@ def evaluate(job: OnlineJob, evaluation: Evaluation, params: Params, version: in
 
 
 def _voted(episodes: list[Episode], right: np.ndarray) -> float:
-    """The share of problems whose most frequent final answer is right; the first one of equals."""
+    """The share of problems whose most frequent final answer is right; the first one of those that are as frequent."""
     won = []
     for problem in range(right.shape[0]):
-        answers = {e.sample: final_answer(e.text) for e in episodes if e.problem == problem}
+        answers = {e.sample: math_answer(e.text) for e in episodes if e.problem == problem}
         votes = Counter(answer for answer in answers.values() if answer is not None)
         best = votes.most_common(1)[0][0] if votes else None
         won.append(best is not None and any(right[problem, s] for s, answer in answers.items() if answer == best))

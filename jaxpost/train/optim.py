@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
+from jax import lax
 
 from jaxpost.config import AdafactorSection, AdamWSection, LionSection, OptimSection, ScheduleSection
+from jaxpost.ops import platform
 
 Schedule = Callable[[Any], Any]
 
@@ -112,12 +114,72 @@ def in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation
     return optax.GradientTransformationExtraArgs(lambda params: tx.init(cast(params)), update)
 
 
+def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    """g -> g min(1, limit / |g|), |g| over all parameters (1211.5063).
+
+    One factor for all: optax's division and choice are as loops of their own over every gradient.
+
+    Example:
+      >>> tx = clip_by_global_norm(1.0)
+      >>> [round(float(x), 3) for x in tx.update([jnp.array(3.0), jnp.array(4.0)], tx.init([]))[0]]
+      [0.6, 0.8]
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        norm = optax.tree.norm(updates)
+        factor = jnp.where(norm < limit, 1.0, limit / norm)
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+class HeldAdamState(optax.ScaleByAdamState):
+    """The state of `scale_by_adam`, which puts moments back itself where a step is skipped."""
+
+
+def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformationExtraArgs:
+    """(m' / (1 - b1^t)) / (sqrt(v' / (1 - b2^t)) + eps), m' = b1 m + (1 - b1) g, v' = b2 v + (1 - b2) g^2 (1412.6980).
+
+    optax.scale_by_adam, but that m' and v' are m and v where the step is skipped, and, where `ops.platform` says so,
+    stored before the update is formed from them.
+    """
+    plain = optax.scale_by_adam(b1, b2, eps)
+
+    def init(params: Any) -> HeldAdamState:
+        state: Any = plain.init(params)
+        return HeldAdamState(*state)
+
+    def update(updates: Any, state: Any, params: Any = None, *, skip: Any = False, **_: Any) -> tuple[Any, Any]:
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+        new = hold(skip, tuple(state), (state.count + 1, mu, nu))
+        new = lax.optimization_barrier(new) if platform.choices().staged_update else new
+        count, mu, nu = new
+        at = jnp.maximum(count, 1)  # a skipped first step divides by no zero
+        corrected = (optax.tree.bias_correction(mu, b1, at), optax.tree.bias_correction(nu, b2, at))
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), *corrected), HeldAdamState(count, mu, nu)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def hold(skip: Any, old: Any, new: Any) -> Any:
+    """The optimiser's state after a step: `old` where it is skipped, else `new`.
+
+    Example:
+      >>> hold(jnp.array(True), {"mu": jnp.zeros(())}, {"mu": jnp.ones(())})["mu"].item()
+      0.0
+    """
+    held = lambda x: isinstance(x, HeldAdamState)  # noqa: E731
+    keep = lambda a, b: b if held(b) else jnp.where(skip, a, b)  # noqa: E731
+    return jax.tree.map(keep, old, new, is_leaf=held)
+
+
 def _direction(section: OptimSection, schedule: Schedule) -> optax.GradientTransformation:
     """The update before clipping: every optimiser ends with -lr(step) and decays matrices only."""
     step_down = lambda lr: scale_by_step(schedule, -lr)  # noqa: E731
     decay = optax.add_decayed_weights(section.weight_decay, mask=_mask) if section.weight_decay else optax.identity()
     if isinstance(section, AdamWSection):
-        return optax.chain(optax.scale_by_adam(section.b1, section.b2, section.eps), decay, step_down(section.lr))
+        return optax.chain(scale_by_adam(section.b1, section.b2, section.eps), decay, step_down(section.lr))
     if isinstance(section, LionSection):
         return optax.chain(optax.scale_by_lion(section.b1, section.b2), decay, step_down(section.lr))
     if isinstance(section, AdafactorSection):
@@ -129,7 +191,7 @@ def _direction(section: OptimSection, schedule: Schedule) -> optax.GradientTrans
     return optax.partition(
         {
             "muon": optax.chain(muon, optax.stateless(_widen), decay, step_down(section.lr)),
-            "adamw": optax.chain(optax.scale_by_adam(), decay, step_down(section.adam_lr)),
+            "adamw": optax.chain(scale_by_adam(), decay, step_down(section.adam_lr)),
         },
         lambda params: jax.tree.map(lambda a: "adamw" if a is None else "muon", _muon_axes(params), is_leaf=_is_axes),
     )
@@ -156,7 +218,7 @@ def make_optimizer(section: OptimSection, num_steps: int) -> tuple[optax.Gradien
     """
     schedule = make_schedule(section.schedule, num_steps)
     direction = _direction(section, schedule)
-    clip = optax.identity() if section.clip_norm is None else optax.clip_by_global_norm(section.clip_norm)
+    clip = optax.identity() if section.clip_norm is None else clip_by_global_norm(section.clip_norm)
     return in_float32(optax.chain(clip, direction)), lambda step: section.lr * schedule(step)
 
 

@@ -14,18 +14,19 @@ a step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
-from jaxpost.metrics.terms import Sums, means, reduce_terms
+from jaxpost.metrics.terms import means, reduce_terms
 from jaxpost.train.coupled import coupled_gradients, uncoupled
 from jaxpost.train.gradients import plain_gradients
+from jaxpost.train.optim import hold
 from jaxpost.types import Coupled, Hyper, LossFn, Params, TrainState, TrainStep
 
 GUARD_HISTORY = 10
@@ -60,8 +61,9 @@ class UpdateRule(Protocol):
         batch: Any,
         key: PRNGKeyArray,
         hyper: Hyper,
+        skip: Bool[Array, ""],
     ) -> tuple[Params, Any]:
-        """The new (params, opt_state)."""
+        """The new (params, opt_state); where `skip`, opt_state is as it was (params are put back by the step)."""
         ...
 
 
@@ -77,11 +79,13 @@ def gradient_update(
     batch: Any,
     key: PRNGKeyArray,
     hyper: Hyper,
+    skip: Bool[Array, ""],
 ) -> tuple[Params, Any]:
     """The default rule: params + optimizer.update(grads), summed in float32 and stored in the parameters' dtype."""
     tx = optax.with_extra_args_support(optimizer)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, step=state.step, skip=skip)
+    opt_state = hold(skip, state.opt_state, opt_state)
     add32 = lambda p, u: (p.astype(jnp.float32) + u.astype(jnp.float32)).astype(p.dtype)  # noqa: E731
     return jax.tree.map(add32, state.params, updates), opt_state
 
@@ -195,11 +199,14 @@ def make_train_step(
         grad_norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
         guard, reasons = _judge(state.extra["guard"], metrics["loss"], grad_norm, weights, hyper)
 
-        params, opt_state = update_rule(optimizer, grads, state, frozen=frozen, batch=batch, key=key, hyper=hyper)
+        skip = reasons["skipped"] > 0
+        how = {"frozen": frozen, "batch": batch, "key": key, "hyper": hyper, "skip": skip}
+        params, opt_state = update_rule(optimizer, grads, state, **how)
         new = TrainState(state.step + 1, params, opt_state, state.extra | extra)
         new = new if post_update is None else post_update(new)
-        new = jax.tree.map(partial(jnp.where, reasons["skipped"] > 0), state, new)
-        new = new._replace(step=state.step + 1, extra=new.extra | {"guard": guard})
+        kept = partial(jax.tree.map, partial(jnp.where, skip))
+        extra = kept(state.extra, new.extra) | {"guard": guard}
+        new = TrainState(state.step + 1, kept(state.params, new.params), new.opt_state, extra)
         metrics |= {f"weight/{name}": w for name, w in weights.items()}
         metrics |= {"grad_norm": grad_norm, "skips": guard.skipped, "consecutive_skips": guard.consecutive}
         return new, metrics | reasons
@@ -231,15 +238,20 @@ def _judge(
     return new, {name: flag.astype(jnp.int32) for name, flag in reasons.items()}
 
 
-def make_eval_step(loss_fn: LossFn | Coupled) -> Callable[..., dict[str, Sums]]:
+def make_eval_step(loss_fn: LossFn | Coupled, *, keep: Sequence[str] = ()) -> Callable[..., Any]:
     """eval_step(params, frozen, batch, key, hyper) -> unreduced sums of every term and metric. Not jitted.
 
     Add them over batches (`metrics.terms.add`) and divide once (`metrics.terms.means`): the result is the mean over
     all tokens of all batches, whatever their sizes. A coupled loss is taken batch by batch, without memory.
+
+    Args:
+      keep: metrics that are no means; they come back as they are, (sums, {name: value}).
     """
     whole = uncoupled(loss_fn) if isinstance(loss_fn, Coupled) else loss_fn
 
-    def eval_step(params: Params, frozen: Params, batch: Any, key: PRNGKeyArray, hyper: Hyper) -> dict[str, Sums]:
-        return reduce_terms(*whole(params, frozen, batch, key, hyper))
+    def eval_step(params: Params, frozen: Params, batch: Any, key: PRNGKeyArray, hyper: Hyper) -> Any:
+        terms, metrics = whole(params, frozen, batch, key, hyper)
+        sums = reduce_terms(terms, {name: term for name, term in metrics.items() if name not in keep})
+        return (sums, {name: metrics[name].value for name in keep}) if keep else sums
 
     return eval_step

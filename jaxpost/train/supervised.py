@@ -185,8 +185,6 @@ class _Run(Attempt[SupervisedJob]):
                 means = self._evaluate_source(name, source, params)
                 if means is None:
                     return
-                if job.examine is not None:
-                    means |= job.examine(name, params, job.frozen)
                 record |= means if len(job.evals) == 1 else {f"{name}/{k}": v for k, v in means.items()}
             samples = job.sample(params, job.frozen) if job.sample is not None else []
             if self.interrupted():
@@ -217,7 +215,8 @@ class _Run(Attempt[SupervisedJob]):
         if self.job.train.eval_batches is not None:
             count = min(count, self.job.train.eval_batches)
         totals: dict[str, Sums] = {}
-        pending: Mapping[str, Sums] | None = None
+        kept: list[Any] = []
+        pending: tuple[Mapping[str, Sums], Any] | None = None
         batches = source.iterate(0)
         for index in range(count):
             if self.interrupted():
@@ -225,15 +224,22 @@ class _Run(Attempt[SupervisedJob]):
             self.progress.busy(f"evaluating {name} {index + 1}/{count} ...")
             # One batch is computed while the one before it is added up.
             previous, pending = pending, self.eval_steps[name](params, next(batches))
-            totals = _added(totals, previous)
+            totals = _added(totals, previous, kept)
         if (close := getattr(batches, "close", None)) is not None:
             close()
-        return _means(_added(totals, pending))
+        means = _means(_added(totals, pending, kept))
+        return means if self.job.examine is None else {**means, **self.job.examine(name, kept)}
 
 
-def _added(totals: Mapping[str, Sums], device_sums: Mapping[str, Sums] | None) -> dict[str, Sums]:
-    new = {} if device_sums is None else to_host(device_sums)
-    return dict(add(totals, new) if totals and new else totals or new)
+def _added(
+    totals: Mapping[str, Sums], found: tuple[Mapping[str, Sums], Any] | None, kept: list[Any]
+) -> dict[str, Sums]:
+    """The sums with a batch's, once the device has them; what is kept of the batch goes into `kept`."""
+    if found is None:
+        return dict(totals)
+    new = to_host(found[0])
+    kept.append(jax.device_get(found[1]))
+    return dict(add(totals, new) if totals else new)
 
 
 def _means(totals: Mapping[str, Sums]) -> dict[str, float]:

@@ -7,6 +7,8 @@ import math
 import resource
 import sys
 import types
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,20 @@ def test_every_number_is_valid_json_and_comes_back(tmp_path: Path, value: Any):
     (back,) = read_metrics(tmp_path / "m.jsonl")
     assert np.float64(back["loss"]).tobytes() == np.float64(value).tobytes() or math.isnan(value)
     assert math.isnan(back["loss"]) == math.isnan(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ("half a pair \ud83d", "half a pair \ud83d"), (Decimal("1.50"), "1.50"), (b"\xff", "b'\\xff'"), ({3}, [3]),
+        (datetime(2020, 1, 2), "2020-01-02 00:00:00"), (np.arange(2), [0, 1]), (np.float32("nan"), "nan"),
+    ],
+)  # fmt: skip
+def test_what_a_table_may_hold_is_written_too(tmp_path: Path, value: Any, wanted: Any):
+    file = JsonlFile(tmp_path / "s.jsonl")
+    file.write({"step": 1, "answer": value, "text": "né"})
+    file.close()
+    assert strict_json((tmp_path / "s.jsonl").read_bytes().decode()) == {"step": 1, "answer": wanted, "text": "né"}
 
 
 def test_text_keeps_its_line_breaks_and_letters(tmp_path: Path):

@@ -1,14 +1,18 @@
 """A forward pass over pages equals the dense cache and the plain forward pass."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig, StackConfig
-from jaxpost.models.layouts import for_decoding, unstack
+from jaxpost.models.layouts import HEAD, for_decoding, unstack
 from jaxpost.models.pages import PagedCache, Tables, copy, init_pools, page_bytes
 from jaxpost.models.transformer import build_model
+from jaxpost.ops import platform
+from jaxpost.ops.linear import Panels
 from jaxpost.types import Inputs
 
 SIZE = 4
@@ -78,6 +82,30 @@ def test_layers_one_by_one_equal_the_scan():
     want = run(model, params, tokens, [9, 9], [8, 1])
     for layout in (unstack, for_decoding):
         np.testing.assert_allclose(run(model, layout(params), tokens, [9, 9], [8, 1]), want, rtol=1e-5, atol=1e-6)
+
+
+def is_panels(x):
+    return isinstance(x, Panels)
+
+
+def test_kernels_in_panels_give_the_same_states_and_logits(monkeypatch):
+    model, params = make(window=3)
+    rule = platform.PanelRule(widths=(64, 8), least=2, groups=3, threads=10**6)
+    monkeypatch.setitem(platform.CHOICES, "cpu", dataclasses.replace(platform.CHOICES["cpu"], panels=rule))
+    cut = for_decoding(params, panels=True)
+    kinds = {type(leaf) for leaf in jax.tree.leaves(cut, is_leaf=is_panels)}
+    assert Panels in kinds
+    tokens = np.random.default_rng(1).integers(0, 17, (2, 9)).astype(np.int32)
+    want = run(model, params, tokens, [9, 9], [8, 1])
+    got = run(model, cut, tokens, [9, 9], [8, 1])
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    head = {HEAD: Panels.of(params["embed"]["table"].T, width=1, groups=4)}
+    logits = model.unembed(params | head, jnp.asarray(want))
+    np.testing.assert_allclose(logits, model.unembed(params, jnp.asarray(want)), rtol=1e-5, atol=1e-6)
+    alone = dataclasses.replace(rule, threads=0)
+    monkeypatch.setitem(platform.CHOICES, "cpu", dataclasses.replace(platform.CHOICES["cpu"], panels=alone))
+    kinds = [type(leaf) for leaf in jax.tree.leaves(for_decoding(params, panels=True), is_leaf=is_panels)]
+    assert Panels not in kinds, "more threads use whole products better"
 
 
 def test_int8_pages_err_by_at_most_half_a_step_and_take_a_third_of_the_bytes():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxpost.ops import platform
-from jaxpost.ops.linear import LoRA, is_leaf, linear, linear_transposed, materialize, take_rows
+from jaxpost.ops.linear import LoRA, Panels, is_leaf, linear, linear_transposed, materialize, take_rows
 
 
 def normal(seed, *shape, dtype=jnp.float32):
@@ -15,6 +15,15 @@ def normal(seed, *shape, dtype=jnp.float32):
 
 def leaf(dtype=jnp.float32):
     return LoRA(normal(0, 6, 5, dtype=dtype), normal(1, 6, 2), normal(2, 2, 5), jnp.asarray(1.5))
+
+
+@pytest.mark.parametrize(("width", "groups"), [(1, 1), (2, 3), (3, 9), (12, 4)])
+def test_panels_are_the_kernel_cut_by_columns(width, groups):
+    kernel, bias, x = normal(0, 5, 12), normal(1, 12), normal(2, 2, 3, 5)
+    cut = Panels.of(kernel, width=width, groups=groups)
+    assert len(cut.groups) == min(groups, 12 // width)
+    want = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64) + np.asarray(bias, np.float64)
+    np.testing.assert_allclose(linear(x, cut, bias), want, rtol=1e-5, atol=1e-6)
 
 
 def as_matrix(w):

@@ -13,7 +13,8 @@ import pytest
 
 from jaxpost.config import AdafactorSection, AdamWSection, LionSection, MuonSection, ScheduleSection
 from jaxpost.metrics.terms import Term
-from jaxpost.train.optim import make_optimizer, make_schedule, scale_parts
+from jaxpost.ops import platform
+from jaxpost.train.optim import clip_by_global_norm, hold, make_optimizer, make_schedule, scale_by_adam, scale_parts
 from jaxpost.train.step import init_state, make_train_step
 
 STEPS = 50
@@ -242,3 +243,33 @@ def test_a_part_of_the_parameters_has_a_learning_rate_of_its_own():
         for step in range(3):
             wanted, state = alone.update(grads[name], state, both[name], step=jnp.int32(step))
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found[step][name], wanted)
+
+
+@pytest.mark.parametrize("machine", ["cpu", "tpu"])
+def test_adam_and_clipping_are_optaxs_on_every_platform(machine: Any) -> None:
+    ours = optax.chain(clip_by_global_norm(1.0), scale_by_adam(0.8, 0.9, 1e-3))
+    theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(0.8, 0.9, 1e-3))
+    states = [tx.init(params()) for tx in (ours, theirs)]
+    with platform.target(machine), jax.numpy_dtype_promotion("standard"):
+        for seed in range(4):
+            grads = optax.tree.scale(0.2 * seed, params(seed))  # the first is zero, some are clipped
+            updates, states[0] = ours.update(grads, states[0])
+            wanted, states[1] = theirs.update(grads, states[1])
+            for got, want in zip(
+                jax.tree.leaves((updates, states[0])), jax.tree.leaves((wanted, states[1])), strict=True
+            ):
+                np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("machine", ["cpu", "tpu"])
+@pytest.mark.parametrize("section_type", [AdamWSection, AdafactorSection, LionSection, MuonSection])
+def test_a_skipped_step_leaves_every_optimiser_as_it_was(section_type: Any, machine: Any) -> None:
+    tx, _ = make_optimizer(section_type(schedule=CONSTANT), STEPS)
+    bad = jax.tree.map(lambda x: x * jnp.nan, params(1))
+    with platform.target(machine), jax.numpy_dtype_promotion("standard"):
+        for state in (tx.init(params()), tx.update(params(2), tx.init(params()), params(), step=0)[1]):
+            for skip, same in ((True, True), (False, False)):
+                new = tx.update(bad, state, params(), step=1, skip=jnp.asarray(skip))[1]
+                new = hold(jnp.asarray(skip), state, new)
+                pairs = zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True)
+                assert all(np.array_equal(a, b) for a, b in pairs) is same

@@ -23,12 +23,14 @@ class Task(NamedTuple):
 def timed(step: Callable[[], Any], repetitions: int) -> list[float]:
     """Seconds of each repetition after one that does not count."""
     step()
-    seconds = []
-    for _ in range(repetitions):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    return seconds
+    return [once(step) for _ in range(repetitions)]
+
+
+def once(step: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
 
 
 def compile_timed(jitted: Any, *arguments: Any) -> tuple[Any, float]:
