@@ -127,11 +127,12 @@ def run_search(options: argparse.Namespace, flags: list[str]) -> int:
     result = search(config, command=["jaxpost", "search", options.preset, *flags], progress=sys.stderr)
     if writes():
         from jaxpost.report.search import write_search
+        from jaxpost.report.text import clean
 
         for line in result.told:
-            print(line)
+            print(clean(line))
         for fault in result.faults[:3]:
-            print(f"not known whether right: {fault}", file=sys.stderr)
+            print(f"not known whether right: {clean(fault, 500)}", file=sys.stderr)
         print(f"Answers, trees and tokens as a page: {write_search(result.folder)}")
     return FAILED if result.failed else OK
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import string
 from collections.abc import Iterator
+from typing import Any
 
 from jaxpost.config_check import above, at_least, fraction
 from jaxpost.config_io import ConfigError
@@ -25,7 +28,10 @@ def check_search(config: SearchConfig) -> SearchConfig:
     Raises:
       ConfigError: all that cannot be, a line each, with the key and what to do.
     """
-    problems = [*_prompts(config), *_sampling(config), *_verifier(config), *_engine(config), *_run(config)]
+    problems = [
+        *_prompts(config), *_sampling(config), *_method("search", config.search), *_verifier(config), *_engine(config),
+        *_run(config),
+    ]  # fmt: skip
     if problems:
         raise ConfigError("\n".join(problems))
     return config
@@ -64,12 +70,43 @@ def _sampling(config: SearchConfig) -> Iterator[str]:
     yield from above("sampling.repetition_penalty", sampling.repetition_penalty, 0)
     yield from at_least("sampling.no_repeat_ngram_size", sampling.no_repeat_ngram_size, 0)
     yield from at_least("budget", config.budget, 1)
-    separator = getattr(config.search, "separator", None)
-    if separator == "":
-        yield "search.separator is empty; give the text that ends a step"
     many = max(getattr(config.search, name, 1) for name in ("n", "width", "samples"))
     if many > 1 and sampling.temperature == 0:
         yield f"search.{config.search.kind} draws {many} texts, but at sampling.temperature 0 all are alike; raise it"
+
+
+_MAY_BE_0 = frozenset({"lookahead", "waits", "rounds", "checks", "seed", "probes", "moves"})
+"""Numbers of things of which there may be none; of all others there is at least 1."""
+_NOT_BELOW_0 = frozenset({"exploration", "rollout_temperature", "gumbel_scale", "value_scale", "maxvisit_init", "snr"})
+_ABOVE_0 = frozenset({"temperature", "dirichlet_alpha", "pb_c_base", "surprising"})
+_SHARES = frozenset({"keep", "given", "alpha", "dirichlet_fraction"})
+
+
+def _method(key: str, section: Any) -> Iterator[str]:
+    """A method's own numbers, and those of the methods within it."""
+    for field in dataclasses.fields(section):
+        name, value = f"{key}.{field.name}", getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _method(name, value)
+        elif field.name == "separator":
+            yield from _separator(name, value)
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        elif "float" not in str(field.type):  # `keep` is a number of states in one method, a share in another
+            yield from at_least(name, value, 0 if field.name in _MAY_BE_0 else 1)
+        elif field.name in _NOT_BELOW_0:
+            yield from at_least(name, value, 0)
+        elif field.name in _ABOVE_0:
+            yield from above(name, value, 0)
+        elif field.name in _SHARES and not 0 <= value <= 1:
+            yield f"{name} is {value:g}; it is a share, from 0 to 1"
+
+
+def _separator(name: str, text: str) -> Iterator[str]:
+    if not text:
+        yield f"{name} is empty; give the text that ends a step"
+    elif re.fullmatch(r"(\\[nrt]|\s)+", text) and "\\" in text:
+        yield f"{name} is {text}, a backslash and a letter where a line break is meant; in a shell write $'{text}'"
 
 
 def _verifier(config: SearchConfig) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from jaxpost.config import ModelSection
 from jaxpost.config_rewards import RewardSection
-from jaxpost.config_rl import ArithmeticPrompts, AskedPrompts, CountdownPrompts, FilePrompts, Game24Prompts
+from jaxpost.config_rl import ArithmeticPrompts, AskedPrompts, CountdownPrompts, FilePrompts, Game24Prompts, GymPrompts
 from jaxpost.config_search_methods import Greedy
 from jaxpost.config_search_trees import SearchMethodSection
 from jaxpost.config_verify import VerifierSection
@@ -24,7 +24,7 @@ class PlainPrompts(AskedPrompts):
     path: str = ""
 
 
-SearchPromptsSection = PlainPrompts | FilePrompts | ArithmeticPrompts | Game24Prompts | CountdownPrompts
+SearchPromptsSection = PlainPrompts | FilePrompts | ArithmeticPrompts | Game24Prompts | CountdownPrompts | GymPrompts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,10 @@ class SelfConsistency:
     weights: Literal["count", "score", "confidence"] = "count"
     measure: Literal["mean", "bottom", "lowest", "tail"] = "mean"
     window: int = 64
+    top_logprobs: int = 20
+    """The most probable tokens that a token's confidence is made of."""
     keep: float = 1.0
+    """Share of the answers, the surest ones, that vote."""
     early_stop: bool = False
     wave: int = 4
 

@@ -214,6 +214,8 @@ class Metacognition:
     """Uncertainty above it asks the dear method."""
     window: int = 16
     """Of `confidence`, in tokens."""
+    top_logprobs: int = 20
+    """The most probable tokens that `entropy` and `confidence` look at."""
 
 
 SearchMethodSection = BasicSection | TreeSection | Allocate | Metacognition

@@ -103,3 +103,13 @@ def test_every_section_says_what_it_is():
         assert section.__doc__
         assert not section.__doc__.startswith(section.__name__ + "(")
         assert hints(section)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_methods_defaults_pass_its_check_and_what_it_cannot_follow_does_not(kind):
+    prompts = "prompts: {kind: arithmetic}\ncount: 1\nmethod: search\n"
+    check_search(loads(f"{prompts}search: {{kind: {kind}}}"))
+    whole = [f.name for f in dataclasses.fields(KINDS[kind]) if f.type == "int" and f.name not in ("seed", "moves")]
+    for name in whole:
+        with pytest.raises(ConfigError, match=f"search.{name} is -1; it must be at least"):
+            check_search(loads(f"{prompts}search: {{kind: {kind}, {name}: -1}}"))

@@ -49,9 +49,10 @@ class Book:
     def add(self, row: dict[str, Any], tree: Mapping[str, Any] | None) -> None:
         """Keeps a result, at once and for good."""
         self.rows[row["index"]] = row
-        self._append(RESULTS, row)
         if tree is not None:
+            # Before the row: a row that is there says that all of its prompt is.
             self._append(TREES, {"index": row["index"], "digest": row["digest"], **tree})
+        self._append(RESULTS, row)
 
     def finish(self) -> list[dict[str, Any]]:
         """All rows in the order of the prompts; so is the file then."""
@@ -144,11 +145,11 @@ def result_row(
     return row if error is None else row | {"error": error}
 
 
-def _judged(node: Node | None) -> dict[str, float]:
+def _judged(node: Node | None) -> dict[str, Any]:
     """What the verifier said of an answer, and what its parts said."""
     if node is None or math.isnan(node.score):
         return {}
-    return {"verifier": node.score, **node.facts.get("verifier", {})}
+    return {name: plain(x) for name, x in {"verifier": node.score, **node.facts.get("verifier", {})}.items()}
 
 
 def record_of(output: SearchOutput) -> dict[str, Any]:

@@ -70,10 +70,14 @@ def make_method(section: SearchMethodSection) -> Method:
     Raises:
       ValueError: parameters that contradict each other, in the method's own words.
     """
-    method = _bound(section)
+    return _checked(_bound(section))
+
+
+def _checked(method: Method) -> Method:
+    """Methods look at their parameters before they ask for anything."""
     probe = method(Problem(0, "probe", Node(0, None, (0,), ""), Ledger(0), str.strip))
     try:
-        next(probe)  # methods look at their parameters before they ask for anything
+        next(probe)
     except StopIteration:
         pass
     except ValueError as error:
@@ -87,12 +91,14 @@ def _bound(section: Any) -> Method:
     given = _given(section)
     if isinstance(section, Allocate):
         beam, tree = given.pop("beam"), given.pop("tree")
-        given["greedy"] = _bound(section.greedy)
+        given["greedy"] = _checked(_bound(section.greedy))
         given["beam"] = lambda problem, width: step_beam(problem, width=width * section.beam.factor, **_given(beam))
         given["tree"] = lambda problem, depth: mcts(problem, max_depth=depth, **_given(tree))
         given["measuring"] = _measuring(section.measuring)
+        _checked(lambda problem: given["beam"](problem, section.width))
+        _checked(lambda problem: given["tree"](problem, section.depth))
     if isinstance(section, Metacognition):
-        given |= {"cheap": _bound(section.cheap), "dear": _bound(section.dear)}
+        given |= {"cheap": _checked(_bound(section.cheap)), "dear": _checked(_bound(section.dear))}
     return partial(METHODS[type(section)], **given)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], *, independent: bool) -> dict[s
 
     top1: the chosen answer is right (Wilson). any: one of the candidates is, a search's ceiling. pass@k: the chance
     that k fresh samples hold a right one, for the k that every prompt has. A prompt without an answer counts as wrong.
-    Prompts whose right answer is not known are in none of them.
+    Prompts whose right answer is not known are in none of them. warnings: the most frequent, with their numbers.
 
     Args:
       independent: the candidates are independent samples; of others nothing is said of pass@k.
@@ -27,6 +28,8 @@ def summarise(rows: Sequence[Mapping[str, Any]], *, independent: bool) -> dict[s
         out[name] = sum(row[name] for row in rows)
     out["spent"] = out["generated"] + out["verified"]
     out["spent_per_prompt"] = _listed(bootstrap_mean([row["generated"] + row["verified"] for row in rows]))
+    if warned := Counter(sentence for row in rows for sentence in row.get("warnings", ())):
+        out["warnings"] = dict(warned.most_common(5))
     if not known:
         return out
     most = max(1, *(len(outcome.offered) for outcome in known))
@@ -85,6 +88,10 @@ def told(numbers: Mapping[str, Any]) -> list[str]:
     lines.append(f"spent: {numbers['spent']} tokens ({kinds}), {each:.0f} a prompt")
     if numbers["failed"]:
         lines.append(f"{numbers['failed']} of {numbers['prompts']} prompts failed; their rows say why")
+    lines += [
+        f"{count} of {numbers['prompts']} prompts: {sentence[:300]}"
+        for sentence, count in numbers.get("warnings", {}).items()
+    ]
     return lines
 
 

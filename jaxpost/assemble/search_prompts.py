@@ -112,7 +112,8 @@ def _worded(question: Question, section: SearchPromptsSection) -> Question:
         return question._replace(error=f"{question.where}: {error}")
     if section.template != "{prompt}":
         return question._replace(
-            error=f"{question.where}: a template is for prompts of text, and this one is of messages"
+            error=f"{question.where}: a template is for prompts of text, and this one is of messages: set "
+            "prompts.template to {prompt}, which adds nothing"
         )
     if not section.chat:
         return question._replace(
@@ -124,7 +125,11 @@ def _worded(question: Question, section: SearchPromptsSection) -> Question:
 def _plain(path: Path) -> list[Question]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: --prompts names a file of prompts")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        whole = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 (byte {error.start}); convert it") from None
+    lines = whole.split("\n")  # not splitlines: a text may hold other separators of lines
     kept = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if path.suffix != ".jsonl":
         return [Question(n, f"{path}:{number}", line) for n, (number, line) in enumerate(kept)]

@@ -56,8 +56,7 @@ def rap(
         problem: the prompt.
         simulations, exploration, leaves, max_depth: as of `mcts`; a level is one sub-question.
         branch: sub-questions of a state.
-        answers: draws of each answer.
-        alpha: weight of usefulness against confidence, 0 to 1.
+        answers: draws of each answer. alpha: weight of usefulness against confidence, 0 to 1.
         choose: as above.
         question_piece, answer_piece: written before each; {t} is its number.
         final: beginning of the sub-question that ends the tree.
@@ -236,8 +235,7 @@ def rstar(
         simulations, max_depth, exploration, leaves: as of `mcts`.
         actions: of these five.
         branch: draws of `step` and of `subquestion`; the others are drawn once.
-        rollouts: completions of each leaf.
-        checks: second passes over each trajectory; 0: none.
+        rollouts: completions of each leaf. checks: second passes over each trajectory; 0: none.
         given: share of a trajectory's lines that the second pass is given.
         pieces: what is written before each action; "" writes nothing.
         separator, step_tokens, answer_tokens: what ends a step; most tokens of a step and of a completion.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -101,8 +101,9 @@ def spend(
     """Searches all prompts with `total` generated + verifier tokens.
 
     First every prompt is measured (its probes count); then `fitted.plan` gives it a method and a budget of what is
-    left. A prompt that is given nothing more is answered by the vote of its probes. With a policy fitted at cost
-    "limit" the total is never exceeded; at cost "mean" it holds in the mean.
+    left. A prompt that is given nothing more is answered by the vote of its probes. The total is never exceeded: a
+    policy fitted at cost "mean" plans with what methods spend, not with their limits, so that no more prompts are
+    searched at a time than there is room for their limits, and the last may get less than planned, or nothing.
 
     Args:
       options: by the names of methods that the fitted policy uses.
@@ -122,21 +123,43 @@ def spend(
     spent = sum(output.tokens_spent for output in outputs)
     levels = [float(output.tree.facts.get("difficulty", 0.5)) for output in outputs]
     plan = fitted.plan(levels, total - spent)
-    groups: dict[tuple[tuple[str, int], ...], list[int]] = defaultdict(list)
-    for i, choice in enumerate(plan.choices):
-        if choice.budget > 0:
-            asked = options[choice.method].verifiers
-            groups[tuple(sorted((name, id(verifier)) for name, verifier in asked.items()))].append(i)
-    for group in groups.values():
-        found = search(
-            [prompts[i] for i in group],
-            [_bound(options, plan.choices[i], outputs[i].problem.nodes) for i in group],
-            policy, budget=[plan.choices[i].budget for i in group], numbers=[names[i] for i in group],
-            verifiers=options[plan.choices[group[0]].method].verifiers, **common,
-        )  # fmt: skip
-        for i, output in zip(group, found, strict=True):
-            outputs[i] = _joined(outputs[i], output)
+    left, waiting = total - spent, [i for i, choice in enumerate(plan.choices) if choice.budget > 0]
+    while waiting and left > 0:
+        limits = _within({i: plan.choices[i].budget for i in waiting[:together]}, left)
+        waiting = waiting[len(limits) :]
+        for group in _groups(limits, options, plan):
+            found = search(
+                [prompts[i] for i in group],
+                [_bound(options, plan.choices[i], outputs[i].problem.nodes) for i in group],
+                policy, budget=[limits[i] for i in group], numbers=[names[i] for i in group],
+                verifiers=options[plan.choices[group[0]].method].verifiers, **common,
+            )  # fmt: skip
+            for i, output in zip(group, found, strict=True):
+                left -= output.tokens_spent
+                outputs[i] = _joined(outputs[i], output)
     return Spending(outputs, levels, plan, spent)
+
+
+def _within(budgets: Mapping[int, int], left: int) -> dict[int, int]:
+    """The first prompts' budgets, as many as fit into what is left; the first gets what is left if none does."""
+    fitting: dict[int, int] = {}
+    for i, budget in budgets.items():
+        if budget > left and fitting:
+            break
+        fitting[i] = min(budget, left)
+        left -= fitting[i]
+        if left <= 0:
+            break
+    return fitting
+
+
+def _groups(chunk: Iterable[int], options: Mapping[str, Option], plan: Plan) -> Iterable[list[int]]:
+    """Prompts by the verifiers that their methods ask."""
+    groups: dict[tuple[tuple[str, int], ...], list[int]] = defaultdict(list)
+    for i in chunk:
+        asked = options[plan.choices[i].method].verifiers
+        groups[tuple(sorted((name, id(verifier)) for name, verifier in asked.items()))].append(i)
+    return groups.values()
 
 
 def _bound(options: Mapping[str, Option], choice: Level, first: int) -> Method:

@@ -31,6 +31,8 @@ class Live:
     queue: deque[_Wish] = field(default_factory=deque)
     """Children of a `Draw` that are still to be drawn."""
     drawn: list[list[Node]] = field(default_factory=list)
+    whole: set[Node] = field(default_factory=set)
+    """Answers that were cut by the method's own limit of tokens, not by the budget."""
 
     def plan(self, request: Draw) -> None:
         """Queues a `Draw`'s children, numbered in order."""
@@ -113,9 +115,14 @@ class Answers:
     def _take(self, live: Live, wish: _Wish, job: Job, drawn: Drawn) -> None:
         request = live.request
         assert isinstance(request, Draw)
-        node = Node(wish.number, job.node, drawn.tokens, drawn.text, drawn.logprobs, drawn.end, note=request.note)
+        node = Node(
+            wish.number, job.node, drawn.tokens, drawn.text, drawn.logprobs, drawn.end, note=request.note,
+            best=drawn.best,
+        )  # fmt: skip
         job.node.children.append(node)
         live.drawn[wish.at].append(node)
+        if node.end == "length" and not request.stop and job.max_tokens == request.max_tokens:
+            live.whole.add(node)
         self.charge(live.problem, len(drawn.tokens), verifier=request.verifier)
 
     def _affordable(self, live: Live) -> Iterator[tuple[_Wish, Job]]:
@@ -147,7 +154,8 @@ class Answers:
             launched += 1
             left -= cost
             live.queue.popleft()
-            yield wish, Job(node, size, request.stop, request.sampling, problem.number, wish.number)
+            names = problem.number, wish.number
+            yield wish, Job(node, size, request.stop, request.sampling, *names, request.top_logprobs)
 
     def _fitting(self, problem: Problem, node: Node, left: float, most: int, scored: bool) -> int:
         """The most tokens that `left` pays, with their verdict."""
@@ -243,31 +251,34 @@ class Answers:
                     break
                 fits.append(node)
             asked.append((live, fits))
-        cases = [Case(live.problem, node) for live, fits in asked for node in fits]
-        verdicts = list(verifier(cases)) if cases else []
-        short = len(verdicts) != len(cases)
-        found = iter(verdicts)
-        for live, fits in asked:
-            if short:
-                self.fail(live, f"the verifier {name!r} gave {len(verdicts)} verdicts on {len(cases)} texts")
-                continue
-            got = [next(found) for _ in fits]
-            self._send_scores(live, name, fits, got)
+        cases = [[Case(live.problem, node) for node in fits] for live, fits in asked]
+        together = verdicts_of(verifier, [case for some in cases for case in some])
+        found = iter([] if isinstance(together, str) else together)
+        for (live, fits), some in zip(asked, cases, strict=True):
+            # Where it failed on all of them together, each prompt is judged by itself, so that the others go on.
+            alone = isinstance(together, str) and len(asked) > 1
+            got = verdicts_of(verifier, some) if alone else together
+            if isinstance(got, str):
+                self.fail(live, f"the verifier {name!r} {got}")
+            else:
+                self._send_scores(live, name, fits, got if alone else [next(found) for _ in fits])
 
     def _send_scores(self, live: Live, name: str, nodes: list[Node], got: Sequence[Verdict | str]) -> None:
         assert isinstance(live.request, Score)
         faults = [
             f"the verifier {name!r} failed on node {node.number}: {why}"
             for node, verdict in zip(nodes, got, strict=True)
-            if (why := verdict if isinstance(verdict, str) else "it said NaN" * math.isnan(verdict.score))
+            if (why := _fault(verdict))
         ]
-        if faults and (len(faults) == len(nodes) or not all(isinstance(v, str) or v.score == v.score for v in got)):
+        if faults and (len(faults) == len(nodes) or any(not isinstance(v, str) and _fault(v) for v in got)):
             self.fail(live, faults[0])
             return
         for node, verdict in zip(nodes, got, strict=True):
             if isinstance(verdict, str):
                 continue  # Its score stays NaN, and methods take such texts last.
             self.charge(live.problem, verdict.tokens, verifier=True)
+            if live.problem.ledger.left < 0:
+                live.problem.warn(f"the verifier {name!r} costs more than its price, so that the budget was exceeded")
             node.score, node.steps = float(verdict.score), tuple(verdict.steps)
             if verdict.parts:
                 node.facts[name] = dict(verdict.parts)
@@ -281,6 +292,36 @@ class Answers:
         results = function([r.argument for r in requests if isinstance(r, Together)])
         for live, result in zip(some, results, strict=True):
             self.send(live, result)
+
+
+def verdicts_of(verifier: Verifier, cases: Sequence[Case]) -> list[Verdict | str] | str:
+    """What a verifier says of cases, plain numbers as verdicts; a sentence where it raises or miscounts."""
+    if not cases:
+        return []
+    try:
+        found = list(verifier(cases))
+    except Exception as error:  # a verifier is anybody's code, and the other prompts go on
+        return f"raised {type(error).__name__}: {error}"
+    if len(found) != len(cases):
+        return f"gave {len(found)} verdicts on {len(cases)} texts"
+    return [_verdict(verdict) for verdict in found]
+
+
+def _verdict(said: Any) -> Verdict | str:
+    if isinstance(said, Verdict | str):
+        return said
+    try:
+        return Verdict(float(said))
+    except (TypeError, ValueError):
+        return f"it gave a {type(said).__name__}, which is no verdict"
+
+
+def _fault(verdict: Verdict | str) -> str:
+    """Why a verdict cannot be used; "" where it can."""
+    if isinstance(verdict, str):
+        return verdict
+    bad = next((x for x in (verdict.score, *verdict.steps) if not math.isfinite(x)), 0.0)
+    return "" if math.isfinite(bad) else f"it said {'NaN' if math.isnan(bad) else bad}"
 
 
 def _kind(request: Request | None) -> tuple[Any, ...]:

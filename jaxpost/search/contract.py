@@ -135,6 +135,10 @@ class Job(NamedTuple):
     example: int
     sample: int
     """(example, sample) names it in the noise."""
+    top_logprobs: int = 0
+    """How many of the most probable tokens' log-probabilities are told at every place, under softmax(logits)."""
+    begin: int | None = None
+    """Tokens before the answer, for penalties; None: the root's."""
 
 
 class Drawn(NamedTuple):
@@ -142,6 +146,8 @@ class Drawn(NamedTuple):
     text: str
     logprobs: tuple[float, ...]
     end: End
+    best: tuple[tuple[float, ...], ...] = ()
+    """At each token's place those of the most probable tokens, if they were asked for."""
 
 
 @runtime_checkable

@@ -209,7 +209,8 @@ class _Run:
             c if c.canonical is not None else c._replace(canonical=problem.canonical(c.text)) for c in found.candidates
         )
         ledger = problem.ledger
-        if error is None and not any(c.node is None or c.node.complete for c in answers) and ledger.refused:
+        whole = any(c.node is None or c.node.complete or c.node in live.whole for c in answers)
+        if error is None and not whole and ledger.refused:
             error = (
                 f"a budget of {ledger.limit} tokens is too small for one whole answer: {ledger.generated} generated "
                 f"and {ledger.verified} verifier tokens were spent"

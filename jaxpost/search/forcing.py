@@ -71,14 +71,16 @@ def _without_end(problem: Problem, node: Node, marker: str) -> Generator[Request
     note = "the end was refused"
     problem.prune([node])
     if node.complete:
-        return problem.child(node.parent, node.tokens[:-1], node.text, logprobs=node.logprobs[:-1], note=note)
+        known = {"logprobs": node.logprobs[:-1], "best": node.best[:-1]}
+        return problem.child(node.parent, node.tokens[:-1], node.text, **known, note=note)
     text = node.text[: node.text.rindex(marker)]
     [probe] = yield Write([node.parent], [marker])
     node.parent.children.remove(probe)
     size = len(probe.tokens)
     if node.tokens[len(node.tokens) - size :] == probe.tokens and node.text == text + marker:
         kept = node.tokens[:-size]
-        return problem.child(node.parent, kept, text, logprobs=node.logprobs[: len(kept)], note=note)
+        known = {"logprobs": node.logprobs[: len(kept)], "best": node.best[: len(kept)]}
+        return problem.child(node.parent, kept, text, **known, note=note)
     [kept_node] = yield Write([node.parent], [text], note=note)
     return kept_node
 

@@ -62,7 +62,6 @@ def mcts(
     continued to its end where it has none.
 
     Args:
-        problem: the prompt.
         simulations, moves: of each move, and moves; 1 is one search.
         branch, max_depth: steps that an expansion draws; steps of an answer in the tree.
         rule, exploration, value, rollouts, leaves: as above; c is in units of the values, rollouts are of each leaf.
@@ -170,7 +169,12 @@ class TreeSearch:
         self, problem: Problem, expand: Expand, evaluate: Evaluate, *, rule: Rule, exploration: float,
         leaves: int = 1, max_depth: int = 8, choose: Choose = "visits", again: bool = False, reserve: int = 0,
     ):  # fmt: skip
-        """`again`: an unfinished leaf is valued anew whenever it is reached (rollouts differ, scores do not)."""
+        """`again`: an unfinished leaf is valued anew whenever it is reached (rollouts differ, scores do not).
+
+        Raises: ValueError for less than one leaf.
+        """
+        if leaves < 1:
+            raise ValueError(f"leaves is {leaves}; at least 1 is valued at a time")
         self.problem, self.expand, self.evaluate = problem, expand, evaluate
         self.rule, self.exploration, self.leaves, self.max_depth = rule, exploration, leaves, max_depth
         self.choose, self.again, self.reserve = choose, again, reserve

@@ -6,6 +6,7 @@ only what is new is read. Draws of all prompts share one run with rows replaced 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -78,6 +79,10 @@ class EnginePolicy:
             return f"the prompt cannot be written in tokens: {error}"
         if not tokens:
             return "the prompt is empty"
+        if len(tokens) >= (most := self.sampler.context):
+            return (
+                f"the prompt has {len(tokens)} tokens, and the model's context of {most} leaves no room for an answer"
+            )
         return self.sampler.problem(0, tokens, SamplingParams(max_tokens=1)) or tokens
 
     def encode(self, text: str) -> tuple[int, ...]:
@@ -131,13 +136,14 @@ class EnginePolicy:
         room = self.sampler.context - len(tokens)
         if room < 1:
             return f"a text of {len(tokens)} tokens fills the model's context of {self.sampler.context}"
-        wish = self._wish(min(job.max_tokens, room), job.stop, job.sampling)
+        wish = self._wish(min(job.max_tokens, room), job.stop, job.sampling, job.top_logprobs)
         if isinstance(wish, str):
             return wish
         if problem := self.sampler.problem(job.example, tokens, wish):
             return problem
         return Sample(
-            number, job.example, job.sample, tokens, wish, begin=_prompt_length(job.node),
+            number, job.example, job.sample, tokens, wish,
+            begin=_prompt_length(job.node) if job.begin is None else job.begin,
             start=partial(self.shelf.get, key_of(job.node)), keep=partial(self._keep, (job.node, job.sample)),
         )  # fmt: skip
 
@@ -149,15 +155,18 @@ class EnginePolicy:
             self.shelf.put(key, text)
             self._seen.add(key)
 
-    def _wish(self, max_tokens: int, stop: tuple[str, ...], given: Mapping[str, Any]) -> SamplingParams | str:
-        key = (max_tokens, stop, repr(sorted(given.items())))
+    def _wish(
+        self, max_tokens: int, stop: tuple[str, ...], given: Mapping[str, Any], best: int
+    ) -> SamplingParams | str:
+        key = (max_tokens, stop, repr(sorted(given.items())), best)
         if key not in self._wishes:
             if len(self._wishes) > 1000:
                 self._wishes.clear()
             own = {"max_tokens": max_tokens, "min_tokens": min(self.sampling.min_tokens, max_tokens)}
             try:
                 wish = self.sampling.updated({**own, **given})
-                last: dict[str, Any] = {"stop": (*wish.stop, *stop), "n": 1, "logprobs": None, "prompt_logprobs": None}
+                last: dict[str, Any] = {"stop": (*wish.stop, *stop), "n": 1, "prompt_logprobs": None}
+                last |= {"logprobs": best, "logprobs_mode": "raw"} if best else {"logprobs": None}
                 self._wishes[key] = replace(wish, **last)
             except ValueError as error:
                 self._wishes[key] = f"the search's sampling parameters cannot be used: {error}"
@@ -173,7 +182,8 @@ class EnginePolicy:
                 end = "step"
             elif not self.sampling.include_stop_str_in_output:
                 text = text[: text.find(completion.stop)]
-        return Drawn(completion.tokens, text, completion.logprobs, end)
+        best = tuple(tuple(logprob for _, logprob in row if logprob > -math.inf) for row in completion.best)
+        return Drawn(completion.tokens, text, completion.logprobs, end, best)
 
     # Scoring
 

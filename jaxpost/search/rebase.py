@@ -42,7 +42,7 @@ def rebase(
       >>> next(rebase(Problem(0, "2+2=", Node(0, None, (1,), ""), Ledger(), str.strip), width=8)).n
       [8]
     """
-    if width < 1 or temperature <= 0:
+    if width < 1 or not temperature > 0:
         raise ValueError(f"width is {width} and temperature is {temperature}; both must be above 0")
     steps = Steps(separator=separator, max_tokens=max_tokens, lookahead=lookahead, aggregate=aggregate)
     open_, counts, done = [problem.root], [width], list[Node]()

@@ -20,6 +20,8 @@ class Draw:
         scored: the method will have the children scored, so room for that is kept in the budget.
         verifier: the tokens are a verifier's (a vote, a judgement), and so is the prompt of an aside.
         sampling: SamplingParams by name, in place of the search's own: temperature, top_p ...
+        top_logprobs: so many of the most probable tokens' log-probabilities are kept at every place (`Node.best`); all
+            log-probabilities are of softmax(logits) then, not of softmax(logits / temperature).
         note: of the children.
     """
 
@@ -30,6 +32,7 @@ class Draw:
     scored: bool = False
     verifier: bool = False
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    top_logprobs: int = 0
     note: str = ""
 
 

@@ -68,7 +68,6 @@ def token_mcts(
     trained to (gumbel: pi' of the root; puct: shares of visits).
 
     Args:
-        problem: the prompt.
         simulations: for each token; each costs one token of the budget, and what the value costs.
         best: actions of a node.
         search_tokens: tokens that are searched.
@@ -82,7 +81,12 @@ def token_mcts(
         pb_c_init, pb_c_base, dirichlet_fraction, dirichlet_alpha: of puct: c_1, c_2, and the noise's share and shape.
         answer_tokens: most tokens of completions and of the answer's end.
         seed: of the noise, which is named by it, the prompt's number and the node's.
+
+    Raises:
+        ValueError: simulations, best or considered below 1.
     """
+    if min(simulations, best, considered) < 1:
+        raise ValueError(f"simulations {simulations}, best {best}, considered {considered}: each is at least 1")
     settings = Settings(
         rule, simulations, min(considered, best), max_depth or simulations, value_scale, maxvisit_init, pb_c_init,
         pb_c_base,

@@ -29,6 +29,8 @@ class Node:
         note: what the piece is for (an action's name, "critique" ...).
         facts: whatever else a method wants to be seen in pictures and exports.
         pruned: nothing will be drawn from it any more, so that what it holds may go.
+        best: at each token's place the log-probabilities of the most probable tokens, under softmax(logits); () where
+            a search did not ask for them.
     """
 
     number: int
@@ -46,6 +48,7 @@ class Node:
     facts: dict[str, Any] = field(default_factory=dict)
     children: list[Node] = field(default_factory=list, repr=False)
     pruned: bool = False
+    best: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
 
     @property
     def depth(self) -> int:

@@ -80,7 +80,6 @@ def tree_of_thoughts(
     that cannot be read are counted in the root's facts: "unread_proposals", "unread_verdicts".
 
     Args:
-        problem: the prompt.
         order, generator, evaluator, branch, keep, threshold, max_states: as above.
         depth: thoughts of a solution before it is continued to its end.
         evaluations: draws of a verdict (value) or of votes.

@@ -97,7 +97,7 @@ def read_passages(path: str | Path, *, key: str = "text") -> list[str]:
         found = [" ".join(part.split()) for part in re.split(r"\n\s*\n", whole) if part.strip()]
     else:
         found = []
-        for number, line in enumerate(whole.splitlines(), 1):
+        for number, line in enumerate(whole.split("\n"), 1):
             row: Any = None
             if line.strip():
                 try:

@@ -81,29 +81,54 @@ def settled(votes: Mapping[str, float], remaining: int, *, heaviest: float = 1.0
     return all(votes[best] - other > most or (later and votes[best] - other >= most) for other, later in rivals)
 
 
-def confidence(logprobs: Sequence[float], how: Confidence = "mean", *, window: int = 64) -> float:
-    """How sure the policy was of a text: exp of a mean log-probability, in (0, 1]; NaN for no tokens.
+def confidence(best: Sequence[Sequence[float]], how: Confidence = "mean", *, window: int = 64) -> float:
+    """How sure the policy was of a text (DeepConf, 2508.15260), in nats, above 0; NaN for no tokens.
 
-    mean: of all tokens. tail: of the last `window`. Groups are all runs of `window` tokens next to each other:
-    lowest: the least sure group; bottom: mean of the tenth of the groups (at least one) that are least sure
-    (DeepConf, 2508.15260). The source measures a token by the mean log-probability of the k best ones at its place,
-    this the token that was drawn, which every engine gives.
+    A token's confidence is C_i = -1/k sum_j log p_i(j) over the k most probable tokens j at its place: great where one
+    of them has nearly all probability, log k where all k are alike.
+    mean: of all C_i. tail: of the last `window`. Groups are all runs of `window` tokens next to each other, a group's
+    confidence is the mean of its C_i. lowest: the least sure group's; bottom: mean over the tenth of the groups (at
+    least one) that are least sure. A text shorter than `window` is one group.
 
-    >>> [round(confidence([-0.1, -0.1, -3.0, -0.2], how, window=2), 3) for how in ("mean", "tail", "lowest")]
-    [0.427, 0.202, 0.202]
+    Args:
+        best: for each token the log-probabilities of the most probable tokens at its place (`Node.best`).
+
+    Raises:
+        ValueError: a window below 1.
+
+    >>> told = [(-0.5, -1.5), (-0.1, -3.9), (-0.7, -0.7), (-0.6, -0.8)]   # C = 1, 2, 0.7, 0.7
+    >>> [round(confidence(told, how, window=2), 3) for how in ("mean", "tail", "lowest")]
+    [1.1, 0.7, 0.7]
     """
     if window < 1:
         raise ValueError(f"window is {window}; a group of tokens has at least 1")
-    values = [float(x) for x in logprobs]
+    values = [-math.fsum(row) / len(row) for row in best if len(row)]
     if not values:
         return math.nan
     if how in ("mean", "tail"):
         part = values if how == "mean" else values[-window:]
-        return math.exp(math.fsum(part) / len(part))
+        return math.fsum(part) / len(part)
     size = min(window, len(values))
     groups = sorted(math.fsum(values[i : i + size]) / size for i in range(len(values) - size + 1))
     least = groups[: 1 if how == "lowest" else max(1, len(groups) // 10)]
-    return math.exp(math.fsum(least) / len(least))
+    return math.fsum(least) / len(least)
+
+
+def entropy(best: Sequence[Sequence[float]]) -> float:
+    """Mean over tokens of H_i = -sum_j p_i(j) log p_i(j) - r_i log r_i, nats; NaN for no tokens.
+
+    j runs over the most probable tokens that are told, and r_i = 1 - sum_j p_i(j) is what is left, counted as one
+    token: at most the entropy of all tokens, and equal to it where all are told.
+
+    >>> round(entropy([(math.log(0.5), math.log(0.25))]), 4)   # 1/2, 1/4 and a rest of 1/4
+    1.0397
+    """
+    values = []
+    for row in (row for row in best if len(row)):
+        p = [math.exp(x) for x in row]
+        parts = [*p, max(0.0, 1.0 - math.fsum(p))]
+        values.append(-math.fsum(x * math.log(x) for x in parts if x > 0))
+    return math.fsum(values) / len(values) if values else math.nan
 
 
 def most_confident(weights: Sequence[float], keep: float) -> list[int]:

@@ -9,7 +9,9 @@ import pytest
 from jaxpost import cli, config_io
 from jaxpost.assemble import search_policy
 from jaxpost.assemble.search import search
+from jaxpost.assemble.search_folder import Book
 from jaxpost.assemble.search_policy import Engines, Loaded
+from jaxpost.assemble.search_prompts import make_questions
 from jaxpost.cli_search import prompt_flags
 from jaxpost.config_check_search import check_search
 from jaxpost.config_flags import apply_flags
@@ -129,29 +131,84 @@ def test_rows_that_cannot_be_asked_are_told_and_the_others_go_on(tmp_path):
 
 FAULTS = {
     "NaN": (lambda text: float("nan") if text else 1.0, "it said NaN"),
-    "raises a sentence": (None, "gave 0 verdicts on"),
+    "says too little": (lambda cases: [], "gave 0 verdicts on"),
+    "raises": (lambda cases: 1 // 0, "'verifier' raised ZeroDivisionError: "),
+    "infinite": (lambda text: float("inf") if text else 1.0, "it said inf"),
+    "NaN of a step": (lambda cases: [Verdict(0.5, steps=(0.5, float("nan"))) for _ in cases], "it said NaN"),
+    "words": (lambda cases: ["I cannot say" for _ in cases], "I cannot say"),
+    "lists": (lambda cases: [[1.0] for _ in cases], "it gave a list, which is no verdict"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_verifier_that_fails_is_a_sentence_in_the_row(tmp_path, fault):
     judge, said = FAULTS[fault]
-    engines = Toys(judge=judge or (lambda text: 0.0))
-    if judge is None:
-        engines.verifier.__class__ = type("Short", (ToyVerifier,), {"__call__": lambda self, cases: []})
+    whole = fault not in ("NaN", "infinite")
+    engines = Toys(judge=(lambda text: 0.0) if whole else judge)
+    if whole:
+        engines.verifier.__class__ = type("Bad", (ToyVerifier,), {"__call__": lambda self, cases: judge(cases)})
     result = search(config_of(tmp_path, "--prompts", prompts_file(tmp_path, ROWS)), engines=engines)
     assert all(said in row["error"] for row in result.rows)
     assert all(row["answer"] in ("4", "7") for row in result.rows), "what was drawn stays"
 
 
-def test_a_verifier_that_fails_on_one_prompt_leaves_the_others(tmp_path):
+@pytest.mark.parametrize("fault", ["NaN", "raises", "short"])
+def test_a_verifier_that_fails_on_one_prompt_leaves_the_others(tmp_path, fault):
+    """Those have its plain numbers as their scores."""
+
     class Picky(ToyVerifier):
         def __call__(self, cases):
-            return [Verdict(float("nan") if c.problem.number == 1 else 1.0) for c in cases]
+            bad = [c.problem.number == 1 for c in cases]
+            if fault == "raises" and any(bad):
+                raise RuntimeError("no")
+            return [float("nan") if b else 1 for b in bad if not (b and fault == "short")]
 
     path = prompts_file(tmp_path, ROWS)
     result = search(config_of(tmp_path, "--prompts", path), engines=Toys(verifier=Picky(lambda text: 0.0)))
     assert ["error" in row for row in result.rows] == [False, True, False]
+    assert [row["score"] for row in result.rows if "error" not in row] == [1.0, 1.0]
+
+
+def test_answers_that_the_methods_own_limit_cut_are_not_blamed_on_the_budget(tmp_path):
+    config = config_of(tmp_path, "--prompts", prompts_file(tmp_path, ROWS), "--search.max_tokens", "2", "--budget", "5")
+    result = search(config, engines=Toys(table=lambda text: {"4": 1.0}))
+    assert [row.get("error") for row in result.rows] == [None] * 3
+    assert all(row["answer"] == "44" and row["refused"] for row in result.rows)
+    few = config_of(tmp_path / "few", "--prompts", prompts_file(tmp_path, ROWS), "--budget", "5")
+    result = search(few, engines=Toys(table=lambda text: {"4": 1.0}))
+    assert all("too small for one whole answer" in row["error"] for row in result.rows)
+
+
+def test_a_kill_between_a_tree_and_its_row_loses_neither(tmp_path, monkeypatch):
+    path = prompts_file(tmp_path, ROWS)
+    whole = search(config_of(tmp_path / "a", "--prompts", path), engines=Toys())
+    append, calls = Book._append, []
+
+    def killed(self, name, row):
+        calls.append(name)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        append(self, name, row)
+
+    config = config_of(tmp_path / "b", "--prompts", path)
+    monkeypatch.setattr(Book, "_append", killed)
+    with pytest.raises(KeyboardInterrupt):
+        search(config, engines=Toys())
+    monkeypatch.undo()
+    again = search(config, engines=Toys())
+    for name in ("results.jsonl", "trees.jsonl"):
+        assert (again.folder / name).read_text() == (whole.folder / name).read_text()
+
+
+def test_separators_of_lines_within_a_row_and_a_byte_order_mark_are_text(tmp_path):
+    path = tmp_path / "q.jsonl"
+    rows = [json.dumps({"prompt": "1+1?\u2028\u0085 ok"}, ensure_ascii=False), json.dumps({"prompt": "1+2?"})]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
+    questions = make_questions(config_of(tmp_path, "--prompts", str(path)))
+    assert [(q.error, q.prompt) for q in questions] == [(None, "1+1?\u2028\u0085 ok"), (None, "1+2?")]
+    path.write_bytes(b"1+1?\xff")
+    with pytest.raises(ValueError, match=r"q.jsonl is no text in UTF-8 \(byte 4\)"):
+        make_questions(config_of(tmp_path, "--prompts", str(path)))
 
 
 def test_a_budget_too_small_is_a_sentence(tmp_path):
@@ -173,6 +230,9 @@ def test_a_separator_that_never_appears_ends_in_whole_answers(tmp_path):
     flags = ["--search.kind", "step_beam", "--search.width", "4", "--search.factor", "2", "--search.separator", "zzz"]
     result = search(config_of(tmp_path, "--prompts", prompts_file(tmp_path, ROWS), *flags), engines=Toys())
     assert [row["answer"] for row in result.rows] == ["7", "7", "7"]
+    said = "the separator 'zzz' never appeared"
+    assert all(said in row["warnings"][0] for row in result.rows)
+    assert result.told[-1].startswith(f"3 of 3 prompts: {said}")
 
 
 COMMANDS = {
@@ -186,6 +246,19 @@ COMMANDS = {
         "verifier.parts.0 (model)",
     ),
     "no corpus": (["--verifier.parts", "[{kind: fact, path: none.txt}]", "--count", "1"], "none.txt: no such corpus"),
+    "nothing at a time": (
+        ["--search.kind", "mcts", "--search.leaves", "0"],
+        "search.leaves is 0; it must be at least 1",
+    ),
+    "letters of a line break": (
+        ["--search.kind", "dvts", "--search.separator", "\\n\\n"],
+        "a backslash and a letter where a line break is meant",
+    ),
+    "a share": (["--search.kind", "rstar", "--search.given", "2"], "search.given is 2; it is a share"),
+    "within a method": (
+        ["--search", "{kind: metacognition, dear: {kind: step_beam, width: 3}}"],
+        "search: width is 3 and factor is 4",
+    ),
     "contradiction": (["--search.kind", "self_consistency", "--search.keep", "0"], "search: keep is 0"),
 }
 

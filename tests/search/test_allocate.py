@@ -198,6 +198,11 @@ def test_a_fixed_total_goes_where_it_helps_and_is_never_exceeded():
     assert hard.problem.ledger.generated == 6 + 12  # the probes' tokens stay on the bill
     numbers = {node.number for node in hard.tree.walk()}
     assert min(numbers - {0}) > 3  # its noise is not the probes'
+    # Planned with what a vote spends elsewhere, 6 tokens on average. Here it spends 12, and the total holds as well.
+    mean = Fitted((0.3,), (base, (Level(0.0, 0.2, "", 0), Level(6.0, 0.8, "vote", 24))), (1, 1))
+    for total in (30, 36, 47, 60):
+        found = spend(prompts, mean, ToyPolicy(table), total=total, options=options, measuring=how, together=3)
+        assert 24 < found.spent <= total
     with pytest.raises(ValueError, match="uses vote: no such method"):
         spend(prompts, fitted, ToyPolicy(table), total=9, options={}, measuring=how)
 
@@ -236,7 +241,7 @@ def test_noise_caps_the_width():
 @pytest.mark.parametrize("signal", ["entropy", "confidence", "disagreement"])
 def test_uncertainty_triggers_the_dear_method(signal):
     cheap, dear = partial(sampled, n=3, note="cheap"), partial(sampled, n=5, note="dear")
-    method = partial(metacognition, cheap=cheap, dear=dear, signal=signal, threshold=0.2, window=1)
+    method = partial(metacognition, cheap=cheap, dear=dear, signal=signal, threshold=0.2, window=1, top_logprobs=2)
     sure, unsure = search(["e", "h"], method, ToyPolicy(table))
     assert {n.note for n in sure.tree.children} == {"cheap"}
     assert {n.note for n in unsure.tree.children} == {"cheap", "dear"}
@@ -250,11 +255,16 @@ def test_uncertainty_triggers_the_dear_method(signal):
 
 def test_signals_by_hand():
     problem = Problem(0, "", Node(0, None, (), ""), Ledger(), str.strip)
-    node = problem.child(problem.root, (1, 2, 3, 4), "x", logprobs=(-1.0, -3.0, -2.0, 0.0), end="stop")
+    best = [(0.5, 0.25), (0.25, 0.25), (0.5, 0.125), (1.0, 1e-30)]
+    told = tuple(tuple(math.log(p) for p in row) for row in best)
+    node = problem.child(problem.root, (1, 2, 3, 4), "x", logprobs=(-1.0,) * 4, best=told, end="stop")
     node.score = 0.75
     found = Found.best([node])
-    assert uncertainty(problem, found, signal="entropy") == 1.5
-    assert uncertainty(problem, found, signal="confidence", window=2) == 1 - math.exp(-2.5)
+    # Entropies in bits with what is left as one token: 1/2 1/4 1/4, 1/4 1/4 1/2, 1/2 1/8 3/8, 1.
+    bits = 1.5 + 1.5 + 0.5 + 0.375 + 0.375 * math.log2(8 / 3)
+    assert uncertainty(problem, found, signal="entropy") == pytest.approx(bits * math.log(2) / 4)
+    # Confidences in bits: 1.5, 2, 2, 49.8; the least sure pair has 1.75, and 2 2 ** -1.75 is left.
+    assert uncertainty(problem, found, signal="confidence", window=2) == pytest.approx(2 * 2**-1.75)
     assert uncertainty(problem, found, signal="score") == 0.25
     assert math.isnan(uncertainty(problem, Found(()), signal="entropy"))
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from jaxpost.search.contract import Found
+from jaxpost.search.contract import Found, Verdict
 from jaxpost.search.drive import search
 from jaxpost.search.requests import Draw, Score
 from tests.search.toy import ToyPolicy, ToyVerifier
@@ -60,6 +60,16 @@ def test_a_budget_too_small_for_an_answer_is_a_sentence_and_others_go_on():
     _, [small] = run(["a"], budget=1, n=1)
     if not any(c.node.complete for c in small.answers):
         assert "too small" in small.error
+
+
+def test_a_verifier_that_costs_more_than_its_price_is_told():
+    verifier = ToyVerifier(lambda text: 0.0)
+    verifier.__class__ = type("Dear", (ToyVerifier,), {"__call__": lambda self, cases: [Verdict(1.0, 50)] * len(cases)})
+    [out] = search(
+        ["a"], partial(best, n=1, max_tokens=9), ToyPolicy(coin), verifiers={"verifier": verifier}, budget=40
+    )
+    assert out.tokens_spent > 40
+    assert "costs more than its price" in out.problem.warnings[0]
 
 
 @pytest.mark.parametrize(("judge", "said"), [(lambda text: float("nan"), "it said NaN"), (None, "verdicts on")])

@@ -7,8 +7,9 @@ import pytest
 
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.sampler import make_sampler
-from jaxpost.search.contract import Found, Job
+from jaxpost.search.contract import Case, Found, Job
 from jaxpost.search.drive import search, stream
+from jaxpost.search.judge import Judge
 from jaxpost.search.policy import EnginePolicy
 from jaxpost.search.requests import Draw, Likelihood, Push, Rank, Write
 from jaxpost.search.tree import Ledger, Node, Problem
@@ -103,6 +104,48 @@ def check(root, window):
                 want = [logp[len(whole) - 1 + i, t] for i, t in enumerate(encode("ace"))]
                 np.testing.assert_allclose(one, want, atol=1e-4)
     return count
+
+
+def test_a_judge_charges_what_it_reads_and_says_what_reading_whole_questions_says():
+    def letter(text):
+        return [ord(x) % 6 for x in text]
+
+    found = {}
+    for shared in (True, False):
+        made = policy()
+        made._encode = made.render = letter
+        judge = Judge(made, mode="likelihood")
+        judge._question = lambda problem, answer: f"abc{problem.prompt}ace{answer}dd"
+        if not shared:
+            judge._head = lambda problem: Node(0, None, (), "")
+        problems = [Problem(n, p, Node(0, None, tuple(letter(p)), ""), Ledger(), str.strip) for n, p in enumerate("ab")]
+        cases = [Case(p, p.child(p.root, letter(x), x, end="stop")) for p in problems for x in ("ab", "fee", "ab")]
+        priced = sum(judge.price(c, 0) for c in cases) + sum(judge.opening(p) for p in problems)
+        verdicts = [*judge(cases[:2]), *judge(cases[2:])]
+        spent = sum(v.tokens for v in verdicts)
+        assert spent == priced == made.shelf.traffic.read + len(cases) * 7, "7: the words yes and no"
+        judge.forget([node for p in problems for node in p.root.walk()])
+        assert len(made.shelf) == 0
+        found[shared] = [v.score for v in verdicts], spent
+    np.testing.assert_allclose(found[True][0], found[False][0], atol=1e-4)
+    assert found[False][1] - found[True][1] == (6 - 2) * 7, "3 + 1 + 3 tokens are shared"
+
+
+def test_the_most_probable_tokens_of_every_place_are_the_models_own():
+    """Under softmax(logits), whatever the temperature; asking changes no token."""
+
+    def heated(problem, best):
+        [drawn] = yield Draw([problem.root], 2, 9, ("b",), sampling={"temperature": 0.5}, top_logprobs=best)
+        return Found.best(drawn)
+
+    plain, asked = (search(PROMPTS[:2], lambda p, n=n: heated(p, n), policy()) for n in (0, 3))
+    assert told(plain) == told(asked)
+    for out in asked:
+        for node in out.tree.children:
+            logp = log_softmax(learner_logits(node.all_tokens, 5))[len(out.tree.tokens) - 1 : -1]
+            np.testing.assert_allclose(node.best, -np.sort(-logp, axis=1)[:, :3], atol=1e-4)
+            np.testing.assert_allclose(node.logprobs, logp[range(len(node.tokens)), node.tokens], atol=1e-4)
+    assert all(node.best == () for out in plain for node in out.tree.children)
 
 
 @pytest.mark.parametrize("window", [5, pytest.param(None, marks=pytest.mark.slow)])

@@ -27,7 +27,7 @@ from jaxpost.search.self_consistency import self_consistency
 from jaxpost.search.step_beam import step_beam
 from jaxpost.search.token_beam import token_beam
 from jaxpost.search.tree import Ledger, Node, Problem
-from jaxpost.search.vote import choose, confidence, count, elect, most_confident, settled
+from jaxpost.search.vote import choose, confidence, count, elect, entropy, most_confident, settled
 from tests.search.toy import END, LETTERS, ToyPolicy, ToyVerifier, letters, texts
 
 
@@ -104,16 +104,21 @@ def test_stopping_early_changes_no_answer_and_saves_tokens():
 
 
 def test_confidence_as_numpy_computes_it():
-    x = -np.random.default_rng(0).exponential(size=57)
+    p = np.sort(np.random.default_rng(0).dirichlet(np.ones(30), size=57))[:, :-8:-1]
+    told, x = np.log(p).tolist(), -np.log(p).mean(axis=1)
     groups = np.array([x[i : i + 5].mean() for i in range(53)])
     expected = {"mean": x.mean(), "tail": x[-5:].mean(), "lowest": groups.min(), "bottom": np.sort(groups)[:5].mean()}
     for how, value in expected.items():
-        assert math.isclose(confidence(x.tolist(), how, window=5), math.exp(value))
-        assert math.isclose(confidence([-0.5], how, window=5), math.exp(-0.5))
+        assert math.isclose(confidence(told, how, window=5), value)
+        assert confidence([(-0.5, -1.5)], how, window=5) == 1.0
+    whole = np.random.default_rng(1).dirichlet(np.ones(9), size=4)
+    assert math.isclose(entropy(np.log(whole).tolist()), -(whole * np.log(whole)).sum(axis=1).mean())
+    best = np.sort(whole)[:, :-4:-1]
+    assert entropy(np.log(best).tolist()) < entropy(np.log(whole).tolist())
     assert math.isnan(confidence([]))
     assert most_confident([0.1, math.nan, 0.3, 0.3, 0.2], 0.5) == [2, 3]
     with pytest.raises(ValueError, match="at least 1"):
-        confidence([-1.0], window=0)
+        confidence([(-1.0,)], window=0)
 
 
 def test_votes_by_hand():
@@ -132,12 +137,23 @@ def test_votes_by_hand():
 
 
 def test_confident_votes_alone_count():
-    [output] = run(partial(self_consistency, n=20, max_tokens=8, weights="confidence", keep=0.2))
-    whole = sorted(output.tree.children, key=lambda n: -confidence(n.logprobs))
+    method = partial(self_consistency, n=20, max_tokens=8, weights="confidence", measure="lowest", window=2, keep=0.2,
+                     top_logprobs=3)  # fmt: skip
+    [output] = run(method)
+
+    def sure(node):
+        """From the table itself: the least sure two places next to each other."""
+        places = ["a" + letters(node.tokens[:i]) for i in range(len(node.tokens))]
+        best = [sorted(uneven(place).values(), reverse=True)[:3] for place in places]
+        values = [-sum(math.log(p) for p in (*row, 1e-30, 1e-30)[:3]) / 3 for row in best]
+        pairs = [sum(values[i : i + 2]) / len(values[i : i + 2]) for i in range(max(1, len(values) - 1))]
+        return min(pairs)
+
+    whole = sorted(output.tree.children, key=lambda n: -sure(n))
     voters = [n for n in whole if n.complete][:4]
     by_hand: Counter[str] = Counter()
     for node in voters:
-        by_hand[node.text] += confidence(node.logprobs)
+        by_hand[node.text] += sure(node)
     assert output.votes == pytest.approx(dict(by_hand))
     assert len(output.answers) == 20
     for wrong in (
@@ -145,8 +161,11 @@ def test_confident_votes_alone_count():
         {"wave": 0},
         {"early_stop": True, "keep": 0.5},
         {"early_stop": True, "weights": "score"},
+        {"early_stop": True, "weights": "confidence"},
+        {"window": 0},
+        {"top_logprobs": 0},
     ):
-        with pytest.raises(ValueError, match=r"keep|wave"):
+        with pytest.raises(ValueError, match=r"keep|wave|window"):
             run(partial(self_consistency, **wrong))
 
 
@@ -205,7 +224,8 @@ class HostEngine(Engine):
 
 def beams_of_the_sampler(table, rules, max_tokens):
     """`generate.beam`'s own search, which equals transformers', over the toy's tables."""
-    made = reference._Search(0, [LETTERS.index("a")], rules, max_tokens, frozenset([END]))
+    most = reference.candidates(rules.beams, np.array([END], np.int32))
+    made = reference._Search(0, [LETTERS.index("a")], rules, max_tokens, frozenset([END]), most)
     made.open = [reference._Open(0.0, Text([LETTERS.index("a")], 1))]
     goes_on = True
     while goes_on:

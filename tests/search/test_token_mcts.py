@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxpost.search.drive import search
-from jaxpost.search.token_mcts import token_mcts
+from jaxpost.search.token_mcts import _Noise, token_mcts
 from tests.search.toy import ToyPolicy, ToyVerifier
 
 DEPTH = 4
@@ -60,7 +60,7 @@ def enumerated(prompt):
     return prior, value, terminal
 
 
-def ask_mctx(policy, **kwargs):
+def ask_mctx(policy, *, key=0, **kwargs):
     """mctx on the three trees; an end has its value as reward and nothing after it."""
     arrays = [jnp.asarray(np.stack(x)) for x in zip(*(enumerated(prompt) for prompt in PROMPTS), strict=True)]
     rows = jnp.arange(len(PROMPTS))
@@ -79,7 +79,7 @@ def ask_mctx(policy, **kwargs):
 
     root = mctx.RootFnOutput(prior_logits=arrays[0][:, 0], value=arrays[1][:, 0], embedding=jnp.zeros(3, jnp.int32))
     with jax.numpy_dtype_promotion("standard"):
-        out = jax.jit(lambda arrays, root: policy(arrays, jax.random.key(0), root, step, SIMULATIONS, **kwargs))(
+        out = jax.jit(lambda arrays, root: policy(arrays, jax.random.key(key), root, step, SIMULATIONS, **kwargs))(
             arrays, root
         )
     tree = out.search_tree
@@ -125,6 +125,25 @@ def test_visits_and_actions_are_those_of_mctx(rule):
     assert max(n for kind, n in policy.calls if kind == "rank") == len(PROMPTS)
 
 
+def test_the_same_gumbel_noise_gives_the_visits_and_the_action_of_mctx(monkeypatch):
+    """mctx draws noise g; the search is given the same g."""
+    known = {"max_num_considered_actions": 3, "gumbel_scale": 10.0}
+    found = set()
+    for key in (1, 4):
+        action, visits, weights, tree = ask_mctx(mctx.gumbel_muzero_policy, key=key, **known)
+        gumbel = np.asarray(tree.extra_data.root_gumbel)
+        assert np.abs(gumbel).min() > 0
+        found.add(visits.tobytes())
+        same = lambda self, problem, node, logits, rule, g=gumbel: (logits, g[problem.number])  # noqa: E731
+        monkeypatch.setattr(_Noise, "root", same)
+        _, outs = run(rule="gumbel")
+        for i, out in enumerate(outs):
+            assert out.tree.facts["visits"] == visits[i].tolist()
+            assert out.tree.facts["tokens"][action[i]] == out.answers[0].node.path[0].tokens[0]
+            np.testing.assert_allclose(out.tree.facts["weights"], weights[i], rtol=1e-4, atol=1e-6)
+    assert len(found) == 2, "the noise matters"
+
+
 def test_noise_is_fixed_by_the_prompts_number_and_neighbours_change_nothing():
     _, together = run(numbers=[5, 6, 7], search_tokens=3)
     for prompt, number, out in zip(PROMPTS, [5, 6, 7], together, strict=True):
@@ -148,6 +167,12 @@ def test_it_converges_to_what_is_best_though_the_model_thinks_little_of_it(rule)
     for prompt, out in zip(PROMPTS, outs, strict=True):
         assert out.answers[0].text.startswith("cc" if "c" in logits(prompt, "c")[1] else "c")
         assert np.argmax(out.tree.facts["weights"]) == 2
+
+
+@pytest.mark.parametrize("name", ["simulations", "best", "considered"])
+def test_nothing_to_search_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} 0"):
+        run(["b"], **{name: 0})
 
 
 @pytest.mark.parametrize("budget", [0, 3, 20, 60])

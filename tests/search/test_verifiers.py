@@ -232,10 +232,36 @@ def test_a_judge_reads_verdicts_strictly_counts_what_it_cannot_read_and_charges_
     assert [v.tokens for v in found] == [len(judge.question(c)) + len(t) for c, t in zip(cases, said, strict=True)]
     assert [v.parts["unreadable"] for v in found] == [0.0, 0.0, 1.0]
     assert judge.report() == {"asked": 3.0, "unreadable": 1 / 3}
-    assert judge.price(cases[0], 5) == len(judge.question(cases[0])) + 5 + 40
-    assert all(v.tokens <= judge.price(c, 0) for v, c in zip(found, cases, strict=True))
+    again = Judge(Writer(), max_tokens=40)
+    assert again.price(cases[0], 5) + again.opening(cases[0].problem) == len(judge.question(cases[0])) + 5 + 40
+    prices = [again.price(c, 0) + again.opening(c.problem) for c in cases]
+    assert all(v.tokens <= price for v, price in zip(found, prices, strict=True))
     assert judge.policy.calls == [("draw", 3)]  # one batch
     assert all(sample > 1 << 20 for _, sample in judge.policy.names)  # no answer's noise
+
+
+def test_what_questions_about_a_problem_share_is_charged_once_and_a_question_once_for_all_its_verdicts():
+    said = ["Correct: yes", "Correct: no", "Correct: yes", "Correct: no"]
+    judge = Judge(Writer(*said), max_tokens=40, verdicts=2)
+    one = case("2")
+    two = Case(one.problem, one.problem.child(one.problem.root, (1, 2, 3), "300", end="stop"))
+    shared = len(judge.question(one)) - 1  # this writer's tokens are letters, and an empty answer shares all
+    assert judge.opening(one.problem) == shared
+    priced = [judge.price(c, 0) for c in (one, two)]
+    assert priced == [1 + 2 * 40, 3 + 2 * 40]
+    found = judge([one, two])
+    assert [v.score for v in found] == [0.5, 0.5]
+    assert [v.tokens for v in found] == [shared + 1 + len("".join(said[:2])), 3 + len("".join(said[2:]))]
+    assert judge.opening(one.problem) == 0
+    judge.forget([one.problem.root, one.node, two.node])
+    assert (judge._heads, judge._paid, judge._read) == ({}, set(), {})
+
+
+def test_a_question_that_spells_a_place_of_the_template_stays_as_it_is():
+    judge = Judge(Writer(), mode="likelihood")
+    asked = judge.question(case("7", prompt="what is {answer}?"))
+    assert "what is {answer}?" in asked
+    assert asked.count("7") == 1
 
 
 def test_a_judge_rates_several_times_and_by_criteria():
@@ -253,7 +279,9 @@ def test_the_likelihood_of_yes_is_the_score_and_nothing_is_drawn():
     [verdict] = judge([one])
     assert verdict.score == pytest.approx(0.8)
     assert (
-        verdict.tokens == len(judge.question(one)) + len("Correct:") + len(" yes") + len(" no") == judge.price(one, 0)
+        verdict.tokens
+        == len(judge.question(one)) + len("Correct:") + len(" yes") + len(" no")
+        == Judge(Writer(), mode="likelihood").opening(one.problem) + judge.price(one, 0)
     )
     assert judge.policy.calls == []
 

@@ -50,9 +50,13 @@ class ToyPolicy:
         start = len(text)
         heat = float(job.sampling.get("temperature", 1.0))
         logprobs: list[float] = []
+        best: list[tuple[float, ...]] = []
         while len(logprobs) < job.max_tokens:
             names, p = zip(*self.table(text).items(), strict=True)
             p = np.array(p, np.float64)
+            if job.top_logprobs:
+                row = [math.log(x) for x in sorted(p, reverse=True) if x > 0]
+                best.append((*row, *[math.log(1e-30)] * job.top_logprobs)[: job.top_logprobs])
             if heat == 0:
                 at = int(np.argmax(p))
             else:
@@ -63,10 +67,10 @@ class ToyPolicy:
             logprobs.append(math.log(p[at]) if heat else 0.0)
             text += names[at]
             if names[at] == "$":
-                return Drawn(ids(text[start:]), text[start:-1], tuple(logprobs), "stop")
+                return Drawn(ids(text[start:]), text[start:-1], tuple(logprobs), "stop", tuple(best))
             if any(stop in text[start:] for stop in job.stop):
-                return Drawn(ids(text[start:]), text[start:], tuple(logprobs), "step")
-        return Drawn(ids(text[start:]), text[start:], tuple(logprobs), "length")
+                return Drawn(ids(text[start:]), text[start:], tuple(logprobs), "step", tuple(best))
+        return Drawn(ids(text[start:]), text[start:], tuple(logprobs), "length", tuple(best))
 
     def rank(self, nodes: Sequence[Node], best: int) -> list[tuple[Sequence[int], Sequence[float]] | str]:
         self.calls.append(("rank", len(nodes)))
