@@ -30,6 +30,47 @@ class MathSection(_Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MathVerifySection(_Part):
+    """1 if the package math-verify finds the final answer equal to the reference: sets, intervals, matrices too."""
+
+    kind: Literal["math_verify"] = "math_verify"
+    name: str = "math_verify"
+    key: str = "answer"
+    sources: tuple[Literal["tag", "boxed", "hash", "phrase", "number"], ...] = ("boxed", "hash", "phrase", "number")
+    seconds: float = 2.0
+    """For one answer, in a process of its own that is killed then; less than the reward's `seconds`."""
+    memory_mb: int = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeSection(_Part):
+    """The share of its tests that the last Python block of an answer passes, in the sandbox."""
+
+    kind: Literal["code"] = "code"
+    name: str = "code"
+    key: str = "tests"
+    """The field of an example that holds the tests: asserts, calls, whole programs, or a check function."""
+    partial: bool = True
+    """False: 1 if all tests pass, else 0."""
+    tolerance: float = 0.0
+    """Relative, between numbers with a point that calls return."""
+    seconds: float = 3.0
+    """For all tests of one program, by the clock; the reward's `seconds` must be two more."""
+    memory_mb: int = 512
+    output_kb: int = 256
+    isolation: Literal["auto", "process", "filters", "namespaces"] = "auto"
+    """auto: the strongest that works on this machine; a run does not start if the one named does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GymSection(_Part):
+    """1 if the final answer is the one of reasoning-gym's problem (prompts.kind gym)."""
+
+    kind: Literal["gym"] = "gym"
+    name: str = "gym"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChoiceSection(_Part):
     """1 if the chosen letter is the reference."""
 
@@ -181,6 +222,9 @@ class JudgeSection(_Part):
 
 RewardPart = (
     MathSection
+    | MathVerifySection
+    | CodeSection
+    | GymSection
     | ChoiceSection
     | ReachesSection
     | ThinkFormatSection

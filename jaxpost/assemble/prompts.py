@@ -10,8 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxpost.config_rl import ArithmeticPrompts, CountdownPrompts, FilePrompts, Game24Prompts, PromptsSection
+from jaxpost.config_rl import (
+    ArithmeticPrompts,
+    CountdownPrompts,
+    FilePrompts,
+    Game24Prompts,
+    GymPrompts,
+    PromptsSection,
+)
 from jaxpost.data.sources import Row, open_source
+from jaxpost.rewards.gym import GymProblems
 from jaxpost.rewards.puzzles import Arithmetic, Countdown, Game24
 from jaxpost.rl.episodes import Problem
 from jaxpost.text.messages import DataError, parse_conversation, to_template
@@ -67,7 +75,10 @@ def make_problems(section: PromptsSection, tokenizer: Tokenizer, *, key: str = "
         raise ValueError(f"{key}.template {section.template!r} has no {{prompt}} where the problem would stand")
     if isinstance(section, FilePrompts):
         return _from_files(section, tokenizer, key, tools)
-    source = puzzles_of(section)
+    try:
+        source = puzzles_of(section)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
 
     def at(index: int) -> Problem:
         example = source.example(index)
@@ -75,7 +86,8 @@ def make_problems(section: PromptsSection, tokenizer: Tokenizer, *, key: str = "
 
     rows = tuple(Placed(f"{section.kind} problem {index}", at(index)) for index in range(PROBED))
     longest = max(len(row.problem.tokens) for row in rows) + SPARE
-    digest = _digest([repr(source), section.template, section.system_prompt, section.chat, *filter(None, [tools])])
+    more = filter(None, [tools, getattr(source, "version", "")])
+    digest = _digest([repr(source), section.template, section.system_prompt, section.chat, *more])
     return Problems(at, longest, digest, rows=rows)
 
 
@@ -92,6 +104,8 @@ def puzzles_of(section: PromptsSection) -> Any:
         return Countdown(
             seed=section.seed, count=section.count, largest=section.largest, low=section.low, high=section.high
         )
+    if isinstance(section, GymPrompts):
+        return GymProblems(task=section.task, seed=section.seed)
     raise TypeError(f"{type(section).__name__} is no source of puzzles")
 
 
@@ -142,6 +156,8 @@ def _read(row: Row, section: FilePrompts, tokenizer: Tokenizer, tools: str) -> P
         return _problem(0, row.value, prompt, section, tokenizer, tools)
     except DataError as error:
         raise ValueError(f"{row.where}: {error}") from None
+    except TypeError as error:  # of the tokenizer, for half of a surrogate pair
+        raise ValueError(f"{row.where}: the prompt is no text that can be encoded: {error}") from error
 
 
 def _problem(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from dataclasses import replace
 from pathlib import Path
 
 from jaxpost.config_rewards import (
     ChoiceSection,
+    CodeSection,
     FinishedSection,
     FunctionSection,
+    GymSection,
     JudgeSection,
     MathSection,
+    MathVerifySection,
     ModelRewardSection,
     OneBoxSection,
     OverlongSection,
@@ -23,14 +27,18 @@ from jaxpost.config_rewards import (
     TargetLengthSection,
     ThinkFormatSection,
 )
-from jaxpost.rewards import answers, combine, puzzles, style
+from jaxpost.rewards import answers, combine, gym, puzzles, style, verify
+from jaxpost.rewards.code import CodeTests
 from jaxpost.rewards.contract import RewardFn
 from jaxpost.rewards.functions import FromFile, load
 from jaxpost.rewards.runner import Pool
 from jaxpost.rewards.scored import JudgeScore, ModelScore
+from jaxpost.sandbox.limits import Limits
 
 REWARDS: dict[type, type] = {
     MathSection: answers.MathAnswer,
+    MathVerifySection: verify.MathVerify,
+    GymSection: gym.GymAnswer,
     ChoiceSection: answers.MultipleChoice,
     ReachesSection: puzzles.Reaches,
     ThinkFormatSection: style.ThinkFormat,
@@ -46,6 +54,8 @@ REWARDS: dict[type, type] = {
 """What each section names; a section has the reward's own fields, and how its score is combined."""
 
 COMBINED = {"sum": combine.Sum, "product": combine.Product, "min": combine.Min}
+SPARE_SECONDS = 2.0
+"""For the sandbox to start and end, beside a program's own time."""
 _OURS = ("kind", "weight", "clip_low", "clip_high")
 
 
@@ -55,6 +65,8 @@ def make_pool(section: RewardSection, *, key: str = "reward") -> Pool:
     Raises:
       ValueError: no parts, parts of one name, limits that do not fit; `key` names the section.
       FileNotFoundError: a function's file is not there.
+      IsolationMissing: the sandbox that a code reward asks for does not work on this machine.
+      ModuleNotFoundError: math-verify, where it is asked for, is not installed.
     """
     reward = make_reward_at(section, key=key)
     for part in section.parts + section.gates:
@@ -62,10 +74,25 @@ def make_pool(section: RewardSection, *, key: str = "reward") -> Pool:
             raise ValueError(f"{key}: the model reward {part.name!r} names no model; give it a path: [FOLDER]")
         if isinstance(part, JudgeSection):
             _check_judge(part, key)
+        if isinstance(part, CodeSection | MathVerifySection):
+            _check_time(part, section.seconds, key)
+    for leaf in combine.leaves(reward):
+        if isinstance(leaf, CodeTests | verify.MathVerify):
+            leaf.prepare()  # what is missing is told now, not after the first samples
     try:
         return Pool(reward, workers=section.workers, seconds=section.seconds)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
+
+
+def _check_time(part: CodeSection | MathVerifySection, seconds: float, key: str) -> None:
+    """A row's limit must leave room for the part's own, or every slow answer is unscored in the place of wrong."""
+    spare = SPARE_SECONDS if isinstance(part, CodeSection) else 0.0
+    if not 0 < part.seconds < seconds - spare + 1e-9:
+        raise ValueError(
+            f"{key}: {part.name!r} may take {part.seconds:g} s; give a row that and {spare or 'a little'} more: "
+            f"{key}.seconds is {seconds:g}"
+        )
 
 
 def _check_judge(part: JudgeSection, key: str) -> None:
@@ -123,12 +150,19 @@ def _part(section: RewardPart) -> RewardFn:
         _try(reward.spec)
     else:
         fields = {name: value for name, value in vars(section).items() if name not in _OURS}
-        reward = REWARDS[type(section)](**fields)
+        reward = _code(section) if isinstance(section, CodeSection) else REWARDS[type(section)](**fields)
     if section.clip_low is None and section.clip_high is None:
         return reward
     low = float("-inf") if section.clip_low is None else section.clip_low
     high = float("inf") if section.clip_high is None else section.clip_high
     return combine.Clip((reward,), low=low, high=high, name=f"clipped_{getattr(reward, 'name', 'reward')}")
+
+
+def _code(part: CodeSection) -> CodeTests:
+    limits = Limits(
+        seconds=part.seconds, cpu_seconds=math.ceil(part.seconds), memory_mb=part.memory_mb, output_kb=part.output_kb
+    )
+    return CodeTests(part.key, part.partial, part.isolation, limits, part.tolerance, part.name)
 
 
 def _try(spec: str) -> None:
@@ -137,7 +171,7 @@ def _try(spec: str) -> None:
         load(spec)
     except (ValueError, FileNotFoundError):
         raise
-    except Exception as error:  # whatever a user's file may raise
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise, or a script's end
         file = spec.rpartition(":")[0]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None

@@ -56,7 +56,10 @@ class Calculator:
             value = evaluate(text).value
         except BadExpression as error:
             return f"error: {error}"
-        return str(value) if value.denominator == 1 else f"{value} = {float(value):.12g}"
+        try:
+            return str(value) if value.denominator == 1 else f"{value} = {float(value):.12g}"
+        except (OverflowError, ValueError):  # no float, or more digits than Python writes
+            return "error: the result is too large"
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,15 @@ SOURCES: tuple[Source, ...] = ("boxed", "hash", "phrase", "number")
 
 MAX_READ = 2**16
 """Characters at the end of a text in which the answer is looked for."""
+MAX_NESTED = 3
+"""Boxes in boxes that are opened."""
 
-_PHRASE = re.compile(r"\banswer(?:\s+is|\s*[:=])[:\s*]*", re.IGNORECASE)
+_PHRASE = re.compile(r"\banswer(?:\s+is|\s*[:：=])[:：\s*]*", re.IGNORECASE)
 _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _SENTENCE = re.compile(r"\.(?=\s|$)|\n|\*\*")
 _NUMBER = re.compile(
-    r"(?<![\w.,])(?:(?<![)\]}\-])-)?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+|(?=\.[0-9]))(?:\.[0-9]+)?"
-    r"(?:/[0-9]+)?%?(?![0-9])"
+    r"(?<![A-Za-z0-9_.,])(?:(?<![)\]}\-])-)?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+|(?=\.[0-9]))(?:\.[0-9]+)?"
+    r"(?:[eE][-+]?[0-9]+)?(?:/[0-9]+)?(?:\\?%)?(?![0-9])"
 )
 
 
@@ -56,7 +58,8 @@ def boxes(text: str) -> list[str]:
 def final_answer(text: str, *, sources: Sequence[Source] = SOURCES) -> str | None:
     """The final answer that a text states, by the first of these sources that it has; None if it has none.
 
-    tag: what stands in the last <answer> </answer> (2501.12948), or the last box in it. boxed: the last complete box.
+    tag: what stands in the last <answer> </answer> (2501.12948), or the last box in it. boxed: the last complete box
+    (of a box that holds nothing but a box, the inner one).
     hash: what follows the last "####" in its line (GSM8K, 2110.14168). phrase: what follows the last "answer is" or
     "answer:" in its sentence. number: the last number. Only the last MAX_READ characters are read.
 
@@ -68,7 +71,7 @@ def final_answer(text: str, *, sources: Sequence[Source] = SOURCES) -> str | Non
         if source == "tag":
             found = [(boxes(inside) or [inside])[-1] for inside in _TAG.findall(text)[-1:]]
         elif source == "boxed":
-            found = boxes(text)[-1:]
+            found = [_unboxed(inside) for inside in boxes(text)[-1:]]
         elif source == "hash":
             found = [text.rpartition("####")[2].partition("\n")[0]] if "####" in text else []
         elif source == "phrase":
@@ -78,6 +81,15 @@ def final_answer(text: str, *, sources: Sequence[Source] = SOURCES) -> str | Non
         if found and found[0].strip():
             return found[0].strip()
     return None
+
+
+def _unboxed(text: str) -> str:
+    for _ in range(MAX_NESTED):
+        inner = boxes(text)
+        if len(inner) != 1 or re.sub(r"\\[bf]\w*\s*\{", "", text.strip(), count=1) != inner[0] + "}":
+            break
+        text = inner[0]
+    return text
 
 
 def _phrase(rest: str) -> str:
@@ -126,7 +138,9 @@ class MultipleChoice(RowReward):
     """1 if the chosen letter is the reference, else 0.
 
     example[key] is a letter, or an index from 0. The choice is read from the last box, "answer is (B)" or "answer: B",
-    a text that is a letter alone, or the last letter in parentheses, in this order.
+    a text that is a letter alone, the last letter in parentheses, or a letter that begins the only line of the kind
+    "B) ...", in this order; within the last <answer> </answer> where there is one. A small letter that begins more
+    words ("answer is a bird") is none.
     """
 
     key: str = "answer"
@@ -145,15 +159,19 @@ class MultipleChoice(RowReward):
     def choice(self, text: str) -> str | None:
         """The letter that a text chooses, if any."""
         text = text[-MAX_READ:]
+        text = (_TAG.findall(text) or [text])[-1]
         one = rf"\(?([{re.escape(self.letters)}])(?:\)|(?![\w'’]))"
         if found := boxes(text):
             text = re.sub(r"\\text\w*|\\mathrm|[{}$\s]", "", found[-1])
             match = re.match(one, text, re.IGNORECASE)
         elif phrases := list(_PHRASE.finditer(text)):
-            match = re.compile(rf"\s*(?:option|choice)?\s*\$?{one}", re.IGNORECASE).match(text, phrases[-1].end())
+            match = re.compile(rf"\s*(?:option|choice)?\s*[$*]*{one}", re.IGNORECASE).match(text, phrases[-1].end())
+            if match and match[1].islower() and match[0][-1] != ")" and re.match(r"[ \t]+\w", text[match.end() :]):
+                return None
         else:
-            match = re.fullmatch(rf"\s*{one}[.:]?\s*", text, re.IGNORECASE)
+            match = re.fullmatch(rf"[\s*]*{one}[.:]?[\s*]*", text, re.IGNORECASE)
             if match is None:
-                marked = re.findall(rf"\(([{re.escape(self.letters)}])\)", text)
-                return marked[-1] if marked else None
+                marked = re.findall(rf"\(([{re.escape(self.letters)}])\)", text)[-1:]
+                begun = re.findall(rf"^[ *]*([{re.escape(self.letters)}])[).:]", text, re.MULTILINE)
+                return (marked or (begun if len(begun) == 1 else []) or [None])[0]
         return match[1].upper() if match else None

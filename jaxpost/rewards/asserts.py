@@ -119,7 +119,11 @@ def parse_function(text: str, entry_point: str) -> tuple[Test, ...]:
     Raises:
       Unsupported: as `parse`, or there is no such function.
     """
-    for node in ast.parse(text).body:
+    try:
+        body = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise Unsupported(f"the tests are a text, but not Python: {error}") from error
+    for node in body:
         if isinstance(node, ast.FunctionDef) and node.name == "check" and len(node.args.args) == 1:
             renamed = _Rename(node.args.args[0].arg, entry_point)
             return tuple(_tests_of([renamed.visit(statement) for statement in node.body]))

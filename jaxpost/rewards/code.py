@@ -129,6 +129,10 @@ class CodeTests(RowReward):
         entry = self._entry(example)
         checks = []
         for test in tests:
+            if not isinstance(test["args"], list | tuple) or not isinstance(test.get("kwargs", {}), Mapping):
+                raise ValueError(
+                    f"reward {self.name!r}: args must be a list and kwargs an object, not {str(test)[:80]!r}"
+                )
             arguments = [written(value) for value in test["args"]]
             arguments += [f"**{{{key!r}: {written(value)}}}" for key, value in test.get("kwargs", {}).items()]
             checks.append(f"__show__({entry}({', '.join(arguments)}))")
@@ -150,6 +154,9 @@ class CodeTests(RowReward):
 
     def _programs(self, tests: Sequence[Mapping[str, Any]], code: str | None) -> list[bool]:
         """Runs the program once for each input."""
+        texts = [text for test in tests for text in (test["stdin"], test["stdout"])]
+        if not all(isinstance(text, str | int | float) for text in texts):
+            raise ValueError(f"reward {self.name!r}: stdin and stdout must be texts, not {str(tests[0])[:80]!r}")
         wanted = [str(test["stdout"]) for test in tests]
         longest = max(len(text.encode("utf-8", "surrogatepass")) for text in wanted)
         if longest >= self.limits.output_kb << 10:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from jaxpost.rewards.contract import Completion, Example, RewardFn, Rewards
+from jaxpost.rewards.contract import Completion, Example, RewardFn, Rewards, name_of
 
 Column = Float64[np.ndarray, " N"]
 
@@ -18,7 +18,7 @@ class Combined:
     """A function of the parts' scores (each part's first column). An unscored part leaves the row unscored.
 
     Raises:
-      ValueError: there are no parts, or two different columns have one name.
+      ValueError: there are no parts, or two different parts have one name.
     """
 
     parts: tuple[RewardFn, ...]
@@ -33,13 +33,19 @@ class Combined:
         raise TypeError(f"{type(self).__name__} combines nothing; define formula(scores)")
 
     def combine(self, parts: Sequence[Rewards]) -> Rewards:
-        """The parts' columns, led by the combined one."""
+        """The parts' columns, led by the combined one; a part's column of a name that is taken is "PART/NAME"."""
         out: Rewards = {self.name: self.formula([next(iter(part.values())) for part in parts])}
-        for part in parts:
+        for reward, part in zip(self.parts, parts, strict=True):
+            own = name_of(reward)
             for name, column in part.items():
-                if name in out and not np.array_equal(out[name], column, equal_nan=True):
-                    raise ValueError(f"two rewards are named {name!r} in {self.name!r}; give one of them another name")
-                out[name] = column
+                shown = name
+                if name == self.name:
+                    shown = f"{own}/{name}"
+                elif name in out and not np.array_equal(out[name], column, equal_nan=True):
+                    if name == own:
+                        raise ValueError(f"two rewards are named {name!r} in {self.name!r}; rename one of them")
+                    shown = f"{own}/{name}"
+                out[shown] = column
         return out
 
     def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> Rewards:

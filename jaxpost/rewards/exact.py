@@ -12,6 +12,8 @@ MAX_BITS = 4096
 MAX_TERMS = 64
 MAX_ROOT = 10**12
 MAX_EXPONENT = 1024
+MAX_DEGREE = 64
+"""Of a root."""
 
 Monomial: TypeAlias = tuple[int, tuple[tuple[str, int], ...]]
 """A square-free n > 0 under the root, and letters with their exponents; "pi" is a letter that nothing else equals."""
@@ -135,15 +137,21 @@ class Exact:
                 square = square * square
         return result
 
-    def root(self) -> Exact:
-        """The square root of a rational number >= 0: sqrt(p/q) = sqrt(pq)/q.
+    def root(self, degree: Fraction | int | None = 2) -> Exact:
+        """The square root of a rational number >= 0: sqrt(p/q) = sqrt(pq)/q; other roots where they are rational.
 
         Raises:
-          Beyond: not such a number, or pq over MAX_ROOT and no square.
+          Beyond: not such a number or root, or pq over MAX_ROOT and no square.
         """
         value = self.rational
-        if value is None or value < 0:
-            raise Beyond("a root of what is not a rational number >= 0")
+        if value is None or degree is None or Fraction(degree).denominator != 1 or not 2 <= degree <= MAX_DEGREE:
+            raise Beyond(f"a root of degree {degree} of what is no rational number")
+        if degree != 2 and value < 0 and degree % 2:
+            return -(-self).root(degree)
+        if value < 0:
+            raise Beyond("a root of a number below 0")
+        if degree != 2:
+            return Exact.of(Fraction(*(_whole_root(part, int(degree)) for part in value.as_integer_ratio())))
         outside, inside = _square_free(value.numerator * value.denominator)
         return Exact.make({(inside, ()): Fraction(outside, value.denominator)})
 
@@ -161,6 +169,17 @@ class Exact:
             )
         except OverflowError as error:
             raise Beyond("too large for a float") from error
+
+
+def _whole_root(n: int, degree: int) -> int:
+    """The a >= 0 with a^degree = n."""
+    low, high = 0, 1 << -(-n.bit_length() // degree)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if middle**degree >= n else (middle + 1, high)
+    if low**degree != n:
+        raise Beyond(f"a root of degree {degree} that is not rational")
+    return low
 
 
 def _square_free(n: int) -> tuple[int, int]:

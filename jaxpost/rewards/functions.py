@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import inspect
+import sys
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,10 +41,15 @@ class FromFile:
             raise ValueError(f"{self.spec} gave no columns")
         checked: Rewards = {}
         for name, column in columns.items():
-            checked[str(name)] = np.asarray(column, np.float64)
-            if checked[str(name)].shape != (len(completions),):
-                shape = checked[str(name)].shape
+            found = np.asarray(column)
+            if found.dtype.kind not in "biufO":  # a text of digits is no number
+                raise ValueError(f"{self.spec} gave {name!r} of type {found.dtype} where numbers should be")
+            if found.shape != (len(completions),):
+                shape = found.shape
                 raise ValueError(f"{self.spec} gave {name!r} of shape {shape} for {len(completions)} completions")
+            if found.dtype.kind == "O" and any(isinstance(value, str | bytes) for value in found):
+                raise ValueError(f"{self.spec} gave {name!r} with text where numbers should be")
+            checked[str(name)] = found.astype(np.float64)
         return checked
 
 
@@ -60,11 +67,17 @@ def load(spec: str) -> Callable[..., Any]:
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there; it is the file of the reward {spec!r}")
-    module_spec = importlib.util.spec_from_file_location(f"jaxpost_user_{file.stem}", file)
+    module_name = f"jaxpost_user_{file.stem}_{zlib.crc32(str(file).encode()):08x}"
+    module_spec = importlib.util.spec_from_file_location(module_name, file)
     if module_spec is None or module_spec.loader is None:
         raise ValueError(f"{file} cannot be imported")
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    sys.modules[module_name] = module  # where dataclasses and pickle look for it
+    try:
+        module_spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
     function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"{file} has no function {name!r}")

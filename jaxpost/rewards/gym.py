@@ -7,6 +7,7 @@ only tasks with one right answer are taken, and answers are compared here.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,6 +55,11 @@ class GymProblems(Problems):
             )
         if importlib.util.find_spec("reasoning_gym") is None:
             raise ModuleNotFoundError(f"the task {self.task!r} needs reasoning-gym: pip install 'jaxpost[gym]'")
+
+    @property
+    def version(self) -> str:
+        """Of the package: another may make other problems of a seed."""
+        return importlib.metadata.version("reasoning-gym")
 
     def example(self, index: int) -> dict[str, Any]:
         entry = _dataset(self.task, self.seed)[index]

@@ -22,21 +22,28 @@ _NAMES = {
     **{"inche": "in", "inch": "in", "foot": "ft", "feet": "ft", "pound": "lb", "lb": "lb", "ounce": "oz", "mile": "mi"},
 }
 _UNIT = re.compile(
-    r"(?P<value>.*[0-9)}%])(?P<space>[\s~]*)"
+    r"(?P<value>.*[0-9)}%])(?P<space>(?:[\s~]|\\[,;:! ])*)"
     r"(?:\\(?:text|mathrm|mbox|textrm|textbf)\{(?P<text>[^{}]*)\}|(?P<word>[A-Za-z][A-Za-z ./]*))"
     r"(?P<power>\s*\^\s*\{?[23]\}?)?",
     re.DOTALL,
 )
 _WRAPPED = re.compile(r"\\(?:text|mathrm|mbox|textrm|textbf|mathbf|mathit)\s*\{([^{}]*)\}")
-_BLANKS = re.compile(r"\\[!,;: ]|\\q?quad|~|\\(?:left|right|displaystyle|big|Big|bigl|bigr)(?![A-Za-z])")
+_BLANKS = re.compile(r"(?<!\\)\\[!,;: ]|\\q?quad|~|\\(?:left|right|displaystyle|big|Big|bigl|bigr)(?![A-Za-z])")
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|\\,|\\!|[\u00a0\u2009\u202f])+(?=[0-9]{3}(?![0-9]))")
+_SPACED = re.compile(r"\s*[-+]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?\s*")
+_JOINED = re.compile(r"\s*,?\s(?:and|or)\s+")
+_REPEATED = re.compile(r"([0-9]{0,99})\.([0-9]{0,99})\\overline\s?\{?([0-9]{1,99})\}?")
+_EITHER = re.compile(r"\\pm(?![A-Za-z])")
 _NAMED = re.compile(r"\s*[A-Za-z](?:_\{?\w\}?)?(?:\([a-z]\))?\s*(?:=|\\in(?![a-z]))\s*(?=\S)")
 _MIXED = re.compile(r"([-+]?)\s*([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)")
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+    r"\s*(?:(?P<number>(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+    r"(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?)"
     r"|(?P<command>\\[A-Za-z]+)|(?P<word>[A-Za-z]+)|(?P<sign>\\[{}]|[-+*/^(){}\[\],])|(?P<other>\S))"
 )
-_REPLACED = str.maketrans({"−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "$": "", "€": "", "£": ""})
+_REPLACED = str.maketrans(
+    {"−": "-", "–": "-", "±": "\\pm", "×": "*", "·": "*", "⋅": "*", "÷": "/", "$": "", "€": "", "£": ""}
+)
 _COMMANDS = {"\\cdot": "*", "\\times": "*", "\\div": "/", "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\cfrac": "\\frac"}
 
 
@@ -71,10 +78,13 @@ def read(text: str) -> Answer:
     body, unit = _split_unit(body)
     percent = body.endswith("%") or unit == "percent"
     body = _BLANKS.sub(" ", body.rstrip("%").rstrip("\\")) if percent else _BLANKS.sub(" ", body)
-    body = _WRAPPED.sub(r" \1 ", body)
-    named = _NAMED.match(body)
+    body = _JOINED.sub(", ", _WRAPPED.sub(r" \1 ", body))
+    body = body.replace(" ", "") if _SPACED.fullmatch(body) else _REPEATED.sub(_repeated, body)
+    if named := _NAMED.match(body):  # x = 3, x = 4
+        letter = re.escape(named[0].partition("=")[0].strip())
+        body = re.sub(rf",\s*{letter}\s*=", ",", body[named.end() :])
     try:
-        values, brackets = _Parser(body[named.end() :] if named else body).parse()
+        values, brackets = _parsed(body)
     except (Unreadable, Beyond):
         return Answer(plain)
     return Answer(plain, values, brackets, percent, "" if unit == "percent" else unit)
@@ -119,10 +129,28 @@ def _same(a: Answer, b: Answer, scale: Fraction | int, tolerance: float) -> bool
         return False
 
 
+def _repeated(match: re.Match[str]) -> str:
+    """0.1\\overline{6} is (16 - 1)/90."""
+    whole, once, again = match.groups()
+    over = int(whole + once + again) - int("0" + whole + once)
+    return f"({over}/{10 ** len(once) * (10 ** len(again) - 1)})"
+
+
+def _parsed(text: str) -> tuple[tuple[Exact, ...], str]:
+    """Values and their brackets; a \\pm stands for two values."""
+    if len(_EITHER.findall(text)) != 1:
+        return _Parser(text).parse()
+    both = [_Parser(_EITHER.sub(f" {sign} ", text)).parse() for sign in "+-"]
+    if any(brackets not in ("", "{}") for _, brackets in both):
+        raise Unreadable("\\pm between brackets")
+    return tuple(dict.fromkeys(value for values, _ in both for value in values)), "{}"
+
+
 def _plain(text: str) -> str:
     """Text in a normal form: no spaces, formatting, dollars or final stop; lower case."""
     text = _WRAPPED.sub(r"\1", _BLANKS.sub("", text.replace("\\$", "").translate(_REPLACED)))
-    return re.sub(r"\\([dtc])frac", r"\\frac", re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text)).rstrip(".").casefold()
+    text = re.sub(r"\\(?:([lgn]e)q|[dtc](frac))(?![A-Za-z])", lambda m: "\\" + (m[1] or m[2]), text)
+    return re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text).rstrip(".").casefold()
 
 
 def _split_unit(text: str) -> tuple[str, str]:
@@ -263,9 +291,11 @@ class _Parser:
         if token == "\\frac":
             return self.argument() / self.argument()
         if token == "\\sqrt":
+            degree = Exact.of(2)
             if self.take("["):
-                raise Unreadable("a root that is not square")
-            return self.argument().root()
+                degree = self.sum()
+                self.need("]")
+            return self.argument().root(degree.rational)
         raise Unreadable(f"{token} is not read")
 
     def mixed(self, number: Fraction) -> Exact:

@@ -33,7 +33,7 @@ class Reaches(RowReward):
     def row(self, example: Example, completion: Completion) -> float:
         available = Counter(Fraction(number) for number in field(example, "numbers", self.name))
         target = Fraction(example.get("target", 24))
-        left, equals, right = stated(completion.text).partition("=")
+        left, equals, right = stated(completion.text).strip(" *`.").partition("=")
         try:
             value, numbers = evaluate(left)
             if value != target or (equals and evaluate(right).value != target):

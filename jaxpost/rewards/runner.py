@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxpost.rewards.combine import evaluate, leaves
+from jaxpost.rewards.combine import Combined, evaluate, leaves
 from jaxpost.rewards.contract import Completion, Example, RewardFn, Rewards, Sample, name_of
 from jaxpost.rewards.scored import OffPool
 
@@ -28,6 +28,8 @@ START_SECONDS = 120.0
 """For a worker to start and to load users' files."""
 STARTS = 3
 """Workers that may fail to start in one call before it is an error."""
+MAX_REWARD = 1e15
+"""A reward beyond it, up or down, is a fault: its square would leave float32, and with it its whole group."""
 
 
 class Problem(NamedTuple):
@@ -87,8 +89,9 @@ class _Board:
 class Pool:
     """Scores completions with one reward or a combination, in processes that are killed when a row takes too long.
 
-    Every simple reward inside a combination runs row by row on its own: if it raises, hangs or gives NaN for a row,
-    that row is NaN in its columns and in what is combined of them, a `Problem` tells why, and everything else goes on.
+    Every simple reward inside a combination runs row by row on its own: if it raises, hangs or gives no number from
+    -MAX_REWARD to MAX_REWARD for a row, that row is NaN in its columns and in what is combined of them, a `Problem`
+    tells why, and everything else goes on.
     It may be used from any thread (calls wait for one another); workers are fresh processes, so neither jax nor the
     caller's main module is imported in them. Rewards must be importable objects: dataclasses of a module, functions,
     `FromFile`.
@@ -153,7 +156,12 @@ class Pool:
         columns = [self._columns(number, len(rows), board) for number in range(len(self._leaves))]
         problems = sorted(Problem(name, task.row, reason) for task, name, reason in board.problems)
         found = lambda leaf: known[leaf] if isinstance(leaf, OffPool) else columns[self._leaves.index(leaf)]  # noqa: E731
-        return Scored(evaluate(self.reward, found), tuple(problems))
+        rewards = evaluate(self.reward, found)
+        name, score = next(iter(rewards.items()))
+        if isinstance(self.reward, Combined) and np.any(wild := np.abs(score) > MAX_REWARD):
+            problems += [Problem(name, int(row), f"it came to {score[row]}") for row in np.flatnonzero(wild)]
+            rewards[name] = np.where(wild, np.nan, score)
+        return Scored(rewards, tuple(problems))
 
     def _columns(self, number: int, count: int, board: _Board) -> Rewards:
         """A simple reward's columns; names in the order of their first appearance."""
@@ -163,7 +171,7 @@ class Pool:
         for row, scores in found.items():
             for name, column in out.items():
                 column[row] = scores.get(name, np.nan)
-                if not np.isfinite(column[row]):
+                if not abs(column[row]) <= MAX_REWARD:
                     reason = (
                         f"it gave {column[row]}" if name in scores else f"it gave no {name!r}, as it does elsewhere"
                     )
@@ -210,7 +218,7 @@ class Pool:
         worker = _Worker(process, connection, time.monotonic() + START_SECONDS)
         try:
             connection.send((self._leaves, self.seconds))
-        except BrokenPipeError:
+        except ConnectionError:
             pass  # it died at once, which is noticed when it is heard
         except Exception as error:
             worker.kill()
@@ -222,7 +230,7 @@ class Pool:
 
     def _send(self, worker: _Worker, task: Task, rows: list[tuple[dict[str, Any], Sample]]) -> None:
         worker.task, worker.deadline = task, time.monotonic() + self.seconds
-        with suppress(BrokenPipeError):
+        with suppress(ConnectionError):
             worker.connection.send((task.reward, *rows[task.row]))
 
     def _hear(self, worker: _Worker, board: _Board) -> None:

@@ -13,6 +13,8 @@ from jaxpost.rewards.functions import FromFile, load
 
 GRACE = 5.0
 """Seconds after a row's limit at which a worker whose parent is gone ends itself."""
+MAX_WORDS = 500
+"""Characters of an error that are told."""
 
 
 def main(descriptor: int) -> None:
@@ -47,7 +49,7 @@ def _start(rewards: list[RewardFn]) -> tuple[str, str]:
                 reward.prepare()
         except BaseException as error:
             name = reward.spec if isinstance(reward, FromFile) else name_of(reward)
-            return "failed", f"{name}: {type(error).__name__}: {error}"
+            return "failed", f"{name}: {told(error)}"
     return "ready", ""
 
 
@@ -56,7 +58,17 @@ def _score(reward: RewardFn, example: dict[str, Any], sample: Sample) -> tuple[s
         columns = reward([example], [sample])
         return "scored", {name: float(column[0]) for name, column in columns.items()}
     except BaseException as error:  # a user's sys.exit() too is this row's fault only
-        return "raised", f"{type(error).__name__}: {error}"
+        return "raised", told(error)
+
+
+def told(error: BaseException) -> str:
+    """Its type and words in one line that can be printed: they may hold the model's text, however long."""
+    try:
+        words = " ".join(str(error).split())
+    except BaseException:
+        words = "an error without words"
+    shown = "".join(c if c.isprintable() else "?" for c in words[:MAX_WORDS])
+    return f"{type(error).__name__}: {shown}" + ("..." if len(words) > MAX_WORDS else "")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from jaxpost.sandbox.limits import THREADS, Limits
 TICK = 0.05
 """Seconds between looks at what cannot be waited for."""
 MAX_FILES = 4096
+MAX_DEPTH = 64
+"""Of folders in folders, where they are counted: deeper ones take long, and in the end have no path."""
 LINUX = sys.platform == "linux"
 DAY = 86400.0
 
@@ -314,10 +316,19 @@ def _watch(pid: int, control: socket.socket, deadline: float, folder: str | None
 
 
 def _full(folder: str, size: int) -> bool:
-    """Whether a folder holds more than that, or too many files."""
-    waiting, count, total = [folder], 0, 0
+    """Whether a folder holds more than that, too many files, or folders that are too deep or closed to be counted."""
+    waiting, count, total = [(folder, 0)], 0, 0
     while waiting:
-        with suppress(OSError), os.scandir(waiting.pop()) as entries:
+        path, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            return True
+        try:
+            found = os.scandir(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # the program has moved it
+        except OSError:
+            return True
+        with found as entries:
             for entry in entries:
                 count += 1
                 with suppress(OSError):
@@ -325,7 +336,7 @@ def _full(folder: str, size: int) -> bool:
                 if count > MAX_FILES or total > size:
                     return True
                 if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
+                    waiting.append((entry.path, depth + 1))
     return False
 
 

@@ -11,7 +11,8 @@ LEVELS: tuple[Level, ...] = ("namespaces", "filters", "process")
 
 process: a session of its own, limits, an empty environment, a private folder, the kill of all that it started; beyond
 that the program may do what its user may. filters: also no network, no files but Python's own and the system's
-programs and libraries, no signals to others, no way out of its process group (seccomp and Landlock; Linux 6.2).
+programs and libraries (that another is there, and its size, can still be asked), no signals to others, no way out of
+its process group (seccomp and Landlock; Linux 6.2).
 namespaces: also a file system, a process table and a network of its own, with nothing in them.
 """
 Isolation = Literal["auto", "process", "filters", "namespaces"]

@@ -29,6 +29,9 @@ from jaxpost.sandbox.limits import LEVELS, Isolation, IsolationMissing, Level, L
 
 START_SECONDS = 60.0
 """For the launcher, on a busy machine, beside the program's own time."""
+FORGOTTEN_SECONDS = 3600.0
+"""Age from which a folder whose process is gone was left behind by it, as when it was killed."""
+_PREFIX = "jaxpost-sandbox-"
 DRAIN_SECONDS = 1.0
 """For output that is on its way when the program has ended."""
 
@@ -84,7 +87,8 @@ def launch(files: Mapping[str, str], main: str, *, stdin: str, limits: Limits, i
         raise ValueError(f"there is no isolation {level!r}; choose auto, {', '.join(LEVELS)}")
     python = os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
     with ExitStack() as stack:
-        folder = tempfile.mkdtemp(prefix="jaxpost-sandbox-")
+        _remove_forgotten()
+        folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
         stack.callback(_remove, folder)
         text = stack.enter_context(tempfile.TemporaryFile())
         text.write(stdin.encode("utf-8", "surrogatepass"))
@@ -180,6 +184,31 @@ def _end(process: subprocess.Popen[bytes], control: socket.socket) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+@lru_cache(maxsize=1)
+def _remove_forgotten() -> None:
+    """Once a process: folders of judges that were killed before they could clean up."""
+    with suppress(OSError), os.scandir(tempfile.gettempdir()) as found:
+        for entry in list(found):
+            pid = entry.name.removeprefix(_PREFIX).partition("-")[0]
+            if not entry.name.startswith(_PREFIX) or not pid.isdigit() or entry.is_symlink():
+                continue
+            with suppress(OSError):
+                if time.time() - entry.stat(follow_symlinks=False).st_mtime > FORGOTTEN_SECONDS and not _alive(
+                    int(pid)
+                ):
+                    _remove(entry.path)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def _remove(folder: str) -> None:

@@ -142,6 +142,35 @@ pickle.dumps = pickle.loads = lambda *a, **k: True
 builtins.print = lambda *a, **k: None
 def square(x): return pickle
 """,
+    "poisoned modules": """
+import sys, types
+for name in ("json", "types", "checks", "given", "solution", "__main__", "builtins", "driver"):
+    fake = types.ModuleType(name)
+    fake.dumps = fake.loads = fake.encode = fake.FunctionType = lambda *a, **k: True
+    fake.check_0 = fake.check_1 = lambda show: show(True)
+    sys.modules[name] = fake
+def square(x): return True
+""",
+    "a thread that tells": """
+import os, threading, time
+def tell():
+    for i in range(50):
+        for kind in ("true", '["int", "0"]', '["object"]', "null"):
+            os.write(3, b'{"check": %d, "values": [%s]}\\n' % (i % 2, kind.encode()))
+        time.sleep(0.001)
+threading.Thread(target=tell).start()
+def square(x):
+    time.sleep(0.1)
+    return None
+""",
+    "what dies speaks": """
+import os, sys
+class Last(int):
+    def __del__(self): os._exit(0)
+    def __index__(self): sys.exit(0)
+    def __reduce__(self): return (int, (9,))
+def square(x): return Last()
+""",
     "at exit": """
 import atexit, os
 atexit.register(lambda: (os.write(3, b'{"check": 0, "values": [true]}\\n'), os._exit(0)))
@@ -255,6 +284,9 @@ def test_examples_that_cannot_be_graded_say_so():
         ([{"input": "1", "output": "1"}], "of one kind"),
         ([{"stdin": "1", "stdout": "9" * 70_000}], "expects 70000 bytes"),
         ([{"args": [{1}], "expected": 1}], "no JSON value"),
+        ([{"args": "ab", "expected": 1}], "args must be a list"),
+        ([{"stdin": "1", "stdout": None}], "must be texts"),
+        ("def check(", "not Python"),
     ):
         with pytest.raises(ValueError, match=words):
             reward.row({"tests": tests, "entry_point": "f"}, Sample("no program"))

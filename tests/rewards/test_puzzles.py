@@ -150,6 +150,8 @@ def test_some_numbers_may_be_left_out_if_so_wished():
 def test_what_is_stated():
     assert stated("<answer>1+1</answer> no <answer>2 \\times 3</answer>") == "2 * 3"
     assert stated("Hm\nThe answer is: (1+2)\n\n") == "(1+2)"
+    example = {"numbers": [8, 4, 6, 1]}
+    assert [check(example, f"The answer is {text}") for text in ("**(8-4)*6*1**.", "(8-4)*6*1 = 24.")] == [1, 1]
     assert stated("") == ""
 
 

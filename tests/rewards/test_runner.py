@@ -19,7 +19,17 @@ from jaxpost.rewards.style import OneBox, Overlong
 
 USER = '''
 import asyncio, os, sys, time
+from dataclasses import dataclass
 import numpy as np
+
+@dataclass
+class Wordless(Exception):
+    """With annotations that are texts, as of `from __future__ import annotations`."""
+
+    number: "int" = 1
+
+    def __str__(self):
+        raise self
 
 def lengths(examples, completions):
     print("this must not mix with anybody's output")
@@ -48,6 +58,20 @@ def troubled(examples, completions):
         return {"troubled": [float("inf")]}
     if text == "other":
         return {"something else": [1.0]}
+    if text == "huge":
+        return np.array([1e30])
+    if text == "digits":
+        return ["1.0"]
+    if text == "none":
+        return [None]
+    if text == "truth":
+        return [np.bool_(True)]
+    if text == "yields":
+        return (x for x in [1.0])
+    if text == "words":
+        raise ValueError("\\x1b[2J\\n" + "x" * 10**6)
+    if text == "wordless":
+        raise Wordless
     if text == "two":
         return {"troubled": [1.0, 2.0]}
     if text == "child":
@@ -91,16 +115,18 @@ def test_a_pool_gives_what_the_reward_gives_here():
 
 def test_every_kind_of_trouble_is_told_by_name_and_row(user):
     texts = ["fine", "raise", "sleep", "exit", "nan", "inf", "other", "two", "leave", "spin", "fine"]
+    texts += ["huge", "digits", "none", "yields", "words", "wordless", "truth"]
     reward = Sum((FromFile(f"{user}:troubled"), FromFile(f"{user}:lengths")))
     with Pool(reward, workers=2, seconds=4.0) as pool:
         (rewards, problems) = pool([{}] * len(texts), [Sample(text) for text in texts])
-        fine = [0, 10]
+        fine = [0, 10, 17]
         assert np.flatnonzero(np.isfinite(rewards["troubled"])).tolist() == fine
         assert np.flatnonzero(np.isfinite(rewards["reward"])).tolist() == fine
-        assert rewards["reward"][fine].tolist() == [5, 5]
+        assert rewards["reward"][fine].tolist() == [5, 5, 6]
         assert rewards["lengths"].tolist() == [len(text) for text in texts]
         told = {problem.row: str(problem) for problem in problems if problem.reward == "troubled"}
-        assert sorted(told) == list(range(1, 10))
+        assert sorted(told) == [*range(1, 10), *range(11, 17)]
+        assert all(len(sentence) < 700 and sentence.isprintable() for sentence in told.values())
         for row, reason in {
             1: "it raised KeyError: 'no such thing'",
             2: "it took longer than 4 s",
@@ -111,6 +137,12 @@ def test_every_kind_of_trouble_is_told_by_name_and_row(user):
             7: "gave 'troubled' of shape (2,) for 1 completions",
             8: "it raised SystemExit: 3",
             9: "it took longer than 4 s",
+            11: "it gave 1e+30",
+            12: "gave 'troubled' of type <U3 where numbers should be",
+            13: "it gave nan",
+            14: "gave 'troubled' of shape () for 1 completions",
+            15: "it raised ValueError: ?[2J xxx",
+            16: "it raised Wordless: an error without words",
         }.items():
             assert f"reward 'troubled' left row {row} unscored: " in told[row]
             assert reason in told[row]

@@ -174,6 +174,11 @@ def test_combinations(reward, wanted):
 def test_combinations_refuse_what_they_cannot_name():
     with pytest.raises(ValueError, match="two rewards are named 'a'"):
         Sum((A, Given("a", 1.0, 1.0, 1.0, 1.0)))([{}] * 4, [Sample("")] * 4)
+    # A user's function may be called "reward", and its table of columns may hold any name.
+    both = Sum((Given("reward", 5.0, 1.0), lambda e, c: {"more": np.ones(2), "reward": np.zeros(2), "a": np.ones(2)}))
+    found = both([{}] * 2, [Sample("")] * 2)
+    assert list(found) == ["reward", "reward/reward", "more", "<lambda>/reward", "a"]
+    assert found["reward"].tolist() == [6, 2]
     assert list(Sum((A, Scale((A,), name="twice")))([{}] * 4, [Sample("")] * 4)) == ["reward", "a", "twice"]
     with pytest.raises(ValueError, match="1 weights for 2 parts"):
         Sum((A, B), weights=(1.0,))
