@@ -6,6 +6,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from jaxpost.generate.beam import beam_search
 from jaxpost.generate.params import SamplingParams, said
 from jaxpost.generate.sampler import Sampler
 from jaxpost.generate.samples import Completion
+from jaxpost.text.console import as_line
 from jaxpost.text.tokenizer import Tokenizer
 from jaxpost.weights.resolve import cache_folder
 
@@ -40,7 +43,8 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[Mapping[str, Any]]]:
     Raises:
       ValueError: a malformed row; names file and line.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Not splitlines: JSON may hold its other line breaks, as U+2028, as they are.
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
     if path.suffix != ".jsonl":
         found = [line for line in lines if line.strip()]
         return list(found), [{}] * len(found)
@@ -54,8 +58,10 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[Mapping[str, Any]]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from None
         found = row.get("messages", row.get("prompt")) if isinstance(row, dict) else None
-        if not found or not isinstance(found, str | list):
+        if not isinstance(found, str | list):
             raise ValueError(f'{path}, line {number}: a row needs "prompt" (a text or messages) or "messages"')
+        if isinstance(found, list) and not all(isinstance(turn, dict) for turn in found):
+            raise ValueError(f'{path}, line {number}: a message is {{"role": "user", "content": "..."}}, not {found!r}')
         sampling = row.get("sampling", {})
         try:
             if not isinstance(sampling, dict):
@@ -126,9 +132,12 @@ def generate(
     def make(todo: list[int], done: Done) -> tuple[int, Iterable[tuple[Completion, Mapping[str, Any]]]]:
         keep_programs()
         pretrained, params = load_bound(model)
-        encoded = [encode_prompt(pretrained.tokenizer, prompts[i], system=system, chat=chat) for i in todo]
+        encode = partial(encode_prompt, pretrained.tokenizer, system=system, chat=chat)
+        todo, encoded, failed = readable(prompts, wishes, todo, encode)
         wanted = [wishes[i] for i in todo]
         total = sum(wish.n for wish in wanted)
+        if not todo:
+            return len(failed), failed
         together = min(rows, len(todo) * rules["beams"] if rules else total)
         sample = text_sampler(pretrained, rows=together, speculate=speculate)
         if rules:
@@ -136,9 +145,29 @@ def generate(
         else:
             each = make_matchers(pretrained, encoded, shape, thinking)
             stream = sample.stream(params, encoded, wanted, seed=seed, example_ids=todo, matchers=each, errors="return")
-        return total, ((completion, {}) for _, completion in stream)
+        return len(failed) + total, chain(failed, ((completion, {}) for _, completion in stream))
 
     yield from answered(prompts, wishes, make, out=out, progress=progress)
+
+
+def readable(
+    prompts: Sequence[Prompt], wishes: Sequence[SamplingParams], numbers: Sequence[int], encode: Callable[[Prompt], Any]
+) -> tuple[list[int], list[Any], list[tuple[Completion, dict[str, Any]]]]:
+    """Numbers of the prompts that can be read, what `encode` makes of them, and the others' failed answers."""
+    good, encoded, failed = [], [], []
+    for number in numbers:
+        prompt = prompts[number]
+        try:
+            if not (prompt.strip() if isinstance(prompt, str) else prompt):
+                raise ValueError("it is empty")
+            encoded.append(encode(prompt))
+            good.append(number)
+        except ValueError as error:
+            problem = f"prompt {number}: {error}"
+        if not good or good[-1] != number:
+            for k in range(wishes[number].n):
+                failed.append((Completion((), (), "error", example=number, sample=k, error=problem), {}))
+    return good, encoded, failed
 
 
 def answered(
@@ -192,7 +221,7 @@ def _kept(
             if (key := (completion.example, completion.sample)) not in done:
                 done[key] = row
                 if file is not None:
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    file.write(as_line(row) + "\n")
                     file.flush()
             meter.count(row["tokens"] or 0)
 
@@ -302,7 +331,7 @@ def _finished(out: Path, prompts: Sequence[Prompt]) -> Done:
 def _write_all(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Replaces the file at once, so that an interruption leaves the old one."""
     part = out.with_name(out.name + ".part")
-    part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    part.write_text("".join(as_line(row) + "\n" for row in rows), encoding="utf-8")
     os.replace(part, out)
 
 

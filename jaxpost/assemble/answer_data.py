@@ -29,6 +29,16 @@ class AnswerSections(Sections, Protocol):
     def share_prompts(self) -> bool | None: ...
 
 
+EACH: dict[Kind, str] = {
+    "pairs": "pairs",
+    "rankings": "rankings",
+    "unpaired": "answers",
+    "scores": "groups of answers",
+    "steps": "answers",
+}
+"""What a group of each kind is called; a row can make several."""
+
+
 def shares_prompts(wish: bool | None, model: ModelSection) -> bool:
     """Whether answers of a group stand behind one copy of their prompt, which splash attention cannot read."""
     splash = model.attention == "splash" or (model.attention == "auto" and jax.default_backend() == "tpu")
@@ -50,7 +60,7 @@ def answer_dataset(
         report=report,
         rejected=None if report is None else rejected,
     )
-    tell(data.stats)
+    tell(data.stats, each=EACH[kind])
     return data
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import yaml
 
 from jaxpost import sharding
 from jaxpost.assemble.answer import encode_prompt, keep_programs
 from jaxpost.assemble.commands import load_bound
 from jaxpost.assemble.matchers import start_thinking, thinking_budget
+from jaxpost.config_io import plain_value
 from jaxpost.generate.engine import Engine
 from jaxpost.generate.layout import Text
 from jaxpost.generate.matcher import masks
@@ -60,7 +63,7 @@ class Conversation:
         self.pretrained, params = load_bound(model)
         self.tokenizer = self.pretrained.tokenizer
         self.settings: dict[str, Any] = {"temperature": 0.7, "max_tokens": 512} | dict(sampling or {})
-        self.wish = SamplingParams.from_mapping(self.settings)
+        self.wish = _wish(self.settings)
         self.thinking = thinking_budget(self.tokenizer, thinking) if thinking else None
         self.seed, self.system = seed, system
         self.messages: list[dict[str, str]] = []
@@ -83,11 +86,9 @@ class Conversation:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise ValueError(f"{assignment!r} is not NAME=VALUE, as in temperature=0.7")
-        settings = self.settings | {name.strip(): yaml.safe_load(value)}
-        wish = SamplingParams.from_mapping(settings)
-        if wish.n != 1:
-            raise ValueError("a conversation has one answer: n stays 1")
-        self.settings, self.wish = settings, wish
+        settings = self.settings | {name.strip(): plain_value(value)}
+        self.wish = _wish(settings)
+        self.settings = settings
 
     def say(self, text: str) -> Iterator[str]:
         """Adds a user turn and gives the answer in pieces; stopped early, what was said is kept.
@@ -102,7 +103,8 @@ class Conversation:
                 f"the conversation has {len(tokens)} tokens; with max_tokens={self.wish.max_tokens} it does not fit "
                 f"the {self.context} that are kept: /reset, /undo, or /set max_tokens to less"
             )
-        self._read(tokens)
+        with _undisturbed():
+            self._read(tokens)
         said: list[str] = []
         try:
             for piece in self._draw(len(tokens)):
@@ -158,7 +160,8 @@ class Conversation:
             # What may come next is known one token ahead.
             steps, mask = (_STEPS, None) if matcher is None else (1, masks([matcher], size))
             before = len(text.tokens)
-            decoded = self.engine.extend(self.weights, [text], rows, keys, [limit], steps=steps, mask=mask)
+            with _undisturbed():
+                decoded = self.engine.extend(self.weights, [text], rows, keys, [limit], steps=steps, mask=mask)
             if matcher is not None and len(text.tokens) > before:
                 if not matcher.advance(text.tokens[-1]):
                     self.engine.retract(text, 1)  # An early end: the next mask says what to write in its place.
@@ -172,10 +175,44 @@ class Conversation:
                 yield stops.feed(whole[told:ready])
                 told = ready
             if stops.found is not None:
+                if self.wish.include_stop_str_in_output:
+                    yield stops.found
                 return
             if over:
                 yield stops.flush()
                 return
+
+
+def _wish(settings: Mapping[str, Any]) -> SamplingParams:
+    """Raises: ValueError for what a conversation cannot have."""
+    wish = SamplingParams.from_mapping(settings)
+    if wish.n != 1:
+        raise ValueError("a conversation has one answer: n stays 1")
+    if wish.logprobs is not None or wish.prompt_logprobs is not None:
+        raise ValueError("a conversation shows no log-probabilities: `jaxpost generate --json` does")
+    return wish
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A first Ctrl-C waits until the block is done: a program that is left takes the cache with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, old)
+    if came:
+        raise KeyboardInterrupt
 
 
 def chat(conversation: Conversation, ask: Callable[[], str], write: Callable[[str], None]) -> None:

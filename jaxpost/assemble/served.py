@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,17 @@ from jaxpost.assemble.answer import (
     encode_prompt,
     keep_programs,
     read_wishes,
+    readable,
     turns_of,
 )
 from jaxpost.assemble.commands import load_bound
 from jaxpost.generate import external
+from jaxpost.generate.grammar import Constraint
 from jaxpost.generate.reply import Answer
 from jaxpost.generate.samples import Completion
 from jaxpost.ops import platform
 from jaxpost.ops.logprobs import token_stats
+from jaxpost.text.tokenizer import Tokenizer
 from jaxpost.types import Inputs, Model, Params
 
 
@@ -45,6 +49,7 @@ def ask_server(
     requests: int = 32,
     own: Sequence[Mapping[str, Any]] | None = None,
     policy_version: int = 0,
+    shape: Mapping[str, Any] | None = None,
     out: Path | None = None,
     progress: Any = None,
 ) -> Iterator[dict[str, Any]]:
@@ -60,6 +65,7 @@ def ask_server(
       model: folder (a PEFT adapter folder too), hub id or `smollm2-135m-instruct`: what the server runs.
       requests: most that are under way at once.
       policy_version: of the server's weights, for the rows.
+      shape: what every answer must match, as `answer.generate`'s; one that does not is told as a failure.
       sampling, seed, system, chat, own, out, progress: as `answer.generate`.
 
     Raises:
@@ -68,31 +74,45 @@ def ask_server(
     """
     check_turns(system, chat=chat)
     wishes = read_wishes(sampling or {}, own, len(prompts))
+    constraint = Constraint(**shape) if shape else None
 
     def make(todo: list[int], done: Done) -> tuple[int, Iterable[tuple[Completion, Mapping[str, Any]]]]:
         sampler = external.connect(url, name, tokenizer=None, concurrency=requests)
-        asked: list[Any] = [turns_of(p, system) if chat or not isinstance(p, str) else p for p in prompts]
-        score: Callable[[Iterable[Answer]], Iterable[Answer]] | None = None
+        encode, score = _as_they_are(system, chat=chat), None
         if model is not None:
-            keep_programs()
-            pretrained, params = load_bound(model)
-            sampler.tokenizer = pretrained.tokenizer
-            asked = [encode_prompt(pretrained.tokenizer, p, system=system, chat=chat) for p in prompts]
-            shards = sharding.row_shards(pretrained.mesh)
-            score = partial(_scored, pretrained.model, params, rows=-(-8 // shards) * shards)
+            sampler.tokenizer, encode, score = _by_our_model(model, system, chat=chat)
+        todo, asked, failed = readable(prompts, wishes, todo, encode)
         stream = sampler.stream(
-            [asked[i] for i in todo],
+            asked,
             [wishes[i] for i in todo],
             seed=seed,
             example_ids=todo,
             policy_version=policy_version,
             skip=done,
+            shape=constraint,
         )
         answers: Iterable[Answer] = (answer for _, answer in stream)
-        total = sum((i, k) not in done for i in todo for k in range(wishes[i].n))
-        return total, ((a.completion, _told(a)) for a in (answers if score is None else score(answers)))
+        total = len(failed) + sum((i, k) not in done for i in todo for k in range(wishes[i].n))
+        told = ((a.completion, _told(a)) for a in (answers if score is None else score(answers)))
+        return total, chain(((c, {"policy_version": policy_version}) for c, _ in failed), told)
 
     yield from answered(prompts, wishes, make, out=out, progress=progress)
+
+
+def _as_they_are(system: str | None, *, chat: bool) -> Callable[[Prompt], Any]:
+    """What makes messages or a text of a prompt."""
+    return lambda prompt: turns_of(prompt, system) if chat or not isinstance(prompt, str) else prompt
+
+
+def _by_our_model(
+    model: str, system: str | None, *, chat: bool
+) -> tuple[Tokenizer, Callable[[Prompt], Any], Callable[[Iterable[Answer]], Iterable[Answer]]]:
+    """A model's tokenizer, what makes token ids of a prompt, and what gives answers its log-probabilities."""
+    keep_programs()
+    pretrained, params = load_bound(model)
+    encode = partial(encode_prompt, pretrained.tokenizer, system=system, chat=chat)
+    shards = sharding.row_shards(pretrained.mesh)
+    return pretrained.tokenizer, encode, partial(_scored, pretrained.model, params, rows=-(-8 // shards) * shards)
 
 
 def _told(answer: Answer) -> dict[str, Any]:

@@ -15,11 +15,12 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 
+from jaxpost.generate.batching import told_width
 from jaxpost.generate.engine import Engine, Weights
 from jaxpost.generate.layout import Text, bucket
 from jaxpost.generate.pages import OutOfPages
 from jaxpost.generate.params import SamplingParams
-from jaxpost.generate.rows import RowParams, pack
+from jaxpost.generate.rows import RowParams, candidates
 from jaxpost.generate.sampler import Sampler
 from jaxpost.types import Params
 
@@ -80,13 +81,9 @@ class _Search:
     rules: Rules
     max_tokens: int
     end_ids: frozenset[int]
+    candidates: int
     open: list[_Open] = field(default_factory=list)
     ended: list[Beam] = field(default_factory=list)
-
-    @property
-    def candidates(self) -> int:
-        """Best next tokens to look at: after as many ends as there can be, enough are left to go on with."""
-        return max(2, 1 + len(self.end_ids)) * self.rules.beams
 
     def step(self, engine: Engine, logprobs: np.ndarray, tokens: np.ndarray) -> bool:
         """Takes the best next tokens of each open beam [b, N]; whether the search goes on."""
@@ -167,11 +164,10 @@ def beam_search(
     rows = max(sampler.rows, beams)
     longest = max(map(len, prompts)) + sampling.max_tokens
     engine, weights = sampler.ready(params, longest, rows=rows, together=beams)
-    wishes = pack(
-        [sampling], vocab_size=sampler.model.config.vocab_size, eos_ids=sampler.eos_ids, encode=sampler.encode
-    )
+    wishes = sampler.pack([sampling])
+    most = candidates(beams, wishes.end_ids[0])
     ends = frozenset(int(i) for i in wishes.end_ids[0] if i >= 0)
-    queue = deque(_Search(i, list(p), rules, sampling.max_tokens, ends) for i, p in enumerate(prompts))
+    queue = deque(_Search(i, list(p), rules, sampling.max_tokens, ends, most) for i, p in enumerate(prompts))
     found: dict[int, list[Beam]] = {}
     for search in _run(engine, weights, queue, wishes, together=rows // beams, longest=longest):
         found[search.number] = search.ended[: sampling.n]
@@ -204,7 +200,7 @@ def _run(
                 live.append(queue.popleft())
             texts = [beam.text for search in live for beam in search.open]
             rows = _repeat(wishes, bucket(len(texts)))
-            best = bucket(min(live[0].candidates, engine.model.config.vocab_size))
+            best = told_width(live[0].candidates, engine.model.config.vocab_size)
             try:
                 ranked = engine.rank(weights, texts, rows, [longest] * len(texts), best=best)
             except OutOfPages:

@@ -19,7 +19,7 @@ from jaxtyping import UInt32
 
 from jaxpost.adapters.bind import merge
 from jaxpost.generate import programs
-from jaxpost.generate.layout import Pass, Text, dealt, page_pairs, passes, power, rows_of
+from jaxpost.generate.layout import Pass, Text, bucket, dealt, page_pairs, passes, power, rows_of
 from jaxpost.generate.pages import Copies, PageBook, PagedRow
 from jaxpost.generate.rows import RowParams
 from jaxpost.generate.speculative import Lookup
@@ -102,8 +102,12 @@ class Engine:
         pool = self.book.full if self.book.has_full else self.book.windowed
         return self.shards * (pool.count - 1) * self.page_size
 
-    def weights(self, params: Params) -> Weights:
-        """Parameters ready for the programs, by reference but from another mesh: make it once for each version."""
+    def weights(self, params: Params, *, rows: int = 1) -> Weights:
+        """Parameters ready for the programs, by reference but from another mesh: make it once for each version.
+
+        Args:
+            rows: most that will decode together, for the layout.
+        """
         meshes = {getattr(x.sharding, "mesh", None) for x in jax.tree.leaves(params)}
         if self._mesh is not None and meshes != {self._mesh}:
             params = merge(params)
@@ -111,7 +115,9 @@ class Engine:
             params = reshard(params, places)
         if not platform.choices().unrolled_decode:
             return Weights(params, params)
-        return Weights(params, (for_decoding if self._mesh is None else unstack)(merge(params)))
+        if self._mesh is not None:
+            return Weights(params, unstack(merge(params)))
+        return Weights(params, for_decoding(merge(params), panels=rows > 1))
 
     def admit(
         self, weights: Weights, prompts: Sequence[Sequence[int]], shards: Sequence[int] | None = None
@@ -361,7 +367,7 @@ class Engine:
         if not any(part.full or part.window for part in copies):
             return
         full, window = [part.full for part in copies], [part.window for part in copies]
-        width = power(max(map(len, full + window)))
+        width = bucket(max(map(len, full + window)))
         both = self._arrays((page_pairs(full, width), page_pairs(window, width)))
         self.pools = self._program("copy", partial(page_ops.copy, config=self.model.config))(self.pools, *both)
 

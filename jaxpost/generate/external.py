@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxpost.generate.external_shape import fault, in_words_of
+from jaxpost.generate.grammar import Constraint
 from jaxpost.generate.http_json import Server, ServerError
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.reply import Answer, read
@@ -104,8 +106,9 @@ class ExternalSampler:
         concurrency: int,
         extra: Mapping[str, Any],
         score: Callable[[Any, np.ndarray, np.ndarray], Any] | None,
+        owner: str | None = None,
     ):
-        self.server, self.model, self.tokenizer = server, model, tokenizer
+        self.server, self.model, self.tokenizer, self.owner = server, model, tokenizer, owner
         self._concurrency, self._extra, self._score = concurrency, dict(extra), score
 
     def __call__(
@@ -165,6 +168,7 @@ class ExternalSampler:
         example_ids: Sequence[int] | None = None,
         policy_version: int = 0,
         skip: Collection[tuple[int, int]] = (),
+        shape: Constraint | None = None,
     ) -> Iterator[tuple[int, Answer]]:
         """Yields (number, answer) as the server ends them; failures are yielded, never raised.
 
@@ -172,19 +176,24 @@ class ExternalSampler:
 
         Args:
           skip: (example, sample) of those that are not wanted; numbers count the others.
+          shape: what every answer must keep to, in the words that the server is known to know; a whole answer that
+            does not is a failure.
+
+        Raises:
+          ValueError: parameters, or a shape, that the server cannot take.
         """
         wishes = list(sampling) if isinstance(sampling, Sequence) else [sampling or SamplingParams()] * len(prompts)
         ids = list(range(len(prompts))) if example_ids is None else list(example_ids)
         if not len(wishes) == len(ids) == len(prompts):
             raise ValueError(f"{len(prompts)} prompts with {len(wishes)} sampling parameters and {len(ids)} ids")
-        requests = [self._request(prompt, wish) for prompt, wish in zip(prompts, wishes, strict=True)]
+        requests = [self._request(prompt, wish, shape) for prompt, wish in zip(prompts, wishes, strict=True)]
         jobs = []
         for at, (request, wish) in enumerate(zip(requests, wishes, strict=True)):
             for sample in (k for k in range(wish.n) if (ids[at], k) not in skip):
                 own = {"seed": _seed(seed if wish.seed is None else wish.seed, draw, ids[at], sample)}
                 body = {k: v for k, v in {**request, **own, **self._extra}.items() if v is not None}
                 empty = Completion((), (), "error", example=ids[at], sample=sample, policy_version=policy_version)
-                jobs.append((f"prompt {ids[at]}, sample {sample}", wish, body, empty))
+                jobs.append((f"prompt {ids[at]}, sample {sample}", wish, shape, body, empty))
         pool = ThreadPoolExecutor(max(1, min(self._concurrency, len(jobs))), thread_name_prefix="external")
         try:
             asked = {pool.submit(self._sample, *job): number for number, job in enumerate(jobs)}
@@ -193,24 +202,34 @@ class ExternalSampler:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _request(self, prompt: Prompt, wish: SamplingParams) -> dict[str, Any]:
+    def _request(self, prompt: Prompt, wish: SamplingParams, shape: Constraint | None) -> dict[str, Any]:
         """The body that all samples of a prompt share."""
+        chat = self.tokenizer is None and not isinstance(prompt, str)
+        held = {} if shape is None else in_words_of(self.owner, shape, chat=chat)
         if self.tokenizer is not None:
             tokens: Any = prompt
             if isinstance(prompt, str):
                 tokens = self.tokenizer.encode(prompt, add_bos=self.tokenizer.adds_bos)
-            return to_openai(wish) | {"model": self.model, "prompt": [int(token) for token in tokens]}
+            return to_openai(wish) | held | {"model": self.model, "prompt": [int(token) for token in tokens]}
         given = {"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}
-        return to_plain_openai(wish) | {"model": self.model} | given
+        return to_plain_openai(wish) | held | {"model": self.model} | given
 
-    def _sample(self, name: str, wish: SamplingParams, body: dict[str, Any], empty: Completion) -> Answer:
+    def _sample(
+        self, name: str, wish: SamplingParams, shape: Constraint | None, body: dict[str, Any], empty: Completion
+    ) -> Answer:
         given = body.get("prompt")
         prompt = tuple(given) if isinstance(given, list) else ()
         try:
             if not (given or body.get("messages")):
                 raise ServerError("the prompt is empty: give at least one token (a chat template adds some)")
             path = "/chat/completions" if "messages" in body else "/completions"
-            return read(self.server.ask("POST", path, body), prompt, wish, empty, self.tokenizer)
+            answer = read(self.server.ask("POST", path, body), prompt, wish, empty, self.tokenizer)
+            done = answer.completion
+            # What a stop string or max_tokens has cut off says nothing of the whole.
+            whole = shape is not None and done.finish == "stop" and not isinstance(done.stop, str) and not wish.stop
+            if shape is not None and whole and (wrong := fault(shape, done.text)) is not None:
+                raise ServerError(f"{wrong}: {done.text[:200]!r}")
+            return answer
         except ServerError as error:
             return Answer(empty._replace(error=f"{name}: {error}"), prompt)
 
@@ -264,7 +283,11 @@ def connect(
         if len(names) != 1:
             raise ValueError(f"{url} serves {told}: name one")
         model = str(names[0])
-    return ExternalSampler(server, model, tokenizer, concurrency=concurrency, extra=extra or {}, score=score)
+    owners = {r.get("owned_by") for r in rows if isinstance(r, Mapping)} if isinstance(rows, list) else set()
+    owner = str(owners.pop()) if len(owners) == 1 else None
+    return ExternalSampler(
+        server, model, tokenizer, concurrency=concurrency, extra=extra or {}, score=score, owner=owner
+    )
 
 
 def rescore(answers: Sequence[Answer], score: Score, *, rows: int = 8, multiple: int = 64) -> list[Answer]:

@@ -122,6 +122,16 @@ def pack(
     )
 
 
+def candidates(beams: int, end_ids: Int32[np.ndarray, " E"]) -> int:
+    """Best next tokens that a beam search looks at: after as many ends as there can be, enough are left to go on with.
+
+    Example:
+      >>> candidates(4, np.array([2, 7, -1, -1], np.int32))
+      12
+    """
+    return max(2, 1 + int(np.sum(end_ids >= 0))) * beams
+
+
 class _Row(NamedTuple):
     """What needs the vocabulary or the tokenizer."""
 

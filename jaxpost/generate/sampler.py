@@ -20,7 +20,7 @@ from jaxpost.generate.engine import Engine, Weights
 from jaxpost.generate.matcher import Matcher
 from jaxpost.generate.noise import row_keys
 from jaxpost.generate.params import SamplingParams
-from jaxpost.generate.rows import Encode, Widths, pack
+from jaxpost.generate.rows import Encode, RowParams, Widths, candidates, pack
 from jaxpost.generate.samples import Completion, Sample, Table
 from jaxpost.generate.speculative import Lookup
 from jaxpost.generate.warm_up import Sizes, WarmUp, warm_up
@@ -52,7 +52,7 @@ class Sampler:
         self.engine: Engine | None = None
         self._compiled: dict[Any, Any] = {}
         self._weights: tuple[Params, Weights] | None = None
-        self._longest, self._least_pages, self._widths = 0, 1, Widths()
+        self._longest, self._least_pages, self._widths, self._beams = 0, 1, Widths(), 1
 
     def __call__(
         self,
@@ -128,6 +128,7 @@ class Sampler:
         prompt_tokens: int,
         sampling: SamplingParams | Sequence[SamplingParams],
         constrained: bool = False,
+        beams: Sequence[int] = (),
     ) -> WarmUp:
         """Compiles all that calls up to a size can need; `strict` then holds for them.
 
@@ -136,22 +137,24 @@ class Sampler:
             sampling: wishes as the calls will have them, with their largest max_tokens and their longest lists of
                 biases, bad words and end tokens; each number of `logprobs` is a program of its own.
             constrained: rows may have a matcher.
+            beams: of the beam searches that will be made, with these wishes' end tokens.
         """
         wishes = list(sampling) if isinstance(sampling, Sequence) else [sampling]
         size = self.model.config.vocab_size
-        packed = pack(wishes, vocab_size=size, eos_ids=self.eos_ids, encode=self.encode, at_least=self._widths)
-        self._widths = Widths.of(packed)
+        packed = self.pack(wishes)
+        self._widths, self._beams = Widths.of(packed), max(self._beams, *beams, 1)
         self._longest = max(self._longest, prompt_tokens + max(wish.max_tokens for wish in wishes))
         engine, weights = self.ready(params, self._longest)
         told = [wish.prompt_logprobs for wish in wishes if wish.prompt_logprobs is not None]
         sizes = Sizes(
-            rows=self.rows,
+            rows=max(self.rows, self._beams),
             # Where the cache may overflow, texts are read again with what they have so far.
             read=prompt_tokens if self.cache_tokens is None else self._longest,
             longest=self._longest,
             best=sorted({told_width(wish.logprobs or 0, size) for wish in wishes}),
             prompt_best=told_width(max(told), size) if told else None,
             constrained=constrained,
+            ranked=sorted({told_width(candidates(n, ends), size) for n in beams for ends in packed.end_ids}),
         )
         one = jax.tree.map(lambda x: x[:1], packed)
         done = warm_up(engine, weights, one, sizes, lookup=self.speculate)
@@ -174,7 +177,7 @@ class Sampler:
         `together` is how many texts at least share one part of the rows, as the beams of a prompt do.
         """
         page = self._settings["page_size"]
-        each = max(-(-(rows or self.rows) // self._shards), together)
+        each = max(-(-max(rows or self.rows, self._beams) // self._shards), together, self._beams)
         wanted = self._shards * each * (max(longest, self._longest) + 2 * page)
         if self.cache_tokens is not None:
             wanted = self.cache_tokens
@@ -185,19 +188,17 @@ class Sampler:
             self.engine.least_pages = self._least_pages
         if self._weights is None or self._weights[0] is not params:
             self._weights = None
-            self._weights = (params, self.engine.weights(params))
+            self._weights = (params, self.engine.weights(params, rows=max(self.rows, self._beams)))
         return self.engine, self._weights[1]
+
+    def pack(self, wishes: Sequence[SamplingParams], *, seed: int = 0) -> RowParams:
+        """Wishes as arrays, of the widths that a warm-up was made for."""
+        size = self.model.config.vocab_size
+        return pack(wishes, vocab_size=size, eos_ids=self.eos_ids, encode=self.encode, seed=seed, at_least=self._widths)
 
     def table(self, samples: Sequence[Sample], seed: int, draw: int) -> Table:
         """Their parameters and noise."""
-        rows = pack(
-            [s.params for s in samples],
-            vocab_size=self.model.config.vocab_size,
-            eos_ids=self.eos_ids,
-            encode=self.encode,
-            seed=seed,
-            at_least=self._widths,
-        )
+        rows = self.pack([s.params for s in samples], seed=seed)
         numbers = (np.full(len(samples), draw), [s.example for s in samples], [s.sample for s in samples])
         keys = row_keys(jnp.asarray(rows.seed), *(jnp.asarray(x, jnp.int32) for x in numbers))
         return Table([s.number for s in samples], rows, np.asarray(jax.random.key_data(keys)))
@@ -261,6 +262,8 @@ def make_sampler(
             Texts stay as they are; worth it where few rows decode texts that repeat themselves or their prompts.
         page_size, kv_dtype, prefill_tokens, max_steps, mesh, strict: as `Engine`.
     """
+    if rows < 1:
+        raise ValueError(f"rows is {rows}; at least one answer must be written at a time")
     lookup = Lookup(speculate) if isinstance(speculate, int) else speculate
     return Sampler(
         model,

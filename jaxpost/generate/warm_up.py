@@ -37,6 +37,7 @@ class Sizes(NamedTuple):
         best: numbers of most probable tokens told beside the drawn one (0: none).
         prompt_best: the same for a prompt's tokens; None: prompts are not scored.
         constrained: rows may have a grammar or a thinking budget.
+        ranked: numbers of candidates that beam searches look at (none: there are no such searches).
     """
 
     rows: int
@@ -45,6 +46,7 @@ class Sizes(NamedTuple):
     best: Sequence[int] = (0,)
     prompt_best: int | None = None
     constrained: bool = False
+    ranked: Sequence[int] = ()
 
 
 def warm_up(engine: Engine, weights: Weights, wishes: RowParams, sizes: Sizes, *, lookup: Lookup | None) -> WarmUp:
@@ -55,12 +57,28 @@ def warm_up(engine: Engine, weights: Weights, wishes: RowParams, sizes: Sizes, *
     try:
         quota = bucket(-(-sizes.rows // engine.shards))
         for size in buckets(quota):
-            engine._copy([Copies(full=((0, 0),) * size)] + [Copies()] * (engine.shards - 1))
+            _copies(engine, size)
             _decode(engine, weights, wishes, sizes, size, lookup)
+        # All beams of a prompt lie in one part, and so may several prompts.
+        for size in buckets(sizes.rows) if sizes.ranked else ():
+            _copies(engine, size)
+            _rank(engine, weights, wishes, sizes, size)
         _read(engine, weights, sizes, quota)
     finally:
         engine.strict = strict
     return WarmUp(len(engine.compiled) - before, time.perf_counter() - start)
+
+
+def _copies(engine: Engine, size: int) -> None:
+    engine._copy([Copies(full=((0, 0),) * size)] + [Copies()] * (engine.shards - 1))
+
+
+def _rank(engine: Engine, weights: Weights, wishes: RowParams, sizes: Sizes, size: int) -> None:
+    # They write to page 0, which is nobody's.
+    texts = [Text([0], 1, PagedRow(full=[0], window=[0])) for _ in range(size)]
+    rows = jax.tree.map(lambda x: np.repeat(x, size, axis=0), wishes)
+    for best in sizes.ranked:
+        engine.rank(weights, texts, rows, [sizes.longest] * size, best=best)
 
 
 def _decode(

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxpost.text.chat import PROBES, ChatTemplate, Rendered, TemplateError, check_prefixes, choose_template
-from jaxpost.text.messages import Message, parse_message
+from jaxpost.text.messages import DataError, Message, parse_message
 
 
 class Pieces(NamedTuple):
@@ -100,7 +100,10 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_bos: bool = False) -> list[int]:
         """Token ids of a text. Special tokens written in the text are recognised; none is added but `add_bos`."""
-        ids = self._fast.encode(text).ids
+        try:
+            ids = self._fast.encode(text).ids
+        except TypeError:
+            raise DataError("the text holds half a surrogate pair, which UTF-8 cannot write") from None
         return [self.bos_id, *ids] if add_bos and self.bos_id is not None else ids
 
     def holds_special(self, text: str) -> bool:

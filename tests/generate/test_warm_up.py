@@ -3,10 +3,27 @@
 import numpy as np
 import pytest
 
+from jaxpost.generate.beam import beam_search
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.thinking import ThinkingBudget
 from tests.generate.test_sampler import sampler
 from tests.generate.toy_lm import EOS, VOCAB, toy
+
+
+def test_strict_holds_for_beams_and_for_samples_that_copy_any_number_of_pages():
+    wish = SamplingParams(temperature=0, max_tokens=6, n=2)
+    sample, made = sampler(rows=4, strict=True)
+    params = toy()[1]
+    done = made.warm_up(params, prompt_tokens=9, sampling=wish, beams=(3, 6))
+    prompts = [[1, 2, 3, 4, 5], [2], [0, 3, 3]]
+    for beams in (3, 6):
+        found = beam_search(made, params, prompts, wish, beams=beams)
+        assert [len(texts) for texts in found] == [2, 2, 2]
+    for n in range(1, 5):
+        sample(prompts[:1], SamplingParams(max_tokens=6, n=n))
+    assert len(made.engine.compiled) == done.programs
+    with pytest.raises(RuntimeError, match="would compile"):
+        beam_search(made, params, prompts, wish, beams=20)
 
 
 @pytest.mark.slow

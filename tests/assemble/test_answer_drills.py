@@ -1,0 +1,170 @@
+"""What `generate` and `chat` do with input that nobody meant to give: each bad row says so, and the others go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxpost import cli
+from jaxpost.assemble import Conversation, chat, generate, read_prompts
+
+GREEDY = {"max_tokens": 4}
+
+
+def test_rows_that_cannot_be_read_say_so_and_the_others_go_on(tiny_model, tmp_path):
+    path, out = tmp_path / "p.jsonl", tmp_path / "a.jsonl"
+    rows = [
+        {"prompt": "Hi"},
+        {"prompt": "  "},
+        {"messages": []},
+        {"messages": [{"content": "no role"}]},
+        {"prompt": "half \ud800"},
+        {"prompt": "a\u2028b"},
+        {"prompt": "x" * 600},
+        {"prompt": "Hi"},
+    ]
+    text = "\r\n".join(json.dumps(row, ensure_ascii=row is rows[4]) for row in rows)
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    prompts, own = read_prompts(path)
+    assert prompts[5] == "a\u2028b"
+    found = list(generate(str(tiny_model), prompts, own=own, sampling=GREEDY | {"n": 2}, rows=1, out=out))
+    assert len(found) == 2 * len(rows)
+    bad = {row["index"]: row.get("error", "") for row in found}
+    for number, told in enumerate(["", "empty", "empty", "role", "half a surrogate", "", "context", ""]):
+        assert told in bad[number]
+        assert bool(told) == bool(bad[number])
+    texts = [row["text"] for row in found]
+    assert texts[:2] == texts[-2:], "greedy: the same prompt twice"
+    path.write_text('{"messages": ["Hi"]}')
+    with pytest.raises(ValueError, match="line 1: a message is"):
+        read_prompts(path)
+    assert [json.loads(line) for line in out.read_text("utf-8").split("\n")[:-1]] == found
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--rows", "0"], "rows is 0"),
+        (["--set", "min_tokens=9", "--max-tokens", "3"], "min_tokens is 9, more than max_tokens, 3"),
+        (["--set", "logit_bias={5: "], "logit_bias is '{5: '"),
+        (["--set", "do_sample=true"], "temperature=0"),
+        (["--set", "allowed_token_ids=[]"], "allowed_token_ids is empty"),
+        (["--regex", "a(?=b)"], "look"),
+        (["--regex", "("], "the regex '('"),
+        (["--choice", ""], "choice 0 must be a text"),
+        (["--think-min", "9", "--think-max", "3"], "9"),
+    ],
+)
+def test_contradictions_are_one_sentence(tiny_model, capsys, options, told):
+    assert cli.main(["generate", str(tiny_model), "Hi", *options]) == 2
+    err = capsys.readouterr().err
+    assert told in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_an_unsatisfiable_schema_is_named(tiny_model, tmp_path, capsys):
+    path = tmp_path / "schema.json"
+    path.write_text('{"type": "integer", "minimum": 3, "maximum": 2}')
+    assert cli.main(["generate", str(tiny_model), "Hi", "--schema", str(path)]) == 2
+    assert "JSON schema" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_stop_string_is_found_across_the_bytes_of_its_letters(tiny_model):
+    """Every token is a byte, so each letter of the stop string is two tokens, and so is what comes before."""
+    cases = {"xü": "éé", "é": "", "éx": "é", "ü": "ééx", "yz": "ééxü"}
+    own = [{"stop": [stop, "never"], "include_stop_str_in_output": keep} for stop in cases for keep in (False, True)]
+    shape = {"regex": "ééxüyzé"}
+    rows = list(generate(str(tiny_model), ["Hi"] * 10, own=own, sampling={"max_tokens": 40}, shape=shape, rows=8))
+    for row, wish in zip(rows, own, strict=True):
+        stop = wish["stop"][0]
+        kept = stop if wish["include_stop_str_in_output"] else ""
+        assert (row["text"], row["finish"], row["stop"]) == (cases[stop] + kept, "stop", stop)
+
+
+def test_a_terminal_obeys_no_model(monkeypatch, capsys):
+    from jaxpost import assemble
+
+    row = {"prompt": "\x1b[2Jhi", "text": "a\x1b]0;title\x07\u202eb\n", "index": 0, "sample": 0}
+    monkeypatch.setattr(assemble, "generate", lambda *_, **__: [row])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert cli.main(["generate", "m", "x"]) == 0
+    assert capsys.readouterr().out == "> \\x1b[2Jhi\na\\x1b]0;title\\x07\\u202eb\n\n\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
+    assert cli.main(["generate", "m", "x"]) == 0
+    assert "\x1b]0;title" in capsys.readouterr().out, "a file gets the text itself"
+
+
+def test_a_conversation_survives_what_is_typed(tiny_model, tmp_path):
+    talk = Conversation(str(tiny_model), sampling={"max_tokens": 12, "temperature": 0.0, "ignore_eos": True})
+    broken = tmp_path / "broken.json"
+    broken.write_bytes(b"\xff\xfe")
+    lines = [
+        "/undo", "/set stop=[", "/set temperature=hot", "/set n=3", "/set logprobs=2", "/set", "/set temperature",
+        "/load", f"/load {broken}", f"/load {tmp_path}", f"/save {tmp_path}", "/system",
+        "half \udcff", "/SET a=b", "Hi",
+    ]  # fmt: skip
+    said, waiting = [], iter(lines)
+
+    def ask():
+        said.append("")
+        line = next(waiting, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    chat(talk, ask, lambda text: said.__setitem__(-1, said[-1] + text))
+    told = dict(zip(lines, said, strict=False))
+    for line, part in (
+        ("/set stop=[", "stop=["), ("/set temperature=hot", "temperature is 'hot'"), ("/set n=3", "one answer"),
+        ("/set logprobs=2", "no log-probabilities"), ("/set temperature", "not NAME=VALUE"), ("/load", "needs a file"),
+        ("half \udcff", "surrogate"), ("/SET a=b", "no command"), (f"/load {tmp_path}", "directory"),
+    ):  # fmt: skip
+        assert part in told[line], line
+    assert told["Hi"]
+    assert len(talk.messages) == 2
+    with pytest.raises(ValueError, match="one answer"):
+        Conversation(str(tiny_model), sampling={"n": 2})
+
+    # Ctrl-C while a program runs waits for its end: a program that is left would take the cache with it.
+    talk.reset()
+    talk.set("stop=")
+    whole = "".join(talk.say("Hi"))
+    talk.reset()
+    extend, calls = talk.engine.extend, []
+
+    def interrupted(*args, **more):
+        calls.append(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        return extend(*args, **more)
+
+    talk.engine.extend = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        list(talk.say("Hi"))
+    talk.engine.extend = extend
+    assert len(calls) == 1
+    talk.undo()
+    assert "".join(talk.say("Hi")) == whole
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on(tiny_model, tmp_path):
+    """SIGKILL after a few answers; the same command makes the others, and the file is that of a quiet run."""
+    prompts, outs = tmp_path / "p.txt", [tmp_path / "killed.jsonl", tmp_path / "whole.jsonl"]
+    prompts.write_text("".join(f"Count {i % 7}\n" for i in range(40)))
+    settings = ["--file", str(prompts), "--rows", "3", "--max-tokens", "12", "--temperature", "1", "--set", "n=2"]
+    command = [sys.executable, "-m", "jaxpost.cli", "generate", str(tiny_model), *settings, "--out"]
+    run = subprocess.Popen([*command, str(outs[0])], stderr=subprocess.DEVNULL)
+    while run.poll() is None and not (outs[0].exists() and outs[0].read_bytes().count(b"\n") > 3):
+        time.sleep(0.01)
+    run.kill()
+    run.wait()
+    assert 3 < outs[0].read_bytes().count(b"\n") < 80
+    for out in outs:
+        subprocess.run([*command, str(out)], check=True, stderr=subprocess.DEVNULL)
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert outs[1].read_bytes().count(b"\n") == 80
