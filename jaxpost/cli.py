@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jaxpost import cli_help, cli_lab, cli_score, cli_search
 from jaxpost.cli_arguments import parse, parser, split_flags
 from jaxpost.cli_search_export import COMMANDS as EXPORT_COMMANDS
 from jaxpost.config_check_rl import check_config
 from jaxpost.config_flags import apply_flags, flags_help
-from jaxpost.config_io import ConfigError, diff, dump, load
+from jaxpost.config_io import ConfigError, diff, dump, load, plain_value
+from jaxpost.host_memory import restart_with_huge_pages
+from jaxpost.text.console import as_line, visible
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parse(own)
         if flags and not options.takes_flags:
             parser().error(f"{options.command} takes no settings, but got {flags[0]}")
+        if argv is None and options.command == "train":  # a process of our own
+            restart_with_huge_pages()
         code = COMMANDS[options.command](options, flags)
         sys.stdout.flush()
         return code
@@ -118,7 +120,7 @@ def sampling_of(options: argparse.Namespace) -> dict[str, Any]:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise ConfigError(f"--set {assignment}: write NAME=VALUE, as in --set top_p=0.9")
-        found[name.strip()] = yaml.safe_load(value)
+        found[name.strip()] = plain_value(value)
     return found
 
 
@@ -132,7 +134,7 @@ def run_generate(options: argparse.Namespace, flags: list[str]) -> int:
     sampling = sampling_of(options)
     prompts: list[Any] = list(options.prompts)
     if options.file is None and not prompts and not sys.stdin.isatty():
-        prompts = sys.stdin.read().splitlines()
+        prompts = sys.stdin.read().split("\n")
     if options.file is not None and not options.file.is_file():
         raise FileNotFoundError(f"{options.file} does not exist: --file names a file of prompts")
     prompts = [prompt for prompt in prompts if prompt.strip()]
@@ -150,10 +152,11 @@ def run_generate(options: argparse.Namespace, flags: list[str]) -> int:
     for answer in _answers(options, prompts, sampling, own):
         failed += "error" in answer
         if options.json:
-            print(json.dumps(answer, ensure_ascii=False), flush=True)
+            print(as_line(answer), flush=True)
         elif options.out is None:
             said = f"(failed: {answer['error']})" if "error" in answer else answer["text"]
-            print(f"> {_shown(answer['prompt'])}\n{said}\n", flush=True)
+            told = f"> {_shown(answer['prompt'])}\n{said}\n"
+            print(visible(told) if sys.stdout.isatty() else told, flush=True)
     if options.out is not None:
         print(f"wrote {options.out}", file=sys.stderr)
     if failed:
@@ -173,10 +176,13 @@ def _answers(options: argparse.Namespace, prompts: list[Any], sampling: dict[str
     if options.server is None:
         engine: dict[str, Any] = {"rows": options.rows, "shape": shape, "thinking": thinking}
         return assemble.generate(options.model, prompts, speculate=options.speculate, **engine, **common)
-    if shape or thinking or options.speculate:
-        raise ConfigError("--regex, --choice, --schema, --speculate and thinking budgets do not go with --server")
+    if thinking or options.speculate or "num_beams" in sampling:
+        raise ConfigError(
+            "--think-min, --think-max and --waits (no server forces the end of thinking), num_beams (a server gives no "
+            "beams but its own) and --speculate (the server's own business) do not go with --server: leave them out"
+        )
     remote: dict[str, Any] = {"name": options.server_model, "model": None if options.model == "-" else options.model}
-    remote |= {"requests": options.rows, "policy_version": options.policy_version or 0}
+    remote |= {"requests": options.rows, "policy_version": options.policy_version or 0, "shape": shape}
     return assemble.ask_server(options.server, prompts, **remote, **common)
 
 
@@ -196,7 +202,7 @@ def run_chat(options: argparse.Namespace, flags: list[str]) -> int:
     print("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
 
     def write(text: str) -> None:
-        print(text, end="", flush=True)
+        print(visible(text), end="", flush=True)
 
     assemble.chat(talk, lambda: input("> "), write)
     print()

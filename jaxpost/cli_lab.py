@@ -33,6 +33,23 @@ examples:
 Settings (--section.key VALUE, as of `jaxpost train`) apply to every method.
 """
 
+PREFER = """\
+Train the lab's model with preference losses, each on the same pairs of its own right and wrong answers and for as many
+updates, over several seeds; print accuracy on unseen problems with 95% intervals over the seeds, and what became of
+unseen pairs. A METHOD is a kind of loss (dpo, ipo, kto ...), several joined by + (dpo+nll), sft, or any preset of
+`method: preference`, of which losses and reference are kept and model, pairs, batch and optimiser are the lab's.
+Interrupted, the same command goes on with what is missing; more seeds or methods add to what is there.
+"""
+
+PREFER_EPILOG = """\
+examples:
+  jaxpost lab prefer
+  jaxpost lab prefer sft dpo simpo --seeds 3 --pairs 640
+  jaxpost lab prefer dpo configs/dpo/local_tr_dpo.yaml --rates 1e-4 --out runs/tr_dpo
+
+Of several --rates each method has the one that is best on a seed and on problems that are not reported.
+"""
+
 SEARCH = """\
 Search at test time on the lab's model, each method at several budgets of generated + verifier tokens: label the model's
 own answers to training problems, train an outcome and a process reward model on them, report how far these can be
@@ -49,7 +66,7 @@ examples:
 
 
 def add(commands: Any) -> None:
-    """Adds `lab train`, `lab compare` and `lab search` to the commands of a parser."""
+    """Adds `lab train`, `lab compare`, `lab prefer` and `lab search` to the commands of a parser."""
     lab = commands.add_parser(
         "lab",
         help="compare methods on a small model",
@@ -64,6 +81,17 @@ def add(commands: Any) -> None:
     compare.add_argument("--samples", type=int, default=2048, metavar="N", help="each run draws (default: 2048)")
     compare.add_argument("--lr", type=float, default=1e-4, metavar="X", help="learning rate (default: 1e-4)")
     compare.add_argument("--out", type=Path, default=Path("runs/lab"), metavar="DIR", help="default: runs/lab")
+    prefer = _command(parts, "prefer", "preference losses on equal pairs, seeds, a table", PREFER, PREFER_EPILOG)
+    prefer.add_argument("methods", nargs="*", metavar="METHOD", help="the first is compared with (default: ten)")
+    prefer.add_argument("--seeds", type=int, default=5, metavar="N", help="0 .. N-1 (default: 5)")
+    prefer.add_argument("--pairs", type=int, default=320, metavar="N", help="of a seed (default: 320)")
+    prefer.add_argument("--epochs", type=int, default=1, metavar="N", help="passes over them (default: 1)")
+    prefer.add_argument("--batch", type=int, default=16, metavar="N", help="pairs of an update (default: 16)")
+    prefer.add_argument("--answers", type=int, default=8, metavar="N", help="drawn for a problem (default: 8)")
+    prefer.add_argument(
+        "--rates", type=float, nargs="+", default=[3e-5, 1e-4, 3e-4], metavar="X", help="one: the same for all methods"
+    )
+    prefer.add_argument("--out", type=Path, default=Path("runs/lab-prefer"), metavar="DIR")
     search = _command(parts, "search", "accuracy against tokens of every search", SEARCH, SEARCH_EPILOG)
     search.add_argument(
         "methods", nargs="*", metavar="METHOD", help="by name (default: all, and the fitted allocation)"
@@ -106,6 +134,21 @@ def run_compare(options: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+def run_prefer(options: argparse.Namespace, flags: list[str]) -> int:
+    """`jaxpost lab prefer`."""
+    from jaxpost.recipes.lab.prefer import METHODS, Plan, prefer
+
+    plan = Plan(
+        pairs=options.pairs,
+        epochs=options.epochs,
+        batch=options.batch,
+        answers=options.answers,
+        rates=tuple(sorted(set(options.rates))),
+    )
+    print(prefer(options.methods or METHODS, seeds=options.seeds, plan=plan, folder=options.out))
+    return 0
+
+
 def run_search(options: argparse.Namespace, flags: list[str]) -> int:
     """`jaxpost lab search`."""
     from jaxpost.recipes.lab.search import Plan, search_lab
@@ -121,4 +164,4 @@ def run_search(options: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"lab train": run_train, "lab compare": run_compare, "lab search": run_search}
+COMMANDS = {"lab train": run_train, "lab compare": run_compare, "lab prefer": run_prefer, "lab search": run_search}

@@ -105,6 +105,11 @@ def _loss(key: str, loss: PreferenceLossSection) -> Iterator[str]:
         yield f"{key}.label_smoothing is {smoothing:g}; the share of wrong labels is at least 0 and below 0.5"
     if isinstance(loss, EXOLoss) and smoothing == 0:
         yield f"{key}.label_smoothing is 0, at which exo's divergence is infinite; the paper's is 0.001"
+    if isinstance(loss, BCOLoss) and not 0 < loss.least_prompt_weight <= loss.most_prompt_weight:
+        yield (
+            f"{key}.least_prompt_weight {loss.least_prompt_weight:g} must be above 0 and at most most_prompt_weight "
+            f"{loss.most_prompt_weight:g}"
+        )
     for name in ("ld_alpha", "shift_decay"):
         value = getattr(loss, name, None)
         if value is not None and not 0 <= value <= 1:

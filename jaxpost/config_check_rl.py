@@ -16,10 +16,12 @@ from jaxpost.config_rl import (
     ArithmeticPrompts,
     BestWorst,
     CISPOLoss,
+    EvalSection,
     FilePrompts,
     GAEAdvantage,
     GRPOAdvantage,
     GSPOLoss,
+    GymPrompts,
     MaskedCorrection,
     NashAdvantage,
     OnlinePreferenceLoss,
@@ -30,9 +32,10 @@ from jaxpost.config_rl import (
     ReinforcePlusPlusAdvantage,
     RLConfig,
     RLOOAdvantage,
+    SelfPlay,
     TruncatedCorrection,
 )
-from jaxpost.config_rollout import MixtureOpponent, ReferenceOpponent
+from jaxpost.config_rollout import GivenOpponent, MixtureOpponent, ReferenceOpponent
 from jaxpost.config_search import SearchConfig
 
 
@@ -124,13 +127,20 @@ def _opponent(config: RLConfig) -> Iterator[str]:
         yield from above("advantage.scale", config.advantage.scale, 0)
         if section is None:
             yield "advantage.kind nash compares with an opponent's samples; give --rollout.opponent '{kind: mixture}'"
+    if isinstance(config.advantage, SelfPlay):
+        if not isinstance(section, GivenOpponent):
+            yield "advantage.kind self_play compares with given answers; give --rollout.opponent '{kind: given}'"
+        if rollout.overlap:
+            yield "advantage.kind self_play compares with the policy that drew the samples; set rollout.overlap to 0"
     if section is None:
         return
-    if not isinstance(config.advantage, (NashAdvantage, BestWorst)):
+    if not isinstance(config.advantage, (NashAdvantage, BestWorst, SelfPlay)):
         yield (
             f"rollout.opponent draws samples that advantage.kind {config.advantage.kind} would take for the policy's "
-            "own; take nash, or best_worst with loss.kind preference"
+            "own; take nash, or best_worst or self_play with loss.kind preference"
         )
+    if isinstance(section, GivenOpponent) and section.samples != 1:
+        yield f"rollout.opponent.samples is {section.samples}, but a problem has one given answer"
     if not 1 <= section.samples < rollout.samples:
         yield (
             f"rollout.opponent.samples is {section.samples}; of rollout.samples {rollout.samples} at least one must be "
@@ -181,9 +191,12 @@ def _loss(config: RLConfig) -> Iterator[str]:
 
 
 def _preference(config: RLConfig) -> Iterator[str]:
-    paired, loss = isinstance(config.advantage, BestWorst), config.loss
+    paired, loss = isinstance(config.advantage, (BestWorst, SelfPlay)), config.loss
     if paired != isinstance(loss, OnlinePreferenceLoss):
-        yield "advantage.kind best_worst and loss.kind preference belong together: pairs, and a loss that reads pairs"
+        yield (
+            "advantage.kind best_worst or self_play and loss.kind preference belong together: pairs, and a loss that "
+            "reads pairs"
+        )
     if not isinstance(loss, OnlinePreferenceLoss):
         return
     by_reference = isinstance(config.rollout.opponent, ReferenceOpponent)
@@ -253,8 +266,21 @@ def _evals(config: RLConfig) -> Iterator[str]:
         yield from at_least(f"{key}.temperature", section.temperature, 0)
         if any(k < 1 or k > section.samples for k in section.pass_at):
             yield f"{key}.pass_at {section.pass_at} must lie within 1 .. samples = {section.samples}"
+        yield from _unseen(key, section, config)
         if section.samples > 1 and section.temperature == 0:
             yield f"{key} draws {section.samples} samples at temperature 0, all alike; raise one or lower the other"
+
+
+def _unseen(key: str, section: EvalSection, config: RLConfig) -> Iterator[str]:
+    """Problem i of a gym's seed s is that of s + i: seeds that lie close share problems."""
+    trained, held_out = config.prompts, section.prompts
+    if isinstance(trained, GymPrompts) and isinstance(held_out, GymPrompts) and trained.task == held_out.task:
+        drawn = (config.train.steps + 1) * config.rollout.prompts * (1 + config.rollout.max_refills)
+        if -section.items < held_out.seed - trained.seed < drawn:
+            yield (
+                f"{key}.prompts.seed {held_out.seed} gives problems that training may draw; take one from "
+                f"{trained.seed + drawn} on"
+            )
 
 
 def _train(config: RLConfig) -> Iterator[str]:

@@ -37,6 +37,20 @@ METHODS: dict[str, type] = {
     "search": SearchConfig,
 }
 
+
+def plain_value(text: str) -> Any:
+    """The value of a NAME=VALUE on a command line: as YAML reads it, or the text itself where that is no YAML.
+
+    Example:
+        >>> plain_value("0.5"), plain_value("[a, b]"), plain_value("[")
+        (0.5, ['a', 'b'], '[')
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
 Config = SFTConfig | RLConfig | PreferenceConfig | RewardConfig | SearchConfig
 """The configuration of each `method:`."""
 

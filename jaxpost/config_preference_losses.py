@@ -196,6 +196,11 @@ class BCOLoss(_Unpaired):
     kind: Literal["bco"] = "bco"
     shift_decay: float = 0.9
     """How much of the shift's running mean stays at each step; 0: each batch has its own shift."""
+    prompt_weights: Literal["none", "density_ratio"] = "none"
+    """density_ratio: undesirable answers count P(desirable | prompt) / P(undesirable | prompt) times, for data whose
+    two sides come from different prompts (the paper's underlying distribution matching)."""
+    least_prompt_weight: float = 0.5
+    most_prompt_weight: float = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,7 +80,16 @@ class CountdownPrompts(AskedPrompts):
     high: int = 100
 
 
-PromptsSection = FilePrompts | ArithmeticPrompts | Game24Prompts | CountdownPrompts
+@dataclass(frozen=True, kw_only=True)
+class GymPrompts(AskedPrompts):
+    """Endless problems of a task of the package reasoning-gym, for the reward `gym`: problem i is its seed + i, so an
+    evaluation needs a seed that training never comes to."""
+
+    kind: Literal["gym"] = "gym"
+    task: str = "chain_sum"
+
+
+PromptsSection = FilePrompts | ArithmeticPrompts | Game24Prompts | CountdownPrompts | GymPrompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +164,15 @@ class BestWorst:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelfPlay:
+    """The given answer is chosen and the policy's own rejected, whatever rewards say, and the reference is the policy
+    before the step: SPIN (2401.01335), a step being its iteration; with `rollout.opponent.kind: given` and
+    `loss.kind: preference`."""
+
+    kind: Literal["self_play"] = "self_play"
+
+
+@dataclass(frozen=True, kw_only=True)
 class NashAdvantage:
     """P(y beats y') - 1/2 over the opponent's samples y' of the same prompt: Nash-MD (2312.00886); with
     `rollout.opponent.kind: mixture`, and `kl.where: reward` for its regularisation."""
@@ -167,7 +185,7 @@ class NashAdvantage:
 
 
 _ByRewards = GRPOAdvantage | RLOOAdvantage | ReinforceAdvantage | ReMaxAdvantage | BestWorst | NashAdvantage
-AdvantageSection = _ByRewards | ProcessAdvantage | ReinforcePlusPlusAdvantage | GAEAdvantage
+AdvantageSection = _ByRewards | SelfPlay | ProcessAdvantage | ReinforcePlusPlusAdvantage | GAEAdvantage
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant_mean"]
 
@@ -228,7 +246,8 @@ class ReinforceLoss(_LossCommon):
 
 @dataclass(frozen=True, kw_only=True)
 class OnlinePreferenceLoss(_LossCommon):
-    """Preference losses of the pairs that `advantage.kind: best_worst` makes: online DPO (2402.04792) and its kin."""
+    """Preference losses of the pairs that `advantage.kind: best_worst` makes: online DPO (2402.04792) and its kin; or
+    `self_play`: SPIN."""
 
     kind: Literal["preference"] = "preference"
     losses: tuple[PreferenceLossSection, ...] = (DPOLoss(),)

@@ -25,7 +25,18 @@ class MixtureOpponent:
     """w: the reference's share."""
 
 
-OpponentSection = ReferenceOpponent | MixtureOpponent
+@dataclass(frozen=True, kw_only=True)
+class GivenOpponent:
+    """The answer that stands beside the problem: SPIN's human answer (2401.01335), with `advantage.kind: self_play`."""
+
+    kind: Literal["given"] = "given"
+    samples: int = 1
+    """There is one."""
+    key: str = "completion"
+    """Of the problem's row: a text."""
+
+
+OpponentSection = ReferenceOpponent | MixtureOpponent | GivenOpponent
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -259,12 +259,15 @@ def test_generate_asks_a_server(assemble):
     ((name, args, kwargs),) = assemble.calls
     assert (name, args) == ("ask_server", (url, ["a"]))
     assert kwargs.pop("progress") is sys.stderr
-    remote = {"name": "big", "model": None, "requests": 4, "policy_version": 0}
+    remote = {"name": "big", "model": None, "requests": 4, "policy_version": 0, "shape": {}}
     assert kwargs == remote | {"sampling": {"n": 2}, "seed": 0, "system": None, "chat": True, "own": None, "out": None}
     assert run("generate", "m", "a", "--server", url, "--policy-version", "3") == 0
     kwargs = assemble.calls[1][2]
     assert (kwargs["name"], kwargs["model"], kwargs["policy_version"]) == (None, "m", 3)
-    assert run("generate", "m", "a", "--server", url, "--think-max", "3") == 2
+    assert run("generate", "m", "a", "--server", url, "--choice", "yes", "--choice", "no") == 0
+    assert assemble.calls[2][2]["shape"] == {"choice": ["yes", "no"]}
+    for asked in (["--think-max", "3"], ["--speculate", "4"], ["--set", "num_beams=3"]):
+        assert run("generate", "m", "a", "--server", url, *asked) == 2
 
 
 def test_failed_answers_are_told_and_counted(assemble, capsys):

@@ -72,7 +72,7 @@ def test_flags_reach_unions_and_numbers_that_are_choices() -> None:
 
 
 WRONG = {
-    "advantage: {kind: best_worst}": "advantage.kind best_worst and loss.kind preference belong together",
+    "advantage: {kind: best_worst}": "advantage.kind best_worst or self_play and loss.kind preference belong together",
     "advantage: {kind: best_worst}\nloss: {kind: preference, losses: [{kind: kto}]}": "judge single answers, but",
     "advantage: {kind: best_worst}\nloss: {kind: preference}\nkl: {coef: 0.1}": "kl.coef does not go with loss.kind",
     "advantage: {kind: nash}": "advantage.kind nash compares with an opponent's samples; give --rollout.opponent",

@@ -24,6 +24,7 @@ from jaxpost.config_rl import (
     ReinforcePlusPlusAdvantage,
     ReMaxAdvantage,
     RLOOAdvantage,
+    SelfPlay,
 )
 from jaxpost.losses import kl as kl_terms
 from jaxpost.rewards.contract import Sample
@@ -53,7 +54,7 @@ def make_credit(section: AdvantageSection, *, kl: KLSection, loss: PolicyLossSec
         if isinstance(section, NashAdvantage):
             weights = jnp.where(known.opponent[:, None], 0.0, weights)
         per_token, targets = _assigned(section, known, weights, penalty, numbers)
-        if isinstance(section, BestWorst):
+        if isinstance(section, (BestWorst, SelfPlay)):
             weights = jnp.where(per_token != 0, weights, 0.0)
         return Credit(jnp.where(weights != 0, per_token, 0.0), weights, targets)
 
@@ -107,6 +108,8 @@ def _of_samples(section: AdvantageSection, known: Known, numbers: Mapping[str, A
         return advantages.rloo(rewards, groups)
     if isinstance(section, BestWorst):
         return advantages.best_worst(rewards, groups)
+    if isinstance(section, SelfPlay):
+        return advantages.self_play(groups, jnp.asarray(known.opponent))
     if isinstance(section, NashAdvantage):
         logistic = lambda x: jax.nn.sigmoid(x / section.scale)  # noqa: E731
         beats = advantages.by_order if section.preference == "order" else logistic

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 from jaxpost.adapters.bind import merge
 from jaxpost.assemble import policy
 from jaxpost.assemble.model import Pretrained
+from jaxpost.assemble.prompts import Problems
 from jaxpost.assemble.supervised import text_sampler
 from jaxpost.assemble.training import Training
 from jaxpost.config_rl import RLConfig
-from jaxpost.config_rollout import ReferenceOpponent, RolloutSection
+from jaxpost.config_rollout import GivenOpponent, ReferenceOpponent, RolloutSection
 from jaxpost.generate.mixture import geometric_mixture, mixed
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.sampler import Sampler
 from jaxpost.rl.episodes import Episode, Problem
+from jaxpost.text.tokenizer import Tokenizer
 from jaxpost.train.online_job import Draw, Generate, Wish
 from jaxpost.types import Params
 
@@ -52,11 +55,67 @@ def answers(
     ]
 
 
-def make_opponent(config: RLConfig, pretrained: Pretrained, training: Training, sampler: Sampler) -> Generate | None:
-    """Draws the opponent's samples: the first policy with the policy's own sampler, or its mixture with the policy."""
+def given_answers(
+    section: GivenOpponent, tokenizer: Tokenizer, problems: Problems, *, chat: bool, most: int
+) -> Generate:
+    """The opponent whose answer stands in each problem's row, with the end that a turn has.
+
+    Args:
+      chat: the answer is a turn in the model's chat format.
+      most: tokens of an answer.
+
+    Raises:
+      ValueError: a row without the answer, or with one that is too long; names it by file and line.
+    """
+    end = _end_of_turn(tokenizer) if chat else tokenizer.eos_ids[0]
+
+    @cache
+    def encoded(text: str) -> tuple[int, ...]:
+        return (*tokenizer.encode(text), end)
+
+    for row in problems.rows:
+        text = row.problem.example.get(section.key)
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(
+                f"{row.where}: the row's {section.key} (rollout.opponent.key) must be the given answer as text, not "
+                f"{text!r:.60}; it has {', '.join(row.problem.example)}"
+            )
+        if len(encoded(text)) > most:
+            raise ValueError(
+                f"{row.where}: {section.key} has {len(encoded(text))} tokens with its end, which exceeds "
+                f"rollout.max_tokens {most}; raise it, or leave the row out"
+            )
+
+    def given(params: Params, frozen: Params, problems: Sequence[Problem], wish: Wish, draw: Draw) -> list[Episode]:
+        found = []
+        for i, problem in enumerate(problems):
+            text = problem.example[section.key]
+            tokens = encoded(text)[:most]  # an endless source's further problems were not looked at
+            nothing, own = (0.0,) * len(tokens), (1,) * len(tokens)
+            found.append(Episode(i, 0, tokens, own, nothing, "stop", text, draw.version))
+        return found
+
+    return given
+
+
+def _end_of_turn(tokenizer: Tokenizer) -> int:
+    """The token that ends an assistant's turn."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    ends = [i for i in tokenizer.encode(tokenizer.render(turns)) if i in tokenizer.eos_ids]
+    return ends[-1] if ends else tokenizer.eos_ids[0]
+
+
+def make_opponent(
+    config: RLConfig, pretrained: Pretrained, training: Training, sampler: Sampler, problems: Problems
+) -> Generate | None:
+    """Draws the opponent's samples: the first policy with the policy's own sampler, its mixture with the policy, or the
+    answers that are given."""
     rollout, section = config.rollout, config.rollout.opponent
     if section is None:
         return None
+    if isinstance(section, GivenOpponent):
+        chat = config.prompts.chat
+        return given_answers(section, pretrained.tokenizer, problems, chat=chat, most=rollout.max_tokens)
     if isinstance(section, ReferenceOpponent):
 
         def reference(

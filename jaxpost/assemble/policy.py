@@ -26,8 +26,10 @@ from jaxpost.config_rl import (
     PolicyLossSection,
     PPOLoss,
     RLConfig,
+    SelfPlay,
     TruncatedCorrection,
 )
+from jaxpost.config_rollout import MixtureOpponent, ReferenceOpponent
 from jaxpost.losses import aggregate, correction, kl, policy, rescore, value
 from jaxpost.losses.policy import hidden_states, joined, policy_gradient
 from jaxpost.losses.preference.online import of_samples
@@ -168,8 +170,9 @@ def make_rescore(
             policy_of(params, frozen), batch, hyper_of(hyper)
         )
     if reads_reference(config):
+        previous = isinstance(config.advantage, SelfPlay)
         functions["reference"] = lambda params, frozen, batch, hyper: logprobs(
-            reference_of(frozen), batch, hyper_of(hyper)
+            policy_of(params, frozen) if previous else reference_of(frozen), batch, hyper_of(hyper)
         )
     if isinstance(config.advantage, GAEAdvantage):
         if config.critic.network == "separate":
@@ -181,14 +184,16 @@ def make_rescore(
 
 
 def reads_reference(config: RLConfig) -> bool:
-    """Whether the log-probabilities of the policy that the run started from are read."""
+    """Whether a reference's log-probabilities are read: the policy's that the run started from, or with `self_play`
+    its own before the step."""
     by_loss = isinstance(config.loss, OnlinePreferenceLoss) and needs_reference(config.loss.losses)
     return config.kl.coef > 0 or by_loss
 
 
 def keeps_reference(config: RLConfig) -> bool:
-    """Whether that policy is needed: to be read, or to draw samples."""
-    return reads_reference(config) or config.rollout.opponent is not None
+    """Whether the policy that the run started from is needed: to be read, or to draw samples."""
+    drawn = isinstance(config.rollout.opponent, (ReferenceOpponent, MixtureOpponent))
+    return drawn or (reads_reference(config) and not isinstance(config.advantage, SelfPlay))
 
 
 def reference_of(frozen: Params) -> Params:

@@ -10,12 +10,14 @@ from jaxpost import sharding
 from jaxpost.assemble.answer_data import answer_sources, shares_prompts
 from jaxpost.assemble.model import Pretrained
 from jaxpost.assemble.preference_losses import make_preference_loss, preference_hyper
-from jaxpost.assemble.reference_policy import frozen_reference, with_cached
+from jaxpost.assemble.prompt_weights import with_prompt_weights
+from jaxpost.assemble.reference_policy import frozen_reference, reference_params, with_cached
 from jaxpost.assemble.supervised import open_model, supervised_job
 from jaxpost.assemble.training import make_training
 from jaxpost.config import LoRASection
 from jaxpost.config_check_preference import data_kind, needs_mismatched, needs_reference
 from jaxpost.config_preference import CachedReference, PreferenceConfig, RefreshedReference
+from jaxpost.config_preference_losses import BCOLoss
 from jaxpost.data.answer_rows import AnswerSource, make_answer_source
 from jaxpost.data.answers import AnswerDataset
 from jaxpost.models import cost
@@ -44,6 +46,13 @@ def make_job(config: PreferenceConfig, *, command: Sequence[str] = tuple(sys.arg
         mismatched=needs_mismatched(config.losses),
         unweighted=() if config.special_tokens == "count" else pretrained.tokenizer.special_ids,
     )
+    matched = [loss for loss in config.losses if isinstance(loss, BCOLoss) and loss.prompt_weights != "none"]
+    if matched:
+        params, tokens = reference_params(config, pretrained), config.data.seq_len * config.train.batch_size
+        sources = with_prompt_weights(
+            matched[0], pretrained, params, sources, tokens=tokens // config.train.microbatches
+        )
+        del params
     if isinstance(config.reference, CachedReference):
         sources = with_cached(config, pretrained, sources, partial(_pass, config, pretrained))
     source = sources.pop("train")

@@ -11,11 +11,14 @@ import numpy as np
 
 from jaxpost.assemble.prompts import Placed
 from jaxpost.rewards.answers import MathAnswer, MultipleChoice, reference_of
+from jaxpost.rewards.code import CodeTests
 from jaxpost.rewards.combine import leaves
 from jaxpost.rewards.contract import Example, RewardFn, Sample, field, name_of
 from jaxpost.rewards.functions import FromFile
+from jaxpost.rewards.gym import GymAnswer
 from jaxpost.rewards.puzzles import Reaches, solve
 from jaxpost.rewards.style import TargetLength
+from jaxpost.rewards.verify import MathVerify
 
 SCORED = 64
 """Reference answers that are scored before a run starts; that there is one is looked up in every row."""
@@ -67,7 +70,8 @@ def judge(reward: RewardFn, problems: Sequence[Placed], *, functions: bool = Fal
             except Exception as error:  # a user's function may raise anything; it is told, not hidden
                 scores.append(float("nan"))
                 fault = fault or f"{placed.where}: {type(error).__name__}: {error}"
-        full = None if isinstance(leaf, FromFile) else 0.0 if isinstance(leaf, TargetLength) else 1.0
+        # Of code there is no reference; that its tests can be read shows without a program, which scores 0.
+        full = None if isinstance(leaf, FromFile) else 0.0 if isinstance(leaf, TargetLength | CodeTests) else 1.0
         places = tuple(placed.where for placed in judged)
         yield Verdict(name_of(leaf), keys, np.asarray(scores), places, full, fault)
 
@@ -125,7 +129,7 @@ Answer = Callable[[Any, Example], Sample]
 
 def _reads(leaf: RewardFn) -> tuple[tuple[str, ...], Answer] | None:
     """Fields that a reward reads, and an answer that says the reference; None for rewards of form alone."""
-    if isinstance(leaf, MathAnswer):
+    if isinstance(leaf, MathAnswer | MathVerify):
         return (leaf.key,), _mathematics
     if isinstance(leaf, MultipleChoice):
         return (leaf.key,), _choice
@@ -133,6 +137,10 @@ def _reads(leaf: RewardFn) -> tuple[tuple[str, ...], Answer] | None:
         return ("numbers",), _expression
     if isinstance(leaf, TargetLength):
         return (leaf.key,), _length
+    if isinstance(leaf, CodeTests):
+        return (leaf.key,), lambda leaf, example: Sample("")
+    if isinstance(leaf, GymAnswer):
+        return ("answer", "task"), lambda leaf, example: Sample(f"<answer>{example['answer']}</answer>")
     return None
 
 
@@ -145,7 +153,7 @@ FORMS: Mapping[str, str] = {
 }
 
 
-def _mathematics(leaf: MathAnswer, example: Example) -> Sample:
+def _mathematics(leaf: MathAnswer | MathVerify, example: Example) -> Sample:
     gold = field(example, leaf.key, leaf.name)
     gold = gold[0] if isinstance(gold, list | tuple) else gold
     return Sample(FORMS[leaf.sources[0]].format(reference_of(gold)))

@@ -19,18 +19,17 @@ from jaxpost.adapters.bind import merge
 from jaxpost.assemble.answer_data import answer_sources
 from jaxpost.assemble.model import Pretrained
 from jaxpost.assemble.readout import KEY, Readout, readout_of
-from jaxpost.assemble.reward_scores import judge, read_head, save_reward_model, score_groups
+from jaxpost.assemble.reward_scores import judge, read_groups, read_head, save_reward_model
 from jaxpost.assemble.supervised import open_model, supervised_job
 from jaxpost.assemble.training import Training, head_network, make_training
 from jaxpost.config import LoRASection
 from jaxpost.config_reward import BradleyTerryLoss, OutcomeLoss, PlackettLuceLoss, RegressionLoss, RewardConfig
-from jaxpost.data.answers import AnswerDataset
-from jaxpost.generate.scoring import Scorer
+from jaxpost.data.answer_rows import AnswerSource
 from jaxpost.losses import reward
 from jaxpost.models import cost, heads
 from jaxpost.train.job import RunResult, SupervisedJob
 from jaxpost.train.supervised import run_supervised
-from jaxpost.types import LossFn, Model, Params, TrainState
+from jaxpost.types import Model, Terms, TrainState
 from jaxpost.weights import heads as stored_heads
 
 
@@ -51,9 +50,12 @@ def make_job(config: RewardConfig, *, command: Sequence[str] = tuple(sys.argv)) 
     source = sources.pop("train")
     num_steps = config.train.steps or source.num_steps(config.train.epochs)
     readout = readout_of(config)
+    loss = make_reward_loss(config, pretrained.model)
     training = make_training(
         pretrained,
-        loss=make_reward_loss(config, pretrained.model),
+        loss=loss,
+        eval_loss=partial(loss, keep=True),
+        keep=(reward.OUTPUTS,),
         adapter=config.adapter,
         optim=config.optim,
         num_steps=num_steps,
@@ -79,13 +81,13 @@ def make_job(config: RewardConfig, *, command: Sequence[str] = tuple(sys.argv)) 
     )
     return replace(
         job,
-        examine=_examiner(config, pretrained, training, readout, {n: s.dataset for n, s in sources.items()}),
+        examine=_examiner(config, readout, sources),
         export=reward_exporter(config, pretrained, training, readout) if config.run.export else None,
     )
 
 
-def make_reward_loss(config: RewardConfig, model: Model) -> LossFn:
-    """The loss that a `loss` section names, with the head's members and objectives."""
+def make_reward_loss(config: RewardConfig, model: Model) -> Callable[..., tuple[Terms, Terms]]:
+    """The loss that a `loss` section names, with the head's members and objectives; takes `keep` too."""
     section, head = config.loss, config.head
     if isinstance(section, (BradleyTerryLoss, PlackettLuceLoss)):
         objective = reward.bradley_terry if isinstance(section, BradleyTerryLoss) else reward.plackett_luce
@@ -117,30 +119,16 @@ def _head(config: RewardConfig, pretrained: Pretrained, readout: Readout) -> Any
 
 
 def _examiner(
-    config: RewardConfig,
-    pretrained: Pretrained,
-    training: Training,
-    readout: Readout,
-    datasets: Mapping[str, AnswerDataset],
-) -> Callable[[str, Params, Params], Mapping[str, float]]:
-    """Judges the scores of a whole evaluation source, answer by answer."""
-    scorer = Scorer(
-        pretrained.model,
-        read_head,
-        mesh=pretrained.mesh,
-        tokens=config.data.seq_len * config.train.batch_size // config.train.microbatches,
-        pad_id=pretrained.tokenizer.pad_id,
-    )
-    most = config.train.eval_batches
+    config: RewardConfig, readout: Readout, sources: Mapping[str, AnswerSource]
+) -> Callable[[str, Sequence[Any]], Mapping[str, float]]:
+    """Judges the scores of an evaluation source, answer by answer, as its batches' loss has read them."""
 
-    def examine(name: str, params: Params, frozen: Params) -> Mapping[str, float]:
-        dataset = datasets[name]
-        count = len(dataset) if most is None else min(len(dataset), most * config.train.batch_size)
-        tree = {"policy": training.policy(params, frozen), "head": params["head"]}
-        scored = score_groups(scorer, tree, [dataset.group(i) for i in range(count)], readout)
+    def examine(name: str, kept: Sequence[Any]) -> Mapping[str, float]:
+        source = replace(sources[name], rows=None)  # what is kept has all processes' rows
+        scored = read_groups(source, [batch[reward.OUTPUTS] for batch in kept], readout)
         found = judge(scored, graded=isinstance(config.loss, RegressionLoss), objectives=config.objectives)
         # The loop names numbers by their source where there are several.
-        return found if len(datasets) > 1 else {f"{name}/{key}": value for key, value in found.items()}
+        return found if len(sources) > 1 else {f"{name}/{key}": value for key, value in found.items()}
 
     return examine
 

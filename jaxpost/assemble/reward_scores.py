@@ -23,6 +23,7 @@ from jaxpost.adapters.bind import bind
 from jaxpost.assemble.model import Pretrained, load_model
 from jaxpost.assemble.readout import KEY, Readout, stored_readout
 from jaxpost.config import ModelSection
+from jaxpost.data.answer_rows import AnswerSource
 from jaxpost.data.answers import answer_options
 from jaxpost.data.groups import Answer, AnswerOptions, Group, Kind
 from jaxpost.data.judged import Judged, Stepwise, UnpairedPreference
@@ -311,6 +312,26 @@ def score_groups(
     outputs = scorer(params, [e.tokens for e in encoded], [e.places for e in encoded])
     found = iter([readout.read(x) for x in outputs])
     return [(group, [next(found) for _ in group.answers]) for group in groups]
+
+
+def read_groups(
+    source: AnswerSource, outputs: Sequence[np.ndarray], readout: Readout
+) -> list[tuple[Group, list[np.ndarray]]]:
+    """`score_groups` of what a head has said of the first batches of a source.
+
+    Args:
+      outputs: of each batch: of every token [B T K], or, of a model that ranks, of every segment's answer [B S K].
+    """
+    by_token = source.dataset.kind not in ("pairs", "rankings")
+    found: dict[int, tuple[Group, list[np.ndarray]]] = {}
+    for k, batch in enumerate(outputs):
+        for place in source.places(k):
+            group, scores = found.setdefault(place.group, (source.dataset.group(place.group), []))
+            marks = group.answers[place.answer].marks
+            last = place.end - place.start - 1
+            at = place.start + (np.array([last]) if marks is None else np.flatnonzero(marks))
+            scores.append(readout.read(batch[place.row, at if by_token else [place.column]]))
+    return [found[index] for index in sorted(found)]
 
 
 def judge(

@@ -72,7 +72,7 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
     plan, whole = _plans(config, pretrained, problems.longest)
     training = _training(config, pretrained, plan)
     generate, sampler = _generator(config, pretrained, training, environments)
-    oppose = make_opponent(config, pretrained, training, sampler)
+    oppose = make_opponent(config, pretrained, training, sampler, problems)
     judges = _judges(config, mesh)
     return OnlineJob(
         **_of_any_run(config, pretrained, training),

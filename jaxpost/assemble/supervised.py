@@ -135,14 +135,19 @@ def reporter() -> Callable[[Progress], None] | None:
     return lambda progress: print(progress, file=sys.stderr, flush=True)
 
 
-def tell(sources: Sequence[SourceStats]) -> None:
-    """A line for every source: what of it is trained on, and what is not and why."""
+def tell(sources: Sequence[SourceStats], *, each: str = "") -> None:
+    """A line for every source: what of it is trained on, and what is not and why.
+
+    Args:
+      each: what examples are called where a row can make several; "": an example is a row.
+    """
     for stats in sources if jax.process_index() == 0 else ():
         lost = {**stats.bad, **stats.dropped} | ({"truncated": stats.truncated} if stats.truncated else {})
         note = "".join(f", {n} {kind}" for kind, n in lost.items())
         share = stats.trained_tokens / max(stats.tokens, 1)
         print(
-            f"{stats.name}: {stats.examples} of {stats.rows} rows, {stats.tokens} tokens, {share:.0%} trained{note}",
+            f"{stats.name}: {stats.examples} {each and f'{each} '}of {stats.rows} rows, {stats.tokens} tokens, "
+            f"{share:.0%} trained{note}",
             file=sys.stderr,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from types import MappingProxyType
@@ -19,7 +19,6 @@ from jaxpost.adapters.bind import bind, bind_policy, count, select
 from jaxpost.assemble.model import Pretrained
 from jaxpost.config import AdapterSection, DFTSection, GuardSection, LoRASection, LossSection, OptimSection
 from jaxpost.losses import supervised
-from jaxpost.metrics.terms import Sums
 from jaxpost.models import heads
 from jaxpost.models.table import abstract_params, axes_tree
 from jaxpost.ops import platform
@@ -41,7 +40,8 @@ class Training:
     """The functions of one training, and what they work on. Nothing is jitted yet."""
 
     step: TrainStep
-    eval_step: Callable[..., dict[str, Sums]]
+    eval_step: Callable[..., Any]
+    """Sums of a batch, or (sums, what is kept of it)."""
     init_state: Callable[[], TrainState]
     """Reads weights or draws adapters, straight into their shardings."""
     abstract_state: TrainState
@@ -100,6 +100,8 @@ def make_training(
     pretrained: Pretrained,
     *,
     loss: LossFn | Coupled,
+    eval_loss: LossFn | None = None,
+    keep: Sequence[str] = (),
     adapter: AdapterSection,
     optim: OptimSection,
     num_steps: int,
@@ -117,7 +119,8 @@ def make_training(
 
     Args:
       loss: of {"policy": the tree that the model reads, and the `networks` by name}.
-      microbatches, skip_empty: as `train.step.make_train_step`.
+      eval_loss, keep: what evaluation computes in the loss's place, and its metrics that are no means.
+      microbatches, skip_empty: `train.step.make_train_step`'s.
       networks, network_lr: what else is trained, and at which learning rate; None: the policy's.
       frozen, hyper: what else the loss reads.
       refresh: {"every", "mix"} of a reference that follows the policy (`train.refresh`); None: there is none.
@@ -138,23 +141,27 @@ def make_training(
     )
     trained = {"policy": Network(parts.abstract, parts.axes, parts.load), **networks}
     places, first, abstract_state = _placed(trained, make_state, pretrained.mesh)
-    loss_fn = _seen_through(loss, lambda fn: sharding.pinned(bind_policy(fn) if parts.frozen else fn, places))
-    limits = {} if guard.spike_factor is None else {"spike_factor": guard.spike_factor}
+    seen = partial(_seen_through, wrap=lambda fn: sharding.pinned(bind_policy(fn) if parts.frozen else fn, places))
     make_step = partial(make_train_step, num_microbatches=microbatches, skip_empty=skip_empty)
-    step = make_step(loss_fn, optimizer, post_update=_after(optim.ema_decay, refresh))
-    step, eval_step, eval_params = _evaluated(step, loss_fn, optim.ema_decay, refresh, parts.policy)
+    step = make_step(seen(loss), optimizer, post_update=_after(optim.ema_decay, refresh))
+    step, eval_step, eval_params = _evaluated(step, seen(eval_loss or loss), keep, optim, refresh, parts.policy)
     return Training(
         step=step,
         eval_step=eval_step,
         init_state=first,
         abstract_state=abstract_state,
         frozen={**parts.frozen, **frozen},
-        hyper={name: jnp.float32(value) for name, value in {**limits, **hyper}.items()},
+        hyper=_scalars(guard, hyper),
         lr_at=lr_at,
         eval_params=eval_params,
         policy=parts.policy,
         trained=sum(count(network.abstract) for network in trained.values()),
     )
+
+
+def _scalars(guard: GuardSection, hyper: Mapping[str, float]) -> dict[str, Any]:
+    limits = {} if guard.spike_factor is None else {"spike_factor": guard.spike_factor}
+    return {name: jnp.float32(value) for name, value in {**limits, **hyper}.items()}
 
 
 def _seen_through(loss: LossFn | Coupled, wrap: Callable[[Any], Any]) -> LossFn | Coupled:
@@ -168,11 +175,16 @@ def _initial(params: Params, *, optimizer: Any, ema: bool, memory: Any, referenc
 
 
 def _evaluated(
-    step: TrainStep, loss_fn: LossFn | Coupled, ema_decay: float | None, refresh: Any, policy: Callable[..., Params]
-) -> tuple[TrainStep, Callable[..., dict[str, Sums]], Callable[[TrainState], Params]]:
+    step: TrainStep,
+    loss: LossFn | Coupled,
+    keep: Sequence[str],
+    optim: OptimSection,
+    refresh: Any,
+    policy: Callable[..., Params],
+) -> tuple[TrainStep, Callable[..., Any], Callable[[TrainState], Params]]:
     """The step, and what evaluates: with the averaged parameters, and with the reference of the state if it moves."""
-    eval_step = make_eval_step(loss_fn)
-    eval_params = trained_params if ema_decay is None else _averaged
+    eval_step = make_eval_step(loss, keep=keep)
+    eval_params = trained_params if optim.ema_decay is None else _averaged
     if refresh is None:
         return step, eval_step, eval_params
     return reads_reference(step, policy), eval_with_reference(eval_step, policy), and_reference(eval_params)

@@ -145,6 +145,7 @@ def ranking_loss(
     objective: RankObjective = bradley_terry,
     name: str = "bradley_terry",
     centred: bool = False,
+    keep: bool = False,
 ) -> tuple[Terms, Terms]:
     """A loss on the order of the answers of each group, the mean over the head's outputs as members of an ensemble.
 
@@ -153,6 +154,7 @@ def ranking_loss(
       hyper: the objective's; "centre", the weight of (r_i + r_j)^2.
       name: of the objective's term.
       centred: add the centring term (2312.09244).
+      keep: add the metric OUTPUTS, what the head says of every answer, [B S K], not to be reduced.
 
     Returns:
       The term `name` and, where asked for, "centre". Metrics, means over pairs: "rewards/chosen", "rewards/rejected",
@@ -172,7 +174,8 @@ def ranking_loss(
     """
     at, present = last_tokens(batch)
     hidden = jnp.take_along_axis(hidden_of(model, params, batch), at[:, :, None], axis=1)
-    scores = jnp.moveaxis(head(params, hidden), -1, 0)
+    outputs = head(params, hidden)
+    scores = jnp.moveaxis(outputs, -1, 0)
     each = jax.vmap(lambda r: objective(r, batch, present, hyper))(scores)
     terms = {name: Term(jnp.mean(each.value, axis=0), each.weight[0])}
     weights = pair_weights(batch, present)
@@ -189,7 +192,16 @@ def ranking_loss(
     }
     if scores.shape[0] > 1:
         watched["uncertainty"] = jnp.std(gaps, axis=0)
-    return terms, {name: Term(jax.lax.stop_gradient(x), weights) for name, x in watched.items()}
+    metrics = {name: Term(jax.lax.stop_gradient(x), weights) for name, x in watched.items()}
+    return terms, metrics | (_kept(outputs) if keep else {})
+
+
+OUTPUTS = "outputs"
+"""Metric of an evaluation that judges the scores themselves."""
+
+
+def _kept(outputs: Array) -> Terms:
+    return {OUTPUTS: Term(jax.lax.stop_gradient(outputs), jnp.ones(()))}
 
 
 def squared_error(scores: Float[Array, "B T M"], labels: Float[Array, "B T M"], hyper: Hyper) -> Float[Array, "B T M"]:
@@ -250,6 +262,7 @@ def label_loss(
     members: int = 1,
     classes: int = 1,
     at: str = "marks",
+    keep: bool = False,
 ) -> tuple[Terms, Terms]:
     """A loss on the scores read after marked tokens: of answers (ORM, regression) or of steps (PRM).
 
@@ -257,6 +270,7 @@ def label_loss(
       members: N; the head's N M outputs are N members' scores of M objectives (times `classes`).
       classes: 2 reads the difference of two outputs, the second the right one, as a two-class head has it.
       at: "marks", or "tokens": after every token of an answer (`every_token`).
+      keep: add the metric OUTPUTS, what the head says after every token, [B T K], not to be reduced.
 
     Returns:
       The term `name`. Metrics, means over marks: "score", "label", "error" |p - y| with p the score (of
@@ -270,8 +284,8 @@ def label_loss(
         raise ValueError("this loss needs the batch's marks and labels: answers with labels, scores or labelled steps")
     marks, labels = every_token(batch) if at == "tokens" else (batch.marks, batch.labels)
     labels = labels[..., None] if labels.ndim == 2 else labels
-    scores = head(params, hidden_of(model, params, batch))
-    scores = split_outputs(scores, members=members, classes=classes)
+    outputs = head(params, hidden_of(model, params, batch))
+    scores = split_outputs(outputs, members=members, classes=classes)
     if scores.shape[-1] != labels.shape[-1]:
         raise ValueError(f"the head scores {scores.shape[-1]} objectives, but the data has {labels.shape[-1]} labels")
     weights = jnp.where(jnp.isnan(labels), 0.0, marks[..., None])  # an objective without a label is unknown
@@ -287,7 +301,7 @@ def label_loss(
     if members > 1:
         watched["uncertainty"] = jnp.std(said, axis=2)
     metrics = {name: Term(jax.lax.stop_gradient(x), weights) for name, x in watched.items()}
-    return {name: Term(jnp.mean(value, axis=0), weights)}, metrics
+    return {name: Term(jnp.mean(value, axis=0), weights)}, metrics | (_kept(outputs) if keep else {})
 
 
 def split_outputs(scores: Float[Array, "*B K"], *, members: int = 1, classes: int = 1) -> Float[Array, "*B N M"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -60,13 +60,16 @@ class Episode(NamedTuple):
 def to_json(problems: Sequence[Problem], episodes: Sequence[Episode]) -> dict[str, Any]:
     """What a checkpoint keeps of samples that wait for their step; log-probabilities keep every bit of float32.
 
+    Of problems the numbers: a row of a table may hold what JSON does not.
+
+    >>> problem = Problem(7, (1, 2), "ask", {"answer": 4})
     >>> episode = Episode(0, 1, (5, 6), (1, 1), (-0.5, -1.25), "stop", "ab", 3)
-    >>> from_json(to_json([], [episode]))[1] == [episode]
+    >>> from_json(to_json([problem], [episode]), {7: problem}.get) == ([problem], [episode])
     True
     """
     reward = lambda x: None if x is None else repr(float(x))  # noqa: E731  NaN is no JSON
     return {
-        "problems": [[p.number, list(p.tokens), p.text, dict(p.example)] for p in problems],
+        "problems": [p.number for p in problems],
         "episodes": [
             [*e[:2], list(e.tokens), list(e.mask), _packed(e.logprobs), *e[5:8], reward(e.reward), *e[9:]]
             for e in episodes
@@ -74,10 +77,13 @@ def to_json(problems: Sequence[Problem], episodes: Sequence[Episode]) -> dict[st
     }
 
 
-def from_json(saved: Mapping[str, Any]) -> tuple[list[Problem], list[Episode]]:
-    """The inverse of `to_json`."""
-    problems = [Problem(n, tuple(tokens), text, example) for n, tokens, text, example in saved["problems"]]
-    return problems, [_episode(*e) for e in saved["episodes"]]
+def from_json(saved: Mapping[str, Any], problem: Callable[[int], Any]) -> tuple[list[Problem], list[Episode]]:
+    """The inverse of `to_json`.
+
+    Args:
+      problem: a number's problem.
+    """
+    return [problem(number) for number in saved["problems"]], [_episode(*e) for e in saved["episodes"]]
 
 
 def _episode(

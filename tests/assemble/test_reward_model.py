@@ -10,9 +10,17 @@ import pytest
 from jaxpost import assemble, sharding
 from jaxpost.assemble.judge import make_judge
 from jaxpost.assemble.model import load_model
-from jaxpost.assemble.readout import Readout
+from jaxpost.assemble.readout import Readout, readout_of
 from jaxpost.assemble.reward_model import make_job
-from jaxpost.assemble.reward_scores import Reduce, load_reward_model, save_reward_model, score_groups
+from jaxpost.assemble.reward_scores import (
+    Reduce,
+    judge,
+    load_reward_model,
+    read_groups,
+    read_head,
+    save_reward_model,
+    score_groups,
+)
 from jaxpost.assemble.score import score
 from jaxpost.cli import main
 from jaxpost.config import (
@@ -37,9 +45,11 @@ from jaxpost.config_reward import (
 )
 from jaxpost.config_rewards import FinishedSection, ModelRewardSection, RewardSection
 from jaxpost.config_rl import ArithmeticPrompts, OnlineSection, RLConfig, RolloutSection
+from jaxpost.generate.scoring import Scorer
 from jaxpost.models import heads
 from jaxpost.report import write_report
 from jaxpost.rewards.contract import Sample
+from jaxpost.train.compiled import CompiledEval
 
 
 def written(path, rows):
@@ -282,3 +292,34 @@ def test_inspect_shows_steps_and_their_labels(config, tmp_path):
     shown = assemble.inspect(on(config, tmp_path, STEPS, loss=ProcessLoss()), rows=1)
     assert "good" in shown
     assert "steps" in shown
+
+
+@pytest.mark.parametrize(
+    ("rows", "loss", "head"),
+    [(PAIRS, BradleyTerryLoss(), HeadSection(members=2, std=1.0)),
+     pytest.param(STEPS, ProcessLoss(), HeadSection(classes=2, std=1.0), marks=pytest.mark.slow),
+     pytest.param(LABELS, OutcomeLoss(at="tokens"), HeadSection(std=1.0), marks=pytest.mark.slow)],
+    ids=["pairs", "steps", "labels"],
+)  # fmt: skip
+def test_an_evaluation_reads_its_data_once_and_judges_what_the_scorer_says(config, tmp_path, rows, loss, head):
+    """Scores of packed batches are those of every answer alone, and so are the numbers made of them."""
+    config = on(config, tmp_path, rows, loss=loss, head=head)
+    job = make_job(config)
+    params = job.eval_params(job.init_state())
+    source, readout = job.evals["rows"], readout_of(config)
+    evaluate = CompiledEval(job, "rows")
+    with jax.set_mesh(job.mesh):
+        batches = [source.batch(k) for k in range(source.num_batches_per_epoch)]
+        kept = [jax.device_get(evaluate(params, batch)[1]) for batch in batches]
+    pretrained = load_model(config.model, job.mesh, trunk=True)
+    scorer = Scorer(pretrained.model, read_head, mesh=job.mesh, pad_id=pretrained.tokenizer.pad_id)
+    alone = score_groups(scorer, params, [source.dataset.group(i) for i in range(len(source.dataset))], readout)
+    packed = read_groups(source, [batch["outputs"] for batch in kept], readout)
+    assert len(packed) == len(alone) == len(source.dataset)
+    for (group, scores), (own, expected) in zip(packed, alone, strict=True):
+        np.testing.assert_array_equal(group.answers[0].tokens, own.answers[0].tokens)
+        for x, y in zip(scores, expected, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+    found, expected = job.examine("rows", kept), judge(alone)
+    assert found.keys() == {f"rows/{name}" for name in expected}
+    assert [found[f"rows/{name}"] for name in expected] == pytest.approx(list(expected.values()), rel=1e-3, abs=1e-4)

@@ -215,7 +215,8 @@ def bco(pairs: Sequence[Pair], h: dict[str, Any]) -> float:
     good, bad = ([b * ratios(p)[i] for p in pairs] for i in (0, 1))
     shift = h["fixed"]((float(np.mean(good)) + float(np.mean(bad))) / 2)
     up = np.mean([nls(x - shift) for x in good])
-    return float(h["desirable_weight"] * up + h["undesirable_weight"] * np.mean([nls(-(x - shift)) for x in bad]))
+    down = np.mean([p.strength * nls(-(x - shift)) for p, x in zip(pairs, bad, strict=True)])
+    return float(h["desirable_weight"] * up + h["undesirable_weight"] * down)
 
 
 def apo_zero_unpaired(pairs: Sequence[Pair], h: dict[str, Any]) -> float:

@@ -6,10 +6,11 @@ With l = log pi/pi_ref of an answer, b = beta, s the logistic function and w its
 | function | loss of a desirable, of an undesirable answer | |
 |---|---|---|
 | `kto` | w [1 - s(b (l - z0))], w [1 - s(b (z0 - l))] | KTO 2402.01306 |
-| `bco` | -w log s(b l - d), -w log s(d - b l) | BCO 2404.04656 |
+| `bco` | -w log s(b l - d), -w g log s(d - b l) | BCO 2404.04656 |
 | `apo_zero_unpaired` | w [1 - s(b l)], w s(b l) | APO 2408.06266, answer by answer |
 
-z0 and d are statistics of the whole batch, held fixed: these losses couple rows.
+g is the strength of the answer, 1 but for weights by prompt (`assemble.prompt_weights`). z0 and d are statistics of the
+whole batch, held fixed: these losses couple rows.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ def kl_baseline(answers: Answers) -> Float[Array, ""]:
 
 
 def bco(answers: Answers, hyper: Hyper) -> Term:
-    """-E_desirable w log s(b l - d) - E_undesirable w log s(d - b l): binary classifier optimisation (2404.04656).
+    """-E_desirable w log s(b l - d) - E_undesirable w g log s(d - b l): binary classifier optimisation (2404.04656).
 
-    Each side has a mean of its own, so that it does not matter how many answers are desirable.
+    Each side has a mean of its own, so that it does not matter how many answers are desirable. g, the batch's strength
+    of an undesirable answer, is the paper's density ratio of its prompt where one was estimated.
 
     Args:
       hyper: "beta", "desirable_weight", "undesirable_weight", and the reward shift "shift" d (`remember_shift`).
@@ -63,7 +65,8 @@ def bco(answers: Answers, hyper: Hyper) -> Term:
     z = hyper["beta"] * log_ratio(answers.stats) - hyper["shift"]
     flags = [x.astype(jnp.float32) for x in _labels(answers)]
     share = sum((x * divide(jnp.ones(()), jnp.sum(x)) for x in flags), jnp.zeros(()))
-    return Term(-_weight(answers, hyper) * jax.nn.log_sigmoid(_sign(answers) * z), share, jnp.sum(share))
+    weight = _weight(answers, hyper) * jnp.where(answers.ranks > 0, answers.strengths, 1.0)
+    return Term(-weight * jax.nn.log_sigmoid(_sign(answers) * z), share, jnp.sum(share))
 
 
 def remember_shift(answers: Answers, hyper: Hyper, memory: dict[str, Array]) -> dict[str, Array]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxpost.recipes.lab.statistics import Mean, over_seeds, paired
 from jaxpost.train.progress import duration
@@ -35,31 +35,35 @@ class Cell:
     """After training, by task, of the first evaluation."""
 
 
-RunCell = Callable[[str, int, Path], Cell]
+C = TypeVar("C")
+"""What a finished cell says: a dataclass of plain values."""
+RunCell = Callable[[str, int, Path], C]
 """(method, seed, folder) -> the finished cell; goes on where an interrupted one stopped."""
 
 
 def run_cells(
     methods: Sequence[str],
     seeds: Sequence[int],
-    run: RunCell,
+    run: RunCell[C],
     folder: Path,
     *,
     identity: Mapping[str, Any],
+    kind: Callable[..., C] = Cell,  # ty: ignore[invalid-parameter-default]
     say: Callable[[str], None] = print,
-) -> list[Cell]:
+) -> list[C]:
     """Every method with every seed, seed by seed, so that an interrupted comparison has whole seeds.
 
     A cell that `folder` holds is read, not run again.
 
     Args:
       identity: what decides the cells (model, budget, each method's settings); kept with them.
+      kind: of the cells that are read back.
 
     Raises:
       ValueError: the folder holds cells of another comparison; says which setting differs.
     """
     todo = [(seed, method) for seed in seeds for method in methods]
-    found = {pair: _finished(folder, *pair, identity) for pair in todo}
+    found = {pair: _finished(folder, *pair, identity, kind) for pair in todo}
     left, done, began = sum(cell is None for cell in found.values()), 0, time.perf_counter()
     for seed, method in todo:
         if found[seed, method] is not None:
@@ -67,7 +71,8 @@ def run_cells(
         eta = f", about {duration((time.perf_counter() - began) / done * (left - done))} left" if done else ""
         say(f"{method}, seed {seed}: cell {done + 1} of {left}{eta}")
         cell = run(method, seed, _place(folder, method, seed))
-        _write(_place(folder, method, seed) / RESULT, {"identity": _of(identity, method), "cell": asdict(cell)})
+        said: Any = cell
+        _write(_place(folder, method, seed) / RESULT, {"identity": _of(identity, method), "cell": asdict(said)})
         found[seed, method] = cell
         done += 1
     return [cell for cell in found.values() if cell is not None]
@@ -82,7 +87,7 @@ def _of(identity: Mapping[str, Any], method: str) -> dict[str, Any]:
     return json.loads(json.dumps({**identity, "methods": identity["methods"][method]}))
 
 
-def _finished(folder: Path, seed: int, method: str, identity: Mapping[str, Any]) -> Cell | None:
+def _finished(folder: Path, seed: int, method: str, identity: Mapping[str, Any], kind: Callable[..., C]) -> C | None:
     path = _place(folder, method, seed) / RESULT
     if not path.is_file():
         return None
@@ -92,7 +97,7 @@ def _finished(folder: Path, seed: int, method: str, identity: Mapping[str, Any])
         raise ValueError(
             f"{path} is of another comparison ({', '.join(names)} differ); give another --out, or delete its folder"
         )
-    return Cell(**kept["cell"])
+    return kind(**kept["cell"])
 
 
 def _write(path: Path, content: Any) -> None:
@@ -161,37 +166,39 @@ def table(rows: Sequence[Row], *, title: str) -> str:
     head += ["samples", "tokens", "steps", "seconds", *tasks]
     lines = [title, "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
-        against = "" if row.against_first is None else _points(row.against_first)
+        against = "" if row.against_first is None else points(row.against_first)
         counts = [f"{mean.mean:,.0f}" for mean in (row.samples, row.tokens, row.steps, row.seconds)]
         shares = [f"{row.tasks[task]:.0%}" for task in tasks]
         values = [
             row.method,
             str(len(row.seeds)),
             f"{row.before.mean:.1%}",
-            _share(row.after),
-            _points(row.gain),
+            share(row.after),
+            points(row.gain),
             against,
         ]
         lines.append("| " + " | ".join(values + counts + shares) + " |")
     return "\n".join(lines)
 
 
-def _share(mean: Mean) -> str:
+def share(mean: Mean) -> str:
+    """Of a whole, in percent, with half of its interval."""
     return f"{mean.mean:.1%}" + ("" if math.isnan(mean.low) else f" ± {100 * mean.half:.1f}")
 
 
-def _points(mean: Mean) -> str:
+def points(mean: Mean) -> str:
+    """A difference in percentage points, with half of its interval."""
     return f"{100 * mean.mean:+.1f}" + ("" if math.isnan(mean.low) else f" ± {100 * mean.half:.1f}")
 
 
-def write_table(folder: Path, rows: Sequence[Row], text: str, identity: Mapping[str, Any]) -> None:
-    """table.md and table.json beside the cells."""
+def write_table(folder: Path, rows: Sequence[Any], text: str, identity: Mapping[str, Any]) -> None:
+    """table.md and table.json beside the cells; rows are dataclasses of plain values and of `Mean`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     _write(folder / "table.json", {"identity": dict(identity), "rows": [_plain(row) for row in rows]})
 
 
-def _plain(row: Row) -> dict[str, Any]:
+def _plain(row: Any) -> dict[str, Any]:
     """NaN is no JSON: an interval that is unknown is null."""
 
     def mean(value: Any) -> Any:

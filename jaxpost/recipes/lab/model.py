@@ -27,9 +27,12 @@ from jaxpost.config import (
 )
 from jaxpost.eval.statistics import wilson
 from jaxpost.generate.params import SamplingParams
+from jaxpost.generate.sampler import Sampler
 from jaxpost.recipes.lab.folder import architecture, write_new_model
 from jaxpost.recipes.lab.problems import TASKS, LabProblems, distinct
 from jaxpost.rewards.answers import MathAnswer
+from jaxpost.text.tokenizer import Tokenizer
+from jaxpost.types import Params
 from jaxpost.weights.resolve import cache_folder
 
 REWARD = MathAnswer(sources=("number",), name="right")
@@ -214,18 +217,21 @@ def measure(
     """A model's answers to problems at each temperature, one each, by the engine that every other answer comes from."""
     pretrained = load_model(ModelSection(path=str(model)))
     params, sample = pretrained.load(), text_sampler(pretrained, rows=min(128, len(rows)))
-    prompts = [chat_prompt(pretrained.tokenizer, row["prompt"], None) for row in rows]
-    measured = []
-    for temperature in temperatures:
-        found = sample(params, prompts, SamplingParams(max_tokens=LONGEST, temperature=temperature), seed=seed)
-        scores = REWARD(rows, found)[REWARD.name]
-        measured.append(
-            [
-                Answer(row["task"], row["prompt"], answer.text, bool(score), len(answer.tokens))
-                for row, answer, score in zip(rows, found, scores, strict=True)
-            ]
-        )
-    return measured
+    return [ask(sample, pretrained.tokenizer, params, rows, temperature=t, seed=seed) for t in temperatures]
+
+
+def ask(
+    sample: Sampler, tokenizer: Tokenizer, params: Params, rows: Sequence[dict[str, Any]], *, temperature: float,
+    seed: int = 0,
+) -> list[Answer]:  # fmt: skip
+    """One scored answer to each problem, at temperature 0 the most probable one token by token."""
+    prompts = [chat_prompt(tokenizer, row["prompt"], None) for row in rows]
+    found = sample(params, prompts, SamplingParams(max_tokens=LONGEST, temperature=temperature), seed=seed)
+    scores = REWARD(rows, found)[REWARD.name]
+    return [
+        Answer(row["task"], row["prompt"], answer.text, bool(score), len(answer.tokens))
+        for row, answer, score in zip(rows, found, scores, strict=True)
+    ]
 
 
 def shares(answers: Sequence[Answer]) -> dict[str, Share]:

@@ -1,0 +1,96 @@
+"""An unscored sample might as well not be there, whatever the advantage: the others' credit is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpost.assemble.credit import make_credit
+from jaxpost.config_rl import (
+    BestWorst,
+    GAEAdvantage,
+    GRPOAdvantage,
+    KLSection,
+    NashAdvantage,
+    PPOLoss,
+    ProcessAdvantage,
+    ReinforceAdvantage,
+    ReinforcePlusPlusAdvantage,
+    ReMaxAdvantage,
+    RLOOAdvantage,
+)
+from jaxpost.train.online_job import Known
+
+NAN = float("nan")
+REWARDS = np.array([1.0, 0.0, NAN, 0.5, 2.0, NAN, -1.0, 3.0, NAN], np.float32)
+GROUPS = np.repeat(np.arange(3, dtype=np.int32), 3)
+SECTIONS = [
+    *(GRPOAdvantage(scale=scale) for scale in ("group", "batch", "none")),
+    RLOOAdvantage(),
+    *(ReinforceAdvantage(baseline=baseline) for baseline in ("none", "batch_mean", "running_mean")),
+    ReMaxAdvantage(),
+    *(ReinforcePlusPlusAdvantage(group_baseline=baseline) for baseline in (False, True)),
+    *(GAEAdvantage(whiten=whiten) for whiten in (False, True)),
+    ProcessAdvantage(),
+    BestWorst(),
+    NashAdvantage(),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick() -> Iterator[None]:
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def known() -> Known:
+    rng = np.random.default_rng(0)
+    numbers = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    mask = np.ones((9, 4), np.float32)
+    mask[1, 3:] = mask[4, 2:] = mask[5, 1:] = 0
+    steps = numbers(9, 2)
+    steps[np.isnan(REWARDS)] = NAN
+    found = Known(
+        REWARDS, GROUPS, mask, np.zeros(9, bool), numbers(9), numbers(9, 4), numbers(9, 4), numbers(9, 4),
+        (steps, np.tile(np.array([0, 1], np.int32), (9, 1))), np.array([False, True, False] * 3),
+    )  # fmt: skip
+    return jax.tree.map(jnp.asarray, found)
+
+
+def kept(found: Known, rows: np.ndarray) -> Known:
+    return jax.tree.map(lambda x: x[rows], found)
+
+
+CASES = [(section, "reward") for section in SECTIONS] + [(GRPOAdvantage(), "sample"), (RLOOAdvantage(), "sample")]
+CASES += [(GAEAdvantage(), "loss"), (ReinforcePlusPlusAdvantage(group_baseline=True), "loss")]
+
+
+QUICK = ("grpo-group-", "rloo-", "reinforce-running_mean-", "gae-")
+"""Those that are tried every time."""
+
+
+def marked(section: Any, where: str) -> Any:
+    name = "-".join(map(str, vars(section).values())) + f"-{where}"
+    quick = name.startswith(QUICK) and where == "reward" and not getattr(section, "whiten", False)
+    return pytest.param(section, where, id=name.strip(), marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("section", "where"), [marked(*case) for case in CASES])
+def test_the_credit_of_the_scored_is_as_if_they_were_alone(section: Any, where: Any) -> None:
+    rows = np.flatnonzero(~np.isnan(REWARDS))
+    numbers = {"kl_coef": 0.3, "baseline": 0.25}
+    credit = make_credit(section, kl=KLSection(coef=0.3, where=where, estimator="k1"), loss=PPOLoss())
+    whole, alone = credit(known(), numbers), credit(kept(known(), rows), numbers)
+    for name, one, other in zip(whole._fields, whole, alone, strict=True):
+        np.testing.assert_allclose(one[rows], other, rtol=1e-5, atol=1e-6, err_msg=name)
+    gone = np.isnan(REWARDS)
+    assert not whole.advantages[gone].any()
+    assert not whole.weights[gone].any()
+    assert np.isfinite(np.concatenate([np.ravel(x) for x in whole])).all()
