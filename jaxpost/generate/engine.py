@@ -7,6 +7,7 @@ only, and counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -389,7 +390,9 @@ class Engine:
                     places = self._places
                     options["out_shardings"] = places if name in ("copy", "store") else (places, replicated(self._mesh))
                 jitted = jax.jit(partial(function, mesh=self._mesh, **static), **options)
-                self.compiled[key] = jitted.lower(*arguments).compile()
+                # Training may have set a mesh of its own, which is not this one.
+                with nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+                    self.compiled[key] = jitted.lower(*arguments).compile()
             return self.compiled[key](*arguments)
 
         return run
