@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from jaxpost.assemble import rl
-from jaxpost.config import AdamWSection, FullSection, LoRASection, MeshSection, ModelSection, RunSection, ScheduleSection
+from jaxpost.config import (
+    AdamWSection,
+    FullSection,
+    LoRASection,
+    MeshSection,
+    ModelSection,
+    RunSection,
+    ScheduleSection,
+)
 from jaxpost.config_check_rl import check_rl
 from jaxpost.config_rewards import FinishedSection, RewardSection
 from jaxpost.config_rl import ArithmeticPrompts, KLSection, OnlineSection, RLConfig, RolloutSection
