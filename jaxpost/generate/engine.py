@@ -81,8 +81,7 @@ class Engine:
         self.shards = row_shards(self._mesh)
         count = 1 + power(-(-cache_tokens // (page_size * self.shards)))
         self.model, self.page_size, self.prefill_tokens, self.max_steps = model, page_size, prefill_tokens, max_steps
-        self.strict, self.compiled = strict, {} if compiled is None else compiled
-        self.least_pages = 1
+        self.strict, self.compiled, self.least_pages = strict, {} if compiled is None else compiled, 1
         sizes: dict[str, Any] = {"pages": count if full else 1, "window_pages": count if windows else 1}
         about: dict[str, Any] = {"full": full, "window": max(windows) if windows else None, "page_size": page_size}
         self.books = [PageBook(**sizes, **about, shard=i) for i in range(self.shards)]
@@ -328,8 +327,7 @@ class Engine:
 
     def _store(self, weights: Weights, part: Pass) -> None:
         run = self._program("store", partial(programs.store, self.model), fresh=part.fresh)
-        tables, tokens = self._arrays((part.tables, part.part))
-        self.pools = run(weights.stacked, self.pools, tables, tokens)
+        self.pools = run(weights.stacked, self.pools, *self._arrays((part.tables, part.part)))
         self._advance(part)
 
     def _read(
@@ -386,12 +384,11 @@ class Engine:
                         "sizes, or set strict to false"
                     )
                 options: dict[str, Any] = {"donate_argnums": 0 if name == "copy" else 1}
-                if self._mesh is not None:
-                    places = self._places
-                    options["out_shardings"] = places if name in ("copy", "store") else (places, replicated(self._mesh))
-                jitted = jax.jit(partial(function, mesh=self._mesh, **static), **options)
-                # Training may have set a mesh of its own, which is not this one.
-                with nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+                mesh, places = self._mesh, self._places
+                if mesh is not None:
+                    options["out_shardings"] = places if name in ("copy", "store") else (places, replicated(mesh))
+                jitted = jax.jit(partial(function, mesh=mesh, **static), **options)
+                with nullcontext() if mesh is None else jax.set_mesh(mesh):  # training may have set its own
                     self.compiled[key] = jitted.lower(*arguments).compile()
             return self.compiled[key](*arguments)
 

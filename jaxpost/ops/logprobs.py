@@ -8,7 +8,8 @@ Two functions share the machinery:
 
 - `token_stats` returns log p and logZ per token and accepts any cotangent. Its backward pass recomputes a
   chunk's logits and reads logZ from the forward pass (four products with the head's matrix in all, three with a
-  frozen head). Told which tokens matter, it leaves the others out.
+  frozen head). Told which tokens matter, it leaves the others out. A few sequences' logits may be kept instead
+  (`ops.platform.Choices.kept_logits`, in bytes), which saves the fourth product.
 - `weighted_sum` returns sum_t w_t f(z_t) for weights known beforehand. A scalar's gradient is known up to one
   factor, so it is taken in the forward pass while the logits are at hand (three products; two with a frozen
   head), and the backward pass only scales it.
@@ -30,6 +31,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxpost.ops import platform
 from jaxpost.types import Params
 
 Unembed = Callable[[Params, Array], Array]
@@ -238,27 +240,34 @@ def token_stats(
     head = _Head.of(unembed, params, hidden)
     measure = partial(stats_of_logits, with_entropy=with_entropy, with_collision=with_collision)
 
-    @jax.custom_vjp
-    def run(leaves: list[Array], h: Array, y: Array, visited: Array | None) -> TokenStats:
-        def body(carry: None, x: tuple[Array, Array]) -> tuple[None, TokenStats]:
-            return carry, measure(head.apply(leaves, x[0]), x[1])
+    def measured(leaves: list[Array], h: Array, y: Array, visited: Array | None, *, keep: bool) -> Any:
+        def body(carry: None, x: tuple[Array, Array]) -> tuple[None, tuple[TokenStats, Array | None]]:
+            logits = head.apply(leaves, x[0])
+            return carry, (measure(logits, x[1]), logits if keep else None)
 
         return _scan_first(body, None, (h, y), chunks.count, visited)[1]
 
+    @jax.custom_vjp
+    def run(leaves: list[Array], h: Array, y: Array, visited: Array | None) -> TokenStats:
+        return measured(leaves, h, y, visited, keep=False)[0]
+
     def forward(leaves: Any, h: Any, y: Any, visited: Any) -> tuple[TokenStats, Any]:
-        visited = None if visited is None else visited.value
-        out = run([x.value for x in leaves], h.value, y.value, visited)
-        return out, (*_part(leaves), h.value, y.value, visited, out.logz, out.entropy)
+        values, visited = [x.value for x in leaves], None if visited is None else visited.value
+        logits = jax.eval_shape(head.apply, values, h.value)
+        keep = logits.size * logits.dtype.itemsize <= platform.choices().kept_logits
+        out, logits = measured(values, h.value, y.value, visited, keep=keep)
+        return out, (*_part(leaves), h.value, y.value, visited, logits, out.logz, out.entropy)
 
     def backward(saved: Any, g: TokenStats) -> tuple[Any, Array, None, None]:
-        diff, fixed, h, y, visited, logz, entropy = saved
+        diff, fixed, h, y, visited, kept, logz, entropy = saved
 
         def body(total: Any, x: tuple[Any, ...]) -> tuple[Any, Any]:
-            logits, pull = jax.vjp(lambda d, h: head.apply(_merge(d, fixed), h), diff, x[0])
-            g_diff, g_h = pull(_logits_grad(logits, *x[1:]))
+            h, kept, *rest = x
+            again, pull = jax.vjp(lambda d, h: head.apply(_merge(d, fixed), h), diff, h)
+            g_diff, g_h = pull(_logits_grad(again if kept is None else kept, *rest))
             return _add32(total, g_diff), g_h
 
-        xs = (h, y, logz, entropy, *_told(g, logz))
+        xs = (h, kept, y, logz, entropy, *_told(g, logz))
         total, g_h = _scan_first(body, _zeros32(diff), xs, chunks.count, visited)
         return jax.tree.map(lambda t, d: t.astype(d.dtype), total, diff), g_h, None, None
 

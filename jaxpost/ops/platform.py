@@ -67,6 +67,8 @@ class Choices:
     sparse_chunk: int | None = None
     """Tokens of a chunk where rows share prefixes: pairs of chunks that see nothing of each other are left out. None:
     they are computed."""
+    kept_logits: int = 0
+    """Most bytes of logits that are kept for the backward pass of `ops.logprobs.token_stats`, not computed twice."""
     query_block: int = 256
     """Most queries whose scores the xla attention holds at one time."""
     staged_update: bool = False
@@ -92,6 +94,7 @@ CHOICES: dict[Platform, Choices] = {
         unrolled_decode=True,
         bfloat16_as_bits=True,
         chunk_tokens=256,
+        kept_logits=2**28,
         causal_chunk=64,
         staged_update=True,
         sparse_chunk=64,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxpost.ops import platform
 from jaxpost.ops.linear import LoRA, linear
 from jaxpost.ops.logprobs import log_normaliser, stats_of_logits, token_stats, weighted_sum
 
@@ -62,6 +65,17 @@ def closed_form(d: dict[str, np.ndarray], cap: float | None = None) -> dict[str,
     }
 
 
+def keep_logits(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setitem(platform.CHOICES, "cpu", dataclasses.replace(platform.CHOICES["cpu"], kept_logits=most))
+
+
+@pytest.fixture(params=[0, 2**20], ids=["again", "kept"])
+def logits_of_both_passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computed twice, or kept."""
+    keep_logits(monkeypatch, request.param)
+
+
+@pytest.mark.usefixtures("logits_of_both_passes")
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize(
     ("unembed", "cap"), [(head, None), (softcapped, 3.0), (tied, None)], ids=["head", "softcap", "tied"]
@@ -84,6 +98,7 @@ def test_token_stats_equal_the_closed_form(unembed: Any, cap: float | None, chun
     np.testing.assert_array_equal(g_params["unused"], np.zeros((2, 2)))
 
 
+@pytest.mark.usefixtures("logits_of_both_passes")
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_token_stats_leave_out_tokens_without_weight(chunk: int) -> None:
     d = data() | {"g_logz": np.zeros((B, T))}
@@ -172,7 +187,8 @@ def equations(jaxpr: Any) -> Iterator[Any]:
                     yield from equations(inner)
 
 
-def program(name: str, *, trained_head: bool) -> Any:
+def total_of(name: str) -> Any:
+    """A scalar function of (params, hidden), and both."""
     d = data()
     hidden, targets, weights = cast(d["hidden"]), cast(d["targets"]), cast(d["g_logprob"])
 
@@ -182,13 +198,18 @@ def program(name: str, *, trained_head: bool) -> Any:
         fn = lambda logits, y: (stats_of_logits(logits, y).logprob, ())  # noqa: E731
         return weighted_sum(head, params, hidden, weights, targets, fn, chunk_tokens=6)[0]
 
-    grad = jax.value_and_grad(total, (0, 1) if trained_head else 1)
-    return jax.make_jaxpr(grad)({"head": cast(d["head"])}, hidden).jaxpr
+    return total, ({"head": cast(d["head"])}, hidden)
+
+
+def program(name: str, *, trained_head: bool) -> Any:
+    total, where = total_of(name)
+    return jax.make_jaxpr(jax.value_and_grad(total, (0, 1) if trained_head else 1))(*where).jaxpr
 
 
 @pytest.mark.parametrize("name", ["token_stats", "weighted_sum"])
-def test_all_logits_never_exist_at_once(name: str) -> None:
+def test_all_logits_never_exist_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither [B T V] nor a stack of the head's gradients over chunks, forward or backward."""
+    keep_logits(monkeypatch, 6 * V * 4 * 4 - 1)
     eqns = equations(program(name, trained_head=True))
     sizes = {int(np.prod(v.aval.shape)) for eqn in eqns for v in eqn.outvars}
     assert 6 * V in sizes, "one chunk's logits exist"
@@ -199,10 +220,21 @@ def test_all_logits_never_exist_at_once(name: str) -> None:
     ("name", "trained_head", "products"),
     [("token_stats", True, 4), ("token_stats", False, 3), ("weighted_sum", True, 3), ("weighted_sum", False, 2)],
 )
-def test_products_with_the_head(name: str, trained_head: bool, products: int) -> None:
+def test_products_with_the_head(name: str, trained_head: bool, products: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A frozen head costs no product for its gradient; a known weighting costs no recomputation."""
+    keep_logits(monkeypatch, 0)
     dots = [eqn for eqn in equations(program(name, trained_head=trained_head)) if eqn.primitive.name == "dot_general"]
     assert len([e for e in dots if any(V in v.aval.shape for v in (*e.invars, *e.outvars))]) == products
+
+
+@pytest.mark.parametrize(("kept", "products"), [(6 * V * 4 * 4, 3), (6 * V * 4 * 4 - 1, 4)])
+def test_kept_logits_cost_no_fourth_product(kept: int, products: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four chunks of six tokens: what is asked is whether all of them fit, not one chunk."""
+    keep_logits(monkeypatch, kept)
+    total, where = total_of("token_stats")
+    compiled = jax.jit(jax.value_and_grad(total, (0, 1))).lower(*where).compile().as_text()
+    assert compiled is not None
+    assert len(re.findall(r" dot\(|__onednn\$matmul", compiled)) == products
 
 
 def test_a_lora_head_trains_its_factors() -> None:
