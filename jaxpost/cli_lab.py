@@ -89,7 +89,7 @@ def add(commands: Any) -> None:
     prefer.add_argument("--batch", type=int, default=16, metavar="N", help="pairs of an update (default: 16)")
     prefer.add_argument("--answers", type=int, default=8, metavar="N", help="drawn for a problem (default: 8)")
     prefer.add_argument(
-        "--rates", type=float, nargs="+", default=[3e-5, 1e-4, 3e-4], metavar="X", help="one: the same for all methods"
+        "--rates", type=float, nargs="+", default=[1e-5, 3e-5, 1e-4], metavar="X", help="one: the same for all methods"
     )
     prefer.add_argument("--out", type=Path, default=Path("runs/lab-prefer"), metavar="DIR")
     search = _command(parts, "search", "accuracy against tokens of every search", SEARCH, SEARCH_EPILOG)

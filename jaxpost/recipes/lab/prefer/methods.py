@@ -55,7 +55,7 @@ class Plan:
     """Drawn for each problem, at temperature 1."""
     each: int = 2
     """Most pairs of one problem; no answer is in two of them."""
-    rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
+    rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4)
     """Learning rates of which every method has its best; one: for all."""
 
     def __post_init__(self) -> None:
