@@ -300,10 +300,8 @@ def _rankings(
     if len(sides) < 2:
         raise DataError("a ranking needs two answers or more", kind="length")
     if len(set(ranks)) == 1:
-        if options.on_tie == "error":
-            raise DataError("no answer is better (a tie); set data.on_tie to skip or keep", kind="tie")
-        if options.on_tie == "skip":
-            yield "tie"
+        if options.on_tie != "keep":
+            yield _tie(options)
             return
         notes["ties kept"] += 1
     strength = options.strength(example.strength)
@@ -314,6 +312,13 @@ def _rankings(
     yield GroupText(tuple(answers), strength, example.subset or "")
 
 
+def _tie(options: AnswerOptions) -> str:
+    """Why a tie is left out. Raises: DataError where it must not be there."""
+    if options.on_tie == "error":
+        raise DataError("no answer is better (a tie); set data.on_tie to skip or keep", kind="tie")
+    return "tie"
+
+
 def _unpaired(
     options: AnswerOptions, example: Judged, tokenizer: Tokenizer, notes: Counter[str]
 ) -> Iterator[GroupText | str]:
@@ -321,7 +326,7 @@ def _unpaired(
         found = [(example.completion, example.label)]
     elif isinstance(example, Preference):
         if example.tie:
-            yield "tie"
+            yield _tie(options)
             return
         found = [(example.chosen, True), (example.rejected, False)]
     elif isinstance(example, Scored) or (isinstance(example, Ranking) and example.scores is not None):
