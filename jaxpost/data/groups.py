@@ -23,7 +23,16 @@ import numpy as np
 
 from jaxpost.data.encode import EncodeOptions, Pieced, to_pieces, weighted_tokens
 from jaxpost.data.formats import Example, PromptCompletion
-from jaxpost.data.judged import JUDGED, Judged, Preference, Ranking, Scored, Stepwise, UnpairedPreference
+from jaxpost.data.judged import (
+    JUDGED,
+    Judged,
+    Preference,
+    Ranking,
+    Scored,
+    Stepwise,
+    UnpairedPreference,
+    strength_of,
+)
 from jaxpost.data.steps import Step, step_pieces
 from jaxpost.data.texts import Text, same_kind
 from jaxpost.data.window import fit, group_cost
@@ -220,16 +229,7 @@ class AnswerOptions:
 
     def strength(self, given: float | str | None) -> float:
         """The number of a grade. Raises: DataError where it has none."""
-        if not isinstance(given, str):
-            return 1.0 if given is None else given
-        name = given.strip().lower().replace("_", " ")
-        table = dict(self.grades)
-        for key in (name, name.removesuffix(" better")):
-            if key in table:
-                return table[key]
-        raise DataError(
-            f"strength is {given!r}, which data.grades lacks; it has {', '.join(table) or 'none'}", kind="strength"
-        )
+        return strength_of(given, dict(self.grades))
 
     def text(self, prompt: Text, completion: Text, example: Judged, tokenizer: Tokenizer, notes: Counter) -> Pieced:
         """Pieces of one answer with its prompt: only the answer is trained."""

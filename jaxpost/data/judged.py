@@ -207,6 +207,22 @@ def _strength(row: Mapping[str, Any]) -> float | str | None:
     return None
 
 
+def strength_of(given: float | str | None, grades: Mapping[str, float]) -> float:
+    """The number of a strength or a grade; 1 where there is none. Raises: DataError for a grade that the table lacks.
+
+    >>> strength_of("Slightly_better", {"slightly": 0.5})
+    0.5
+    """
+    if not isinstance(given, str):
+        return 1.0 if given is None else float(given)
+    name = given.strip().lower().replace("_", " ")
+    for key in (name, name.removesuffix(" better")):
+        if key in grades:
+            return grades[key]
+    message = f"strength is {given!r}, which data.grades lacks; it has {', '.join(grades) or 'none'}"
+    raise DataError(message, kind="strength")
+
+
 def _answer(prompt: Text, completion: Text) -> tuple[Text, Text]:
     prompt, completion = same_kind(prompt, completion)
     if is_empty(completion):
