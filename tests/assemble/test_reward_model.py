@@ -209,6 +209,14 @@ def test_other_objectives_learn(config, tmp_path, rows, loss):
     assert records(result)[-1]["rows/accuracy"] > 0.9
 
 
+def test_grades_are_no_probabilities(config, tmp_path):
+    rows = [{"prompt": f"say {i}", "completion": "yes", "score": 1 + i % 5} for i in range(16)]
+    with pytest.raises(
+        ValueError, match=r"rows\.jsonl has the score [2-5], but loss\.kind outcome reads scores as prob"
+    ):
+        make_job(on(config, tmp_path, rows, loss=OutcomeLoss(rows="scores")))
+
+
 def test_a_folder_without_a_head_is_no_reward_model(tiny_model):
     with pytest.raises(ValueError, match=r"is no reward model: its config\.json names LlamaForCausalLM"):
         load_reward_model(str(tiny_model))
