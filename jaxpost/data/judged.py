@@ -215,12 +215,16 @@ def strength_of(given: float | str | None, grades: Mapping[str, float]) -> float
     """
     if not isinstance(given, str):
         return 1.0 if given is None else float(given)
-    name = given.strip().lower().replace("_", " ")
-    for key in (name, name.removesuffix(" better")):
-        if key in grades:
-            return grades[key]
+    table = {_plain(name): value for name, value in grades.items()}
+    for key in (_plain(given), _plain(given).removesuffix(" better")):
+        if key in table:
+            return table[key]
     message = f"strength is {given!r}, which data.grades lacks; it has {', '.join(grades) or 'none'}"
     raise DataError(message, kind="strength")
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace("_", " ")
 
 
 def _answer(prompt: Text, completion: Text) -> tuple[Text, Text]:

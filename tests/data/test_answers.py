@@ -165,6 +165,8 @@ def test_grades_are_numbers_by_the_table(judged):
     rows = [{**PAIR, "strength": grade} for grade in grades] + [{**PAIR, "margin": 2.5}]
     np.testing.assert_allclose(judged("pairs", rows).strengths, [1, 1, 1 / 3, 2 / 3, 0, 1, 2.5])
     assert judged("pairs", [{**PAIR, "strength": "much"}], grades={"much": 3.0}).strengths.tolist() == [3.0]
+    named = judged("pairs", [{**PAIR, "strength": "Far_Better"}], grades={"Far_Better": 2.0})
+    assert named.strengths.tolist() == [2.0], "the table's names are read as the rows' are"
     with pytest.raises(DataError, match=r"strength is 'huge', which data.grades lacks; it has significantly, better"):
         judged("pairs", [{**PAIR, "strength": "huge"}])
 
