@@ -193,6 +193,9 @@ def test_ties_are_named_and_refused_where_single_answers_are_needed(judged, tmp_
     assert (left["kind"], left["reason"], left["where"][-14:]) == ("dropped", "tie", "/rows0.jsonl:2")
     with pytest.raises(DataError, match=r"rows0\.jsonl:2: no answer is better \(a tie\)"):
         judged("unpaired", rows, on_tie="error")
+    three = {"prompt": "2+2?", "completions": ["4", "four", "IV", "5"], "ranks": [0, 0, 0, 1]}
+    assert judged("pairs", [three]).stats[0].dropped == {"tie": 3}
+    assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 1
 
 
 def test_rankings_may_have_places_and_scores(judged):
