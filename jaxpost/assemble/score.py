@@ -120,7 +120,8 @@ def score(
         if todo and not loaded:
             loaded = load_ensemble(models, tokens=tokens)
         new = dict(zip([i.index for i in todo], _rows(loaded, todo, reduce), strict=True)) if todo else {}
-        new = {index: row | ({"by": by} if by else {}) for index, row in new.items()}
+        for row in new.values() if by else ():
+            row["by"] = by
         if out is not None and new:
             out.parent.mkdir(parents=True, exist_ok=True)
             with out.open("a", encoding="utf-8") as file:
