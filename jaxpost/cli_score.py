@@ -65,6 +65,12 @@ def add(commands: Any) -> None:
         choices=("pairs", "rankings", "unpaired", "scores", "steps"),
         help="what rows of several uses are read as (default: pairs where they can be)",
     )
+    made.add_argument(
+        "--on-bad-row",
+        choices=("error", "skip"),
+        default="error",
+        help="a row that cannot be read ends the command, or has an error as its line (default: error)",
+    )
     made.add_argument("--tokens", type=int, default=16_384, metavar="N", help="tokens of a batch (default: 16384)")
     made.set_defaults(command="score", takes_flags=False, print_help=made.print_help)
 
@@ -85,6 +91,7 @@ def run_score(options: argparse.Namespace, flags: list[str]) -> int:
         reduce=Reduce(options.members, options.penalty, options.steps, tuple(options.objectives)),
         out=options.out,
         tokens=options.tokens,
+        on_bad_row=options.on_bad_row,
         verdict=verdict,
         progress=sys.stderr,
     )

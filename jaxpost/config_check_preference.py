@@ -20,6 +20,7 @@ from jaxpost.config_preference_losses import (
     AOTUnpairedLoss,
     APOZeroUnpairedLoss,
     BCOLoss,
+    ComparedLoss,
     CPOLoss,
     EXOLoss,
     KTOLoss,
@@ -110,6 +111,12 @@ def _loss(key: str, loss: PreferenceLossSection) -> Iterator[str]:
             f"{key}.least_prompt_weight {loss.least_prompt_weight:g} must be above 0 and at most most_prompt_weight "
             f"{loss.most_prompt_weight:g}"
         )
+    if isinstance(loss, ComparedLoss) and loss.divergence != "alpha" and loss.alpha != type(loss)().alpha:
+        yield f"{key}.alpha is read with {key}.divergence alpha, which is {loss.divergence}; set it, or leave alpha out"
+    if isinstance(loss, BCOLoss) and loss.prompt_weights == "none":
+        for name in ("least_prompt_weight", "most_prompt_weight"):
+            if getattr(loss, name) != getattr(BCOLoss(), name):
+                yield f"{key}.{name} is read with {key}.prompt_weights density_ratio; set that, or leave it out"
     for name in ("ld_alpha", "shift_decay"):
         value = getattr(loss, name, None)
         if value is not None and not 0 <= value <= 1:
@@ -143,6 +150,8 @@ def _reference(config: PreferenceConfig) -> Iterator[str]:
 def _data(config: PreferenceConfig) -> Iterator[str]:
     if config.data.mask != DEFAULT_MASK and config.data.mask != "completion":
         yield f"data.mask is {config.data.mask}; only answers are judged, so leave it out"
+    if config.data.objectives:
+        yield "data.objectives is for reward models of several scores (method: reward); leave it out"
     yield from at_least("data.max_length", config.data.max_length, 2)
 
 

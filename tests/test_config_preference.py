@@ -47,6 +47,15 @@ CHECKS = {
     "gamma": (["--losses", "[{kind: simpo, gamma: -1}]"], "losses.0.gamma is -1"),
     "smoothing": (["--losses", "[{kind: robust, label_smoothing: 0.5}]"], "below 0.5"),
     "exo": (["--losses", "[{kind: exo, label_smoothing: 0}]"], "at which exo's divergence is infinite"),
+    "alpha unread": (
+        ["--losses", "[{kind: dpo, alpha: 0.3}]"],
+        "losses.0.alpha is read with losses.0.divergence alpha",
+    ),
+    "weights unread": (
+        ["--losses", "[{kind: bco, least_prompt_weight: 0.1}]"],
+        "losses.0.least_prompt_weight is read with losses.0.prompt_weights density_ratio",
+    ),
+    "objectives": (["--data.objectives", "[a, b]"], "data.objectives is for reward models of several scores"),
     "ld_alpha": (["--losses", "[{kind: ld_dpo, ld_alpha: 2}]"], "losses.0.ld_alpha is 2; it must be from 0 to 1"),
     "every": (["--reference", "{kind: refreshed, every: 0}"], "reference.every is 0; it must be at least 1"),
     "mix": (["--reference", "{kind: refreshed, mix: 0}"], "reference.mix is 0"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +29,8 @@ Ask = Callable[[Sequence[str], int], list[str | None]]
 YesNo = Callable[[Sequence[str], Sequence[str]], list[float]]
 """(what was asked, reasoning that ends in front of the verdict) -> probability of yes against no."""
 VERDICT = "Correct:"
+_Found = tuple[float | None, dict[str, float], float]
+"""A score, its parts by criterion, and the share of verdicts that could not be read."""
 
 
 @dataclass(frozen=True)
@@ -39,42 +43,47 @@ class Verdicts:
 
     def __call__(self, examples: Sequence[Example], completions: Sequence[Completion]) -> tuple[Rewards, list[Problem]]:
         """Columns NAME, NAME/unreadable (share of verdicts), of rubrics NAME/CRITERION; NaN where none can be read."""
-        texts = [completion.text for completion in completions]
+        prompts, faults = self._prompts(examples)
+        kept = [i for i in range(len(examples)) if i not in faults]
+        texts = [completions[i].text for i in kept]
         if self.spec.mode == "pair":
-            found = self._pairs(examples, texts)
+            judged = self._pairs([examples[i] for i in kept], [prompts[i] for i in kept], texts)
         else:
-            found = self._each([self._question(e, [t]) for e, t in zip(examples, texts, strict=True)])
+            judged = self._each([self._question(prompts[i], [t]) for i, t in zip(kept, texts, strict=True)])
+        found: list[_Found] = [(None, {}, math.nan)] * len(examples)
+        for i, result in zip(kept, judged, strict=True):
+            found[i] = result
+            if result[0] is None:
+                faults[i] = "no verdict could be read"
         columns = {self.spec.name: np.array([np.nan if value is None else value for value, _, _ in found])}
         for name in self.spec.criteria:
             columns[f"{self.spec.name}/{name}"] = np.array([parts.get(name, np.nan) for _, parts, _ in found])
         columns[f"{self.spec.name}/unreadable"] = np.array([share for _, _, share in found])
-        faults = [
-            Problem(self.spec.name, i, "no verdict could be read") for i, (v, _, _) in enumerate(found) if v is None
-        ]
-        return columns, faults
+        return columns, [Problem(self.spec.name, i, reason) for i, reason in sorted(faults.items())]
 
-    def _question(self, example: Example, answers: Sequence[str]) -> str:
-        prompt = example.get("prompt", "")
-        if not isinstance(prompt, str):
-            prompt = "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
-        shown = self.spec.template.format(**{**example, "prompt": prompt})
+    def _prompts(self, examples: Sequence[Example]) -> tuple[list[str], dict[int, str]]:
+        """What stands for the problem in each question, and why there is none."""
+        out, faults = [], {}
+        for i, example in enumerate(examples):
+            prompt = example.get("prompt", "")
+            if not isinstance(prompt, str):
+                prompt = "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+            try:
+                out.append(self.spec.template.format(**{**example, "prompt": prompt}))
+            except (KeyError, IndexError) as error:
+                faults[i] = f"the template {self.spec.template!r} names {error}, which the problem lacks"
+                out.append("")
+        return out, faults
+
+    def _question(self, prompt: str, answers: Sequence[str]) -> str:
         spec = self.spec
-        return question(spec.mode, shown, answers, low=spec.low, high=spec.high, criteria=spec.criteria)
+        return question(spec.mode, prompt, answers, low=spec.low, high=spec.high, criteria=spec.criteria)
 
-    def _each(self, asked: Sequence[str]) -> list[tuple[float | None, dict[str, float], float]]:
-        """(value, by criterion, share unreadable) of every question, over `verdicts` times asking."""
-        every = [q for q in asked for _ in range(self.spec.verdicts)]
-        # Noise by what is asked: other questions have other noise, and a resumed run has the same.
-        said = self.ask(every, int(hashlib.sha256("\0".join(every).encode()).hexdigest()[:7], 16))
-        read = [self._read(text) for text in said]
-        if self.yes_no is not None:
-            kept = [i for i, (value, _) in enumerate(read) if value is not None]
-            heads = [str(said[i])[: str(said[i]).rfind(VERDICT)] for i in kept]
-            for i, p in zip(kept, self.yes_no([every[i] for i in kept], heads) if kept else [], strict=True):
-                read[i] = p, {}
-        out = []
-        for start in range(0, len(read), self.spec.verdicts):
-            part = [pair for pair in read[start : start + self.spec.verdicts] if pair[0] is not None]
+    def _each(self, asked: Sequence[str]) -> list[_Found]:
+        """Of every question what its verdicts say on the mean."""
+        out: list[_Found] = []
+        for verdicts in self._verdicts(asked):
+            part = [pair for pair in verdicts if pair[0] is not None]
             values = [value for value, _ in part if value is not None]
             names = part[0][1].keys() if part else ()
             by_name = {name: float(np.mean([parts[name] for _, parts in part])) for name in names}
@@ -82,16 +91,32 @@ class Verdicts:
             out.append((mean, by_name, 1.0 - len(part) / self.spec.verdicts))
         return out
 
+    def _verdicts(self, asked: Sequence[str]) -> list[list[tuple[float | None, dict[str, float]]]]:
+        """Of every question `verdicts` answers as (value, by criterion); None: unreadable."""
+        if not asked:
+            return []
+        every = [q for q in asked for _ in range(self.spec.verdicts)]
+        # Noise by what is asked: other questions have other noise, and a resumed run has the same.
+        said = self.ask(every, int(hashlib.sha256("\0".join(every).encode()).hexdigest()[:7], 16))
+        read = [self._read(text) for text in said]
+        if self.yes_no is not None:
+            kept = [i for i, (value, _) in enumerate(read) if value is not None]
+            heads = [_reasoning(str(said[i])) for i in kept]
+            for i, p in zip(kept, self.yes_no([every[i] for i in kept], heads) if kept else [], strict=True):
+                read[i] = p, {}
+        return [read[start : start + self.spec.verdicts] for start in range(0, len(read), self.spec.verdicts)]
+
     def _read(self, text: str | None) -> tuple[float | None, dict[str, float]]:
         spec = self.spec
         if text is None:
             return None, {}
         return value_of(spec.mode, text, low=spec.low, high=spec.high, criteria=spec.criteria)
 
-    def _pairs(
-        self, examples: Sequence[Example], texts: Sequence[str]
-    ) -> list[tuple[float | None, dict[str, float], float]]:
-        """Every answer against the next one to the same problem, in both orders; its score is its mean result."""
+    def _pairs(self, examples: Sequence[Example], prompts: Sequence[str], texts: Sequence[str]) -> list[_Found]:
+        """Every answer against the next one to the same problem, in both orders; its score is its mean result.
+
+        Of several verdicts each is held against one in the other order: their means would hardly ever agree.
+        """
         groups: dict[str, list[int]] = {}
         for i, example in enumerate(examples):
             groups.setdefault(repr(sorted(example.items(), key=lambda item: str(item[0]))), []).append(i)
@@ -100,19 +125,25 @@ class Verdicts:
             for each in groups.values()
             for k in range(len(each) if len(each) > 2 else len(each) - 1)
         ]
-        asked = [self._question(examples[i], [texts[a], texts[b]]) for i, j in pairs for a, b in ((i, j), (j, i))]
-        verdicts = self._each(asked) if asked else []
+        asked = [self._question(prompts[i], [texts[a], texts[b]]) for i, j in pairs for a, b in ((i, j), (j, i))]
+        verdicts = self._verdicts(asked)
         results: list[list[float | None]] = [[] for _ in texts]
         for n, (i, j) in enumerate(pairs):
-            first = in_both_orders(verdicts[2 * n][0], verdicts[2 * n + 1][0])
-            results[i].append(first)
-            results[j].append(None if first is None else 1.0 - first)
-        out = []
+            for (first, _), (swapped, _) in zip(verdicts[2 * n], verdicts[2 * n + 1], strict=True):
+                result = in_both_orders(first, swapped)
+                results[i].append(result)
+                results[j].append(None if result is None else 1.0 - result)
+        out: list[_Found] = []
         for found in results:
             known = [x for x in found if x is not None]
             share = 1.0 - len(known) / len(found) if found else 1.0
             out.append((float(np.mean(known)) if known else None, {}, share))
         return out
+
+
+def _reasoning(text: str) -> str:
+    """What stands in front of the verdict, in whatever case that is written."""
+    return text[: [*re.finditer(re.escape(VERDICT), text, re.IGNORECASE)][-1].start()]
 
 
 def make_verdicts(spec: JudgeScore) -> Verdicts:

@@ -47,6 +47,7 @@ def make_job(config: RewardConfig, *, command: Sequence[str] = tuple(sys.argv)) 
     """Everything that the loop needs, with names looked up, data tokenised and frozen weights in place."""
     pretrained = open_model(config, trunk=True)
     sources = answer_sources(config, pretrained, kind=config.data_kind, scored=True)
+    _check_probabilities(config, sources)
     source = sources.pop("train")
     num_steps = config.train.steps or source.num_steps(config.train.epochs)
     readout = readout_of(config)
@@ -84,6 +85,20 @@ def make_job(config: RewardConfig, *, command: Sequence[str] = tuple(sys.argv)) 
         examine=_examiner(config, readout, sources),
         export=reward_exporter(config, pretrained, training, readout) if config.run.export else None,
     )
+
+
+def _check_probabilities(config: RewardConfig, sources: Mapping[str, AnswerSource]) -> None:
+    """Cross-entropy with grades as probabilities has no least value. Raises: ValueError naming the source."""
+    if not isinstance(config.loss, OutcomeLoss):
+        return
+    for name, source in sources.items():
+        for labels, stats in zip(source.dataset.labels or (), source.dataset.stats, strict=False):
+            wrong = labels[(labels < 0.0) | (labels > 1.0)]
+            if wrong.size:
+                raise ValueError(
+                    f"data.{'train' if name == 'train' else 'eval'}: {stats.name} has the score {wrong[0]:g}, but "
+                    f"loss.kind outcome reads scores as probabilities from 0 to 1; take loss.kind regression"
+                )
 
 
 def make_reward_loss(config: RewardConfig, model: Model) -> Callable[..., tuple[Terms, Terms]]:

@@ -350,10 +350,10 @@ def judge(
     """
     spread = [float(np.std(each, axis=1).mean()) for _, scores in scored for each in scores]
     out = {"uncertainty": float(np.mean(spread))} if scored and scored[0][1][0].shape[1] > 1 else {}
-    if any(
-        len({answer.rank for answer in group.answers}) > 1 and group.answers[0].labels is None for group, _ in scored
-    ):
-        return out | judge_ranked([_ranked(group, scores) for group, scores in scored])
+    ranked = [(group, x) for group, x in scored if len(group.answers) > 1 and group.answers[0].labels is None]
+    if ranked:
+        ordered = any(len({answer.rank for answer in group.answers}) > 1 for group, _ in ranked)
+        return out | (judge_ranked([_ranked(group, x) for group, x in ranked]) if ordered else {})
     each = [(group, a, x) for group, scores in scored for a, x in zip(group.answers, scores, strict=True)]
     if len(objectives) > 1:
         for m, name in enumerate(objectives):

@@ -7,22 +7,24 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from jaxpost.assemble.answer import keep_programs
 from jaxpost.assemble.reward_scores import Encoded, Reduce, RewardModel, judge, load_ensemble
-from jaxpost.config import SourceSection
+from jaxpost.config import AnswerDataSection, SourceSection
 from jaxpost.data.formats import Example, LanguageModeling, PromptCompletion
 from jaxpost.data.groups import Answer, Group, Kind
-from jaxpost.data.judged import Preference, Ranking, Scored, Stepwise, UnpairedPreference
-from jaxpost.data.sources import open_source
-from jaxpost.data.tokenise import Counts, examples_of, read_chunks
+from jaxpost.data.judged import Preference, Ranking, Scored, Stepwise, UnpairedPreference, strength_of
+from jaxpost.data.reference import file_hash
+from jaxpost.data.sources import Row, open_source
+from jaxpost.data.tokenise import Counts, items_of, parse_item, read_chunks
 from jaxpost.text.messages import DataError
+from jaxpost.weights.resolve import cache_folder
 
 TOGETHER = 512
 """Answers that are read, scored and written at a time."""
@@ -43,11 +45,14 @@ class Item:
     graded: bool = False
     strength: float = 1.0
     subset: str = ""
+    fault: str | None = None
+    """Why there are no answers to score."""
 
     @property
     def digest(self) -> str:
         """Changes with the prompt or an answer."""
-        return hashlib.sha256(repr((self.prompt, self.answers)).encode()).hexdigest()[:16]
+        said = (self.prompt, self.answers, *([] if self.fault is None else [self.fault]))
+        return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -79,6 +84,7 @@ def score(
     reduce: Reduce | None = None,
     out: Path | None = None,
     tokens: int = 16_384,
+    on_bad_row: Literal["error", "skip"] = "error",
     verdict: Verdict | None = None,
     progress: Any = None,
 ) -> Iterator[dict[str, Any]]:
@@ -94,15 +100,18 @@ def score(
       reduce: how members, objectives and steps become one number.
       out: a JSONL file; rows that it holds already are not scored again.
       tokens: most tokens of a batch.
+      on_bad_row: skip: a row that cannot be read has "error" too, and the others go on.
       verdict: filled with what labelled rows say.
       progress: a text stream where to say how far it is.
 
     Raises:
-      FileNotFoundError, ValueError: no reward model, no such file, an `out` of other rows, a row that says no answer.
+      FileNotFoundError, ValueError: no reward model, no such file, an `out` of other rows or models, a bad row.
     """
-    reduce, verdict = reduce or Reduce(), verdict or Verdict()
-    items = _items(source, kind)
-    done = {} if out is None else _finished(out)
+    reduce = reduce or Reduce()
+    verdict = Verdict() if verdict is None else verdict
+    items = _items(source, kind, on_bad_row)
+    by = "" if out is None else _maker(models, reduce)
+    done = {} if out is None else _finished(out, by)
     keep_programs()
     loaded: list[RewardModel] = []
     meter = _Meter(progress)
@@ -111,6 +120,8 @@ def score(
         if todo and not loaded:
             loaded = load_ensemble(models, tokens=tokens)
         new = dict(zip([i.index for i in todo], _rows(loaded, todo, reduce), strict=True)) if todo else {}
+        for row in new.values() if by else ():
+            row["by"] = by
         if out is not None and new:
             out.parent.mkdir(parents=True, exist_ok=True)
             with out.open("a", encoding="utf-8") as file:
@@ -127,21 +138,44 @@ def _count(verdict: Verdict, item: Item, row: dict[str, Any]) -> None:
     if "error" in row:
         verdict.failed += 1
     elif item.ranks is not None or item.labels is not None:
-        each = row["steps"] if "steps" in row and item.labels and len(item.labels[0]) > 1 else row["scores"]
+        each = row["scores"]
+        if item.labels and len(item.labels[0]) > 1:
+            if "steps" in row:
+                each = row["steps"]
+            else:  # the model scores answers as wholes: right where no step is known to be wrong
+                item = replace(item, labels=[[np.nanmin(labels)] for labels in item.labels])
         verdict.known.append((item, [np.atleast_1d(np.asarray(x, np.float64)) for x in each], row["tokens"]))
 
 
-def _items(source: SourceSection, kind: Kind | None) -> Iterator[Item]:
+def _items(source: SourceSection, kind: Kind | None, on_bad_row: str) -> Iterator[Item]:
     """The file's examples. Raises: DataError for a row without an answer; names file and line."""
-    counts, index = Counts(), 0
+    numbers = count()
     for row in (row for chunk in read_chunks(open_source(source)) for row in chunk):
+        for found in _of_row(row, source, kind):
+            if not isinstance(found, DataError):
+                yield _item(next(numbers), row.where, found)
+            elif on_bad_row == "error":
+                raise DataError(f"{row.where}: {found}", kind=found.kind)
+            else:
+                yield Item(next(numbers), row.where, None, [], fault=str(found))
+
+
+def _of_row(row: Row, source: SourceSection, kind: Kind | None) -> Iterator[Example | DataError]:
+    """The examples of a row, or what is wrong with each."""
+    counts = Counts()
+    try:
+        items = items_of(row, source, counts, kind or "pairs")
+    except DataError as error:
+        yield error
+        return
+    for item in items:
         try:
-            examples = examples_of(row, source, counts, kind or "pairs")
-            for example in examples:
-                yield _item(index, row.where, example)
-                index += 1
+            example = parse_item(item, source, counts)
+            _item(0, row.where, example)
         except DataError as error:
-            raise DataError(f"{row.where}: {error}", kind=error.kind) from None
+            yield error
+        else:
+            yield example
 
 
 def _item(index: int, where: str, example: Example) -> Item:
@@ -153,12 +187,12 @@ def _item(index: int, where: str, example: Example) -> Item:
             raise DataError("the conversation does not end with an answer (an assistant turn)", kind="role")
         return Item(index, where, example.content[:-1], [example.content[-1:]])
     if isinstance(example, Preference):
-        strength = example.strength if isinstance(example.strength, (int, float)) else 1.0
         ranks = None if example.tie else (0, 1)
         return Item(index, where, example.prompt, [example.chosen, example.rejected], ranks, None, False,
-                    float(strength), subset)  # fmt: skip
+                    _strength(example.strength), subset)  # fmt: skip
     if isinstance(example, Ranking):
-        return Item(index, where, example.prompt, list(example.completions), example.ranks, subset=subset)
+        return Item(index, where, example.prompt, list(example.completions), example.ranks, None, False,
+                    _strength(example.strength), subset)  # fmt: skip
     if isinstance(example, UnpairedPreference):
         labels = [[float(example.label)]]
         return Item(index, where, example.prompt, [example.completion], None, labels, subset=subset)
@@ -168,11 +202,20 @@ def _item(index: int, where: str, example: Example) -> Item:
         return Item(index, where, example.prompt, [example.completion], None, labels, graded, subset=subset)
     if isinstance(example, Stepwise):
         known = [math.nan if label is None else float(label) for label in example.labels]
-        return Item(index, where, example.prompt, [example.completions], None, [known], subset=subset)
+        answer = example.completions if example.split else example.completions[0]
+        return Item(index, where, example.prompt, [answer], None, [known], subset=subset)
     raise DataError(
         "the row says no answer to a prompt; give prompt and completion, messages, or judged answers (chosen and "
         "rejected, completions, steps)"
     )
+
+
+def _strength(given: float | str | None) -> float:
+    """The number of a grade, by the table that data sections have; NaN: a grade of another table."""
+    try:
+        return strength_of(given, AnswerDataSection().grades)
+    except DataError:
+        return math.nan
 
 
 def _encode(model: RewardModel, item: Item) -> list[Encoded]:
@@ -183,6 +226,13 @@ def _encode(model: RewardModel, item: Item) -> list[Encoded]:
             out.append(model.encode(item.prompt, "\n".join(answer), steps=answer))
         else:
             out.append(model.encode(item.prompt, "\n".join(answer) if is_steps else answer))
+        labels = 1 if item.labels is None else len(item.labels[0])
+        if model.readout.steps and labels > 1 and len(out[-1].places) != labels:
+            raise DataError(
+                f"the model's separator {model.readout.step_separator!r} splits the completion into "
+                f"{len(out[-1].places)} steps, but the row has {labels} labels",
+                kind="step_separator",
+            )
     return out
 
 
@@ -196,6 +246,8 @@ def _rows(models: Sequence[RewardModel], items: Sequence[Item], reduce: Reduce) 
         for item in items:
             try:
                 each = _encode(model, item)
+                if item.fault is not None:
+                    raise DataError(item.fault)
             except DataError as error:
                 faults[item.index] = str(error)
                 continue
@@ -251,8 +303,18 @@ def _group(item: Item, tokens: Sequence[int]) -> Group:
     return Group(np.zeros(0, np.int32), tuple(answers), item.strength, item.subset)
 
 
-def _finished(out: Path) -> dict[int, dict[str, Any]]:
-    """Rows that a file holds already; a torn last line is cut off."""
+def _maker(models: Sequence[str], reduce: Reduce) -> str:
+    """Changes with the models' files and with how their numbers become one."""
+    memory, found = cache_folder() / "reference" / "hashes", []
+    for path in models:
+        folder = Path(path).expanduser()
+        files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors")) if folder.is_dir() else []
+        found.append([file_hash(file, memory) for file in files] or path)
+    return hashlib.sha256(repr((found, reduce)).encode()).hexdigest()[:16]
+
+
+def _finished(out: Path, by: str) -> dict[int, dict[str, Any]]:
+    """Rows that a file holds already; a torn last line is cut off. Raises: ValueError where others wrote them."""
     if not out.exists():
         return {}
     whole = out.read_bytes().rpartition(b"\n")[0].splitlines()
@@ -264,6 +326,8 @@ def _finished(out: Path) -> dict[int, dict[str, Any]]:
             row["digest"]
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{out}, line {number}: not a row of `jaxpost score`; name another file") from None
+        if row.get("by") != by:
+            raise ValueError(f"{out} holds scores by another model, or combined in another way; name another file")
     out.write_bytes(b"".join(line + b"\n" for line in whole))
     return found
 

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from jaxpost.data.judged import label
 from jaxpost.text.messages import DataError
 
 JudgedConverter = Callable[[Mapping[str, Any], Counter[str], str], list[dict[str, Any]]]
@@ -139,9 +140,11 @@ def from_qa_feedback(row: Mapping[str, Any], ignored: Counter[str], kind: str) -
             _compared(left, prompt, texts[a], texts[b], label) for (a, b), label in zip(pairs, preference, strict=True)
         ]
     won = [0.0] * len(names)
-    for (a, b), label in zip(pairs, preference, strict=True):
-        won[a] += {1: 1.0, 0: 0.5}.get(label, 0.0)
-        won[b] += {2: 1.0, 0: 0.5}.get(label, 0.0)
+    for (a, b), better in zip(pairs, preference, strict=True):
+        if better not in (0, 1, 2):
+            raise DataError(f"preference must hold 1 or 2, the better prediction, or 0, not {better!r:.80}")
+        won[a] += {1: 1.0, 0: 0.5}.get(better, 0.0)
+        won[b] += {2: 1.0, 0: 0.5}.get(better, 0.0)
     return [{**left, "prompt": prompt, "completions": texts, "scores": won}]
 
 
@@ -184,7 +187,7 @@ def from_solutions(row: Mapping[str, Any], ignored: Counter[str], kind: str) -> 
     names = [key for key, value in row.items() if _is_solution(value)]
     if not names:
         raise DataError("the row has no solutions {solution, is_correct}")
-    judged = [(row[name]["solution"], bool(row[name]["is_correct"])) for name in names]
+    judged = [(row[name]["solution"], label(row[name]["is_correct"], f"{name}.is_correct")) for name in names]
     return _by_correctness(rest(row, "question", *names), question, judged, ignored, kind)
 
 
@@ -200,7 +203,9 @@ def from_best_of_n(row: Mapping[str, Any], ignored: Counter[str], kind: str) -> 
     prompt: Any = [{"role": "user", "content": question}]
     if row.get("system"):
         prompt.insert(0, {"role": "system", "content": row["system"]})
-    judged = list(zip(responses, map(bool, scores), strict=True))
+    judged = [
+        (text, label(score, f"score[{n}]")) for n, (text, score) in enumerate(zip(responses, scores, strict=True))
+    ]
     return _by_correctness(rest(row, "question", "response", "score", "system"), prompt, judged, ignored, kind)
 
 

@@ -23,7 +23,16 @@ import numpy as np
 
 from jaxpost.data.encode import EncodeOptions, Pieced, to_pieces, weighted_tokens
 from jaxpost.data.formats import Example, PromptCompletion
-from jaxpost.data.judged import JUDGED, Judged, Preference, Ranking, Scored, Stepwise, UnpairedPreference
+from jaxpost.data.judged import (
+    JUDGED,
+    Judged,
+    Preference,
+    Ranking,
+    Scored,
+    Stepwise,
+    UnpairedPreference,
+    strength_of,
+)
 from jaxpost.data.steps import Step, step_pieces
 from jaxpost.data.texts import Text, same_kind
 from jaxpost.data.window import fit, group_cost
@@ -220,16 +229,7 @@ class AnswerOptions:
 
     def strength(self, given: float | str | None) -> float:
         """The number of a grade. Raises: DataError where it has none."""
-        if not isinstance(given, str):
-            return 1.0 if given is None else given
-        name = given.strip().lower().replace("_", " ")
-        table = dict(self.grades)
-        for key in (name, name.removesuffix(" better")):
-            if key in table:
-                return table[key]
-        raise DataError(
-            f"strength is {given!r}, which data.grades lacks; it has {', '.join(table) or 'none'}", kind="strength"
-        )
+        return strength_of(given, dict(self.grades))
 
     def text(self, prompt: Text, completion: Text, example: Judged, tokenizer: Tokenizer, notes: Counter) -> Pieced:
         """Pieces of one answer with its prompt: only the answer is trained."""
@@ -300,10 +300,8 @@ def _rankings(
     if len(sides) < 2:
         raise DataError("a ranking needs two answers or more", kind="length")
     if len(set(ranks)) == 1:
-        if options.on_tie == "error":
-            raise DataError("no answer is better (a tie); set data.on_tie to skip or keep", kind="tie")
-        if options.on_tie == "skip":
-            yield "tie"
+        if options.on_tie != "keep":
+            yield _tie(options)
             return
         notes["ties kept"] += 1
     strength = options.strength(example.strength)
@@ -314,6 +312,13 @@ def _rankings(
     yield GroupText(tuple(answers), strength, example.subset or "")
 
 
+def _tie(options: AnswerOptions) -> str:
+    """Why a tie is left out. Raises: DataError where it must not be there."""
+    if options.on_tie == "error":
+        raise DataError("no answer is better (a tie); set data.on_tie to skip or keep", kind="tie")
+    return "tie"
+
+
 def _unpaired(
     options: AnswerOptions, example: Judged, tokenizer: Tokenizer, notes: Counter[str]
 ) -> Iterator[GroupText | str]:
@@ -321,7 +326,7 @@ def _unpaired(
         found = [(example.completion, example.label)]
     elif isinstance(example, Preference):
         if example.tie:
-            yield "tie"
+            yield _tie(options)
             return
         found = [(example.chosen, True), (example.rejected, False)]
     elif isinstance(example, Scored) or (isinstance(example, Ranking) and example.scores is not None):

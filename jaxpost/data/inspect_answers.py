@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import groupby, pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -48,9 +50,19 @@ def inspect_answers(
     for name, sources in (("train", section.train), ("eval", section.eval)):
         if not sources:
             continue
-        dataset = prepare_answers(
-            section, sources, tokenizer, kind=kind, cache_dir=cache_dir, share_prompts=share_prompts, report=report
-        )
+        with TemporaryDirectory() as folder:
+            rejected = Path(folder, "rejected.jsonl")
+            dataset = prepare_answers(
+                section,
+                sources,
+                tokenizer,
+                kind=kind,
+                cache_dir=cache_dir,
+                share_prompts=share_prompts,
+                report=report,
+                rejected=rejected,
+            )
+            left_out = list(_left_out(rejected))
         parts += _shown(name, sources, dataset, tokenizer, rows, color)
         source = make_answer_source(
             dataset,
@@ -62,7 +74,7 @@ def inspect_answers(
             endless=name == "train",
         )
         parts += [heading(f"{name}: counts of groups ({kind})", color), *summary(dataset, source.plan)]
-        parts += _counts(dataset)
+        parts += [*_counts(dataset), *left_out]
         parts += ["", heading(f"{name}: tokens of an answer", color), *_lengths(dataset)]
         parts += ["", heading(f"{name}: tokens of a row that a group takes", color)]
         parts += [*histogram(dataset.lengths, section.seq_len), ""]
@@ -172,6 +184,17 @@ def _differences(text: str, other: str, better: bool, color: bool) -> str:
 def _painted(text: str, code: str) -> str:
     """Escape codes do not reach over line ends in pagers, so every line has its own."""
     return "\n".join(f"{code}{line}{_END}" if line else "" for line in text.split("\n"))
+
+
+def _left_out(rejected: Path) -> Iterator[str]:
+    """The first row left out for each kind of reason, with its place."""
+    found: dict[str, tuple[str, str]] = {}
+    lines = rejected.read_text(encoding="utf-8").split("\n") if rejected.is_file() else []
+    for reject in (json.loads(line) for line in lines if line):
+        kind = reject["reason"] if reject["kind"] == "dropped" else reject["kind"]
+        found.setdefault(kind, (reject["where"], reject["reason"]))
+    for kind, (where, reason) in found.items():
+        yield f"left out ({kind}), the first: {where}" + (f": {reason}" if reason != kind else "")
 
 
 def _counts(dataset: AnswerDataset) -> Iterator[str]:

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -125,11 +126,10 @@ def parse_judged(row: Mapping[str, Any], name: str, text: Callable[[str], Text],
     Raises: DataError naming the key.
     """
     rest: dict[str, Any] = {"subset": _subset(row.get("subset")), "tools": tools}
-    if name == "ranking":
+    if name == "ranking" and ("completions" in row or row.get("edited") is not None):
         return _ranking(row, text, {**rest, "strength": _strength(row)})
-    if name == "preference":
-        prompt = text("prompt") if row.get("prompt") else None
-        prompt, sides = split_prompt(prompt, {"chosen": text("chosen"), "rejected": text("rejected")})
+    if name in ("preference", "ranking"):  # a table with a column of edited answers need not fill it in every row
+        prompt, sides = split_prompt(_prompt(row, text), {"chosen": text("chosen"), "rejected": text("rejected")})
         tie = row.get("tie")
         tied = tie is not None and label(tie, "tie")
         check_distinct(list(sides.values()), (0, 0 if tied else 1), list(sides))
@@ -143,6 +143,17 @@ def parse_judged(row: Mapping[str, Any], name: str, text: Callable[[str], Text],
         score, aspects = _score(row["score"])
         return Scored(prompt=prompt, completion=completion, score=score, aspects=aspects, **rest)
     return _stepwise(text("prompt"), row, rest)
+
+
+def _prompt(row: Mapping[str, Any], text: Callable[[str], Text]) -> Text | None:
+    """The prompt of two sides; None where the row has none, or an empty one beside whole dialogues."""
+    value = row.get("prompt")
+    if value is None or (value in ("", []) and not isinstance(row["chosen"], str)):
+        return None
+    prompt = text("prompt")
+    if is_empty(prompt):
+        raise DataError("prompt is empty; leave it out where both sides begin with the prompt", kind="empty")
+    return prompt
 
 
 def _subset(value: Any) -> str | None:
@@ -166,7 +177,7 @@ def number(value: Any, key: str, *, kind: str = "score") -> float:
     >>> number(True, "score")
     1.0
     """
-    if isinstance(value, int | float) and math.isfinite(value):
+    if isinstance(value, int | float) and abs(value) <= sys.float_info.max:
         return float(value)
     raise DataError(f"{key} must be a finite number, not {value!r:.80}", kind=kind)
 
@@ -194,6 +205,26 @@ def _strength(row: Mapping[str, Any]) -> float | str | None:
             raise DataError(f"{key} must not be negative, as chosen is the better side; it is {value}", kind="strength")
         return found
     return None
+
+
+def strength_of(given: float | str | None, grades: Mapping[str, float]) -> float:
+    """The number of a strength or a grade; 1 where there is none. Raises: DataError for a grade that the table lacks.
+
+    >>> strength_of("Slightly_better", {"slightly": 0.5})
+    0.5
+    """
+    if not isinstance(given, str):
+        return 1.0 if given is None else float(given)
+    table = {_plain(name): value for name, value in grades.items()}
+    for key in (_plain(given), _plain(given).removesuffix(" better")):
+        if key in table:
+            return table[key]
+    message = f"strength is {given!r}, which data.grades lacks; it has {', '.join(grades) or 'none'}"
+    raise DataError(message, kind="strength")
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace("_", " ")
 
 
 def _answer(prompt: Text, completion: Text) -> tuple[Text, Text]:
@@ -230,7 +261,8 @@ def split_prompt(prompt: Text | None, answers: Mapping[str, Text]) -> tuple[Text
         shared = min(_common_prefix(first, other) for other in others)
         if shared == 0:
             raise DataError(
-                f"{names} begin differently, so they answer different prompts; give the prompt in a column of its own",
+                f"{names} begin differently, so they answer different prompts; give the prompt in a column of its own "
+                "(the source's columns: {prompt: NAME})",
                 kind="prompts_differ",
             )
         prompt, whole = first[:shared], {key: value[shared:] for key, value in whole.items()}
@@ -275,7 +307,7 @@ def _common_prefix(a: Text, b: Text) -> int:
 def _ranking(row: Mapping[str, Any], text: Callable[[str], Text], rest: dict[str, Any]) -> Ranking:
     if "edited" in row and "completions" not in row:
         keys = ("edited", "chosen", "rejected")
-        prompt, answers = split_prompt(text("prompt") if row.get("prompt") else None, {key: text(key) for key in keys})
+        prompt, answers = split_prompt(_prompt(row, text), {key: text(key) for key in keys})
         check_distinct(list(answers.values()), (0, 1, 2), keys)
         return Ranking(prompt=prompt, completions=tuple(answers.values()), ranks=(0, 1, 2), **rest)
     values = row["completions"]
@@ -284,11 +316,21 @@ def _ranking(row: Mapping[str, Any], text: Callable[[str], Text], rest: dict[str
     names = [f"completions[{n}]" for n in range(len(values))]
     answers = {name: parse_text(value, name) for name, value in zip(names, values, strict=True)}
     prompt, answers = split_prompt(text("prompt"), answers)
-    key = "ranks" if "ranks" in row else "scores"
-    given = numbers(row[key], key, len(values), "completions")
-    scores = given if key == "scores" else None
-    order = sorted(set(given), reverse=key == "scores")
-    ranks = tuple(order.index(value) for value in given)
+    scores, places = (
+        None if row.get(key) is None else numbers(row[key], key, len(values), "completions")
+        for key in ("scores", "ranks")
+    )
+    if scores is None and places is None:
+        raise DataError("ranks or scores must say which of completions is better; both are null")
+    order = sorted(set(scores or ()), reverse=True)
+    ranks = tuple(order.index(value) for value in scores or ())
+    if places is not None:
+        order = sorted(set(places))
+        ranks, by_score = tuple(order.index(value) for value in places), ranks
+        if scores is not None and any(
+            ranks[i] < ranks[j] and by_score[i] > by_score[j] for i in range(len(ranks)) for j in range(len(ranks))
+        ):
+            raise DataError("ranks and scores contradict one another: 0 is the best rank, the highest the best score")
     check_distinct(list(answers.values()), ranks, names)
     return Ranking(prompt=prompt, completions=tuple(answers.values()), ranks=ranks, scores=scores, **rest)
 
@@ -339,7 +381,9 @@ def first_error_labels(first: Any, steps: int) -> tuple[float | None, ...]:
     """
     if first is None:
         return (1.0,) * steps
-    if not isinstance(first, int) or not 0 <= first < steps:
+    if isinstance(first, float) and first.is_integer():
+        first = int(first)  # what tables make of whole numbers beside nulls
+    if isinstance(first, bool) or not isinstance(first, int) or not 0 <= first < steps:
         raise DataError(
             f"first_error must be null or 0 to {steps - 1}, a step's number; it is {first!r}", kind="length"
         )

@@ -121,7 +121,9 @@ class ReferenceCache:
 
 
 def file_hash(path: Path, memory: Path) -> str:
-    """sha256 of a file's bytes, remembered in the folder `memory` by its path, size and time of change.
+    """sha256 of a file's bytes, remembered in the folder `memory` by its path, size, number and times of change.
+
+    Copies and archives set the time of modification as they like, the other time of change (ctime) they cannot.
 
     Example:
       >>> folder = Path(tempfile.mkdtemp())
@@ -131,7 +133,7 @@ def file_hash(path: Path, memory: Path) -> str:
     """
     facts = path.stat()
     name = str(path.resolve())
-    about = [name, facts.st_size, facts.st_mtime_ns]
+    about = [name, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
     note = memory / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
     if note.is_file():
         told = json.loads(note.read_text(encoding="utf-8"))

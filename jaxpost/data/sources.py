@@ -16,12 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import Formatter
 from typing import Any, NamedTuple
+from zlib import error as ZlibError
 
 from etils import epath
 
 from jaxpost.config import SourceSection
 from jaxpost.text.messages import DataError
 
+_DAMAGED = (EOFError, OSError, ZlibError)
+"""What reading a file that is cut or damaged raises."""
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 
@@ -134,7 +137,7 @@ def _jsonl_rows(path: epath.Path, stream: Any) -> Iterator[Row]:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
                 yield parse_line(line, f"{path}:{number}")
-    except (gzip.BadGzipFile, EOFError, OSError) as error:
+    except _DAMAGED as error:
         raise DataError(f"{path}: reading stopped after line {number}: {error}; the file is damaged") from None
 
 
@@ -157,18 +160,34 @@ def parse_line(line: bytes, where: str) -> Row:
         return Row(where, None, DataError(message, kind="malformed"), text)
     except RecursionError:
         return Row(where, None, DataError("not valid JSON: nested too deep", kind="malformed"), text)
+    except ValueError:  # Python reads no whole number of more than some thousand digits
+        return Row(where, None, DataError("a number has too many digits to be read", kind="malformed"), text)
     if not isinstance(value, dict):
         message = f"a row must be a JSON object, not {type(value).__name__}"
         return Row(where, None, DataError(message, kind="malformed"), text)
-    return Row(where, value)
+    return _whole_characters(Row(where, value)) if "\\u" in text else Row(where, value)
+
+
+def _whole_characters(row: Row) -> Row:
+    """The row, or the error that a text of it holds half a character, which no tokenizer reads and no file can hold."""
+    try:
+        json.dumps(row.value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        message = (
+            f"a text holds half of a character (\\u{ord(error.object[error.start]):x} without its other half), as "
+            "where a text was cut inside an emoji; take it out"
+        )
+        return Row(row.where, None, DataError(message, kind="encoding"), json.dumps(row.value))
+    return row
 
 
 def _json_rows(path: epath.Path, stream: Any) -> Iterator[Row]:
     data = stream.read()
-    if path.name.endswith(".gz"):
-        data = gzip.decompress(data)
     try:
+        data = gzip.decompress(data) if path.name.endswith(".gz") else data
         value = json.loads(data.decode("utf-8-sig"))
+    except _DAMAGED as error:
+        raise DataError(f"{path}: {error}; the file is damaged", kind="malformed") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8", kind="encoding") from None
     except json.JSONDecodeError as error:
@@ -176,12 +195,15 @@ def _json_rows(path: epath.Path, stream: Any) -> Iterator[Row]:
             yield from _jsonl_rows(path, io.BytesIO(data if not path.name.endswith(".gz") else gzip.compress(data)))
             return
         raise DataError(f"{path}: not valid JSON: {error}", kind="malformed") from None
+    except (RecursionError, ValueError):
+        message = f"{path}: not valid JSON: nested too deep, or a number of too many digits"
+        raise DataError(message, kind="malformed") from None
     if not isinstance(value, list):
         raise DataError(f"{path}: a .json file must hold a list of rows, not {type(value).__name__}", kind="malformed")
     for index, item in enumerate(value):
         where = f"{path}: row {index}"
         if isinstance(item, dict):
-            yield Row(where, item)
+            yield _whole_characters(Row(where, item))
         else:
             error = DataError(f"a row must be a JSON object, not {type(item).__name__}", kind="malformed")
             yield Row(where, None, error, json.dumps(item))
@@ -196,10 +218,13 @@ def _parquet_rows(path: epath.Path, stream: Any) -> Iterator[Row]:
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: not a Parquet file: {error}", kind="malformed") from None
     index = 0
-    for batch in file.iter_batches(batch_size=1024):
-        for value in batch.to_pylist():
-            yield Row(f"{path}: row {index}", without_filling(value))
-            index += 1
+    try:
+        for batch in file.iter_batches(batch_size=1024):
+            for value in batch.to_pylist():
+                yield Row(f"{path}: row {index}", without_filling(value))
+                index += 1
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: reading stopped after row {index}: {error}; the file is damaged") from None
 
 
 def without_filling(row: dict[str, Any]) -> dict[str, Any]:

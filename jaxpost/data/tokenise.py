@@ -128,7 +128,10 @@ def encode_rows(
                 reject(number, error, item)
                 continue
             special |= any(tokenizer.holds_special(text) for text in texts_of(example))
-            counts.dropped.update(part for part in found if isinstance(part, str))
+            dropped = Counter(part for part in found if isinstance(part, str))
+            counts.dropped.update(dropped)
+            for reason in dropped:  # the row stands there once, however many of its pairs are ties
+                rejects.append((number, Reject(rows[number].where, "dropped", reason, as_json(item))))
             found = [part for part in found if not isinstance(part, str)]
             pieced += found
             origin += [number] * len(found)

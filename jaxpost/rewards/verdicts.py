@@ -17,6 +17,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+_NUMBER = "[0-9]{1,9}"
+"""Python refuses to read numbers of thousands of digits, which a judge that repeats itself writes."""
 Mode = Literal["point", "pair", "rubric", "verifier", "critic"]
 
 _ASK: dict[str, str] = {
@@ -76,7 +78,7 @@ def rating(text: str, *, low: int = 1, high: int = 10) -> float | None:
     >>> rating("Fine.\\nRating: 10"), rating("Rating: 11"), rating("I rate it 7")
     (1.0, None, None)
     """
-    found = re.fullmatch(r"Rating: (\d+)", _last(text))
+    found = re.fullmatch(rf"Rating: ({_NUMBER})", _last(text))
     value = int(found[1]) if found else None
     return None if value is None or not low <= value <= high else (value - low) / (high - low)
 
@@ -111,7 +113,7 @@ def ratings(text: str, criteria: Sequence[str], *, low: int = 1, high: int = 10)
     line = _last(text)
     if not line.startswith("Ratings: "):
         return None
-    parts = [re.fullmatch(r"(.+?)=(\d+)", part.strip()) for part in line.removeprefix("Ratings: ").split(",")]
+    parts = [re.fullmatch(rf"(.+?)=({_NUMBER})", part.strip()) for part in line.removeprefix("Ratings: ").split(",")]
     found = {part[1].strip(): int(part[2]) for part in parts if part}
     whole = len(parts) == len(found) == len(criteria) and found.keys() == set(criteria)
     if not whole or not all(low <= value <= high for value in found.values()):
@@ -135,7 +137,7 @@ def faults(text: str) -> list[str] | None:
     >>> faults("- It is 4, not 5.\\nFaults: 1"), faults("Faults: 0"), faults("Faults: 2")
     (['It is 4, not 5.'], [], None)
     """
-    said = re.fullmatch(r"Faults: (\d+)", _last(text))
+    said = re.fullmatch(rf"Faults: ({_NUMBER})", _last(text))
     named = [line.strip()[2:].strip() for line in text.splitlines() if line.strip().startswith("- ")]
     return named if said and int(said[1]) == len(named) else None
 

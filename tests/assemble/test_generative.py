@@ -60,6 +60,34 @@ def test_pairs_are_judged_in_both_orders_and_a_judge_that_goes_by_the_order_find
     np.testing.assert_array_equal(biased([PROBLEM] * 2, ANSWERS[:2])[0]["judge"], [0.5, 0.5])
 
 
+def test_of_several_verdicts_on_a_pair_each_is_held_against_one_in_the_other_order():
+    replies = {"4": iter(["A"] * 4), "5": iter(["B", "B", "B", "A"])}  # 4 wins all as A, and three of four as B
+
+    def mostly(text):
+        return f"Better: {next(replies[answers_in(text)[0].splitlines()[1]])}"
+
+    judge = Verdicts(JudgeScore(mode="pair", verdicts=4, temperature=1.0), said(mostly))
+    columns, _ = judge([PROBLEM] * 2, ANSWERS[:2])
+    np.testing.assert_allclose(columns["judge"], [0.875, 0.125])
+
+
+def test_a_verdict_of_endless_digits_is_unreadable():
+    for mode, words in (("point", "Rating: "), ("rubric", "Ratings: truth="), ("critic", "Faults: ")):
+        spec = JudgeScore(mode=mode, criteria=("truth",) if mode == "rubric" else ())
+        columns, faults = Verdicts(spec, said(lambda text, words=words: words + "9" * 5000))([PROBLEM], ANSWERS[:1])
+        assert np.isnan(columns["judge"]).all()
+        assert len(faults) == 1
+
+
+@pytest.mark.parametrize("mode", ["point", "pair"])
+def test_a_row_without_what_the_template_names_is_unscored(mode):
+    judge = Verdicts(JudgeScore(mode=mode, template="{prompt} {hint}"), said(lambda text: "Rating: 10\nBetter: A"))
+    columns, faults = judge([PROBLEM, PROBLEM, {**PROBLEM, "hint": "!"}], ANSWERS)
+    assert np.isnan(columns["judge"][:2]).all()
+    assert [fault.row for fault in faults][:2] == [0, 1]
+    assert "names 'hint', which the problem lacks" in faults[0].reason
+
+
 def test_rubrics_have_a_column_a_criterion_and_critics_count_faults():
     spec = JudgeScore(mode="rubric", criteria=("truth", "form"), low=0, high=4)
     columns, _ = Verdicts(spec, said(lambda text: "Ratings: truth=4, form=1"))([PROBLEM], ANSWERS[:1])
@@ -78,7 +106,9 @@ def test_a_verifier_gives_the_probability_of_yes_after_its_reasoning(tiny_model)
     known = replace(judge, ask=said(lambda text: "It is 4.\nCorrect: yes"))
     (p,) = known([PROBLEM], ANSWERS[:1])[0]["judge"]
     assert 0.0 < p < 1.0
-    asked = known._question(PROBLEM, ["4"])
+    small = replace(judge, ask=said(lambda text: "It is 4.\ncorrect: yes"))
+    assert small([PROBLEM], ANSWERS[:1])[0]["judge"].tolist() == [p], "the same reasoning stands in front of it"
+    asked = known._question(PROBLEM["prompt"], ["4"])
     assert p == known.yes_no([asked], ["It is 4.\n"])[0]
     assert p != known.yes_no([asked], ["It is not.\n"])[0]
 

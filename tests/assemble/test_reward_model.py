@@ -21,7 +21,7 @@ from jaxpost.assemble.reward_scores import (
     save_reward_model,
     score_groups,
 )
-from jaxpost.assemble.score import score
+from jaxpost.assemble.score import Verdict, score
 from jaxpost.cli import main
 from jaxpost.config import (
     AdamWSection,
@@ -209,6 +209,14 @@ def test_other_objectives_learn(config, tmp_path, rows, loss):
     assert records(result)[-1]["rows/accuracy"] > 0.9
 
 
+def test_grades_are_no_probabilities(config, tmp_path):
+    rows = [{"prompt": f"say {i}", "completion": "yes", "score": 1 + i % 5} for i in range(16)]
+    with pytest.raises(
+        ValueError, match=r"rows\.jsonl has the score [2-5], but loss\.kind outcome reads scores as prob"
+    ):
+        make_job(on(config, tmp_path, rows, loss=OutcomeLoss(rows="scores")))
+
+
 def test_a_folder_without_a_head_is_no_reward_model(tiny_model):
     with pytest.raises(ValueError, match=r"is no reward model: its config\.json names LlamaForCausalLM"):
         load_reward_model(str(tiny_model))
@@ -247,6 +255,52 @@ def test_score_writes_rows_resumes_and_judges(random_reward_model, tmp_path, cap
     assert sorted(out.read_text().splitlines()) == sorted("".join(lines).splitlines())
     assert main(["score", random_reward_model, written(tmp_path / "other.jsonl", PAIRS[6:]), "--out", str(out)]) == 2
     assert "holds scores of other rows" in capfd.readouterr().err
+
+
+def test_a_row_that_cannot_be_read_is_named_or_has_an_error_and_the_others_go_on(random_reward_model, tmp_path):
+    same, half = {"prompt": "a", "chosen": "b", "rejected": "b"}, {"prompt": "a", "chosen": "\ud83d", "rejected": "c"}
+    source = SourceSection(path=written(tmp_path / "rows.jsonl", [PAIRS[0], same, half, {"text": "x"}, PAIRS[1]]))
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: chosen and rejected are identical"):
+        list(score([random_reward_model], source))
+    verdict = Verdict()
+    rows = list(score([random_reward_model], source, on_bad_row="skip", verdict=verdict))
+    assert ["error" in row for row in rows] == [False, True, True, True, False]
+    assert [row["where"][-2:] for row in rows] == [":1", ":2", ":3", ":4", ":5"]
+    assert (verdict.rows, verdict.failed, verdict.numbers()["items"]) == (5, 3, 2)
+
+
+def test_scores_of_another_model_are_not_taken_for_this_ones(tiny_model, random_reward_model, tmp_path):
+    source, out = SourceSection(path=written(tmp_path / "rows.jsonl", PAIRS[:2])), tmp_path / "out.jsonl"
+    model = save_random(tiny_model, tmp_path / "model")
+    first = list(score([model], source, out=out))
+    assert list(score([model], source, out=out)) == first
+    with pytest.raises(ValueError, match="holds scores by another model, or combined in another way"):
+        list(score([model], source, out=out, reduce=Reduce(members="min")))
+    save_random(tiny_model, tmp_path / "model", seed=1)
+    with pytest.raises(ValueError, match="holds scores by another model"):
+        list(score([model], source, out=out))
+
+
+def test_grades_ties_and_steps_count_in_the_verdict(tiny_model, random_reward_model, tmp_path):
+    graded = [{**row, "strength": "slightly_better" if n % 2 else 1.0} for n, row in enumerate(PAIRS[:4])]
+    verdict = Verdict()
+    list(score([random_reward_model], SourceSection(path=written(tmp_path / "a.jsonl", graded)), verdict=verdict))
+    assert {"grade/1/items", "grade/0.333/items"} <= verdict.numbers().keys()
+    tied, verdict = [{"prompt": "a", "completions": ["yes", "no"], "ranks": [0, 0]}] * 2, Verdict()
+    list(score([random_reward_model], SourceSection(path=written(tmp_path / "b.jsonl", tied)), verdict=verdict))
+    assert verdict.numbers() == {}, "ties say nothing of the model"
+    process = save_random(tiny_model, tmp_path / "process", Readout(steps=True, probability=True))
+    lines = [
+        {"prompt": "a", "completion": "good\nbad\n", "labels": [1, 0]},
+        {"prompt": "a", "completion": "x", "labels": [1, 0]},
+    ]
+    source = SourceSection(path=written(tmp_path / "c.jsonl", [*lines, *STEPS[:3]]))
+    for model, failed in ((process, 1), (random_reward_model, 0)):
+        verdict = Verdict()
+        rows = list(score([model], source, verdict=verdict))
+        assert (verdict.failed, len(rows)) == (failed, 5)
+        assert verdict.numbers()["items"] == 5 - failed
+    assert "steps" not in rows[0]
 
 
 def test_an_ensemble_of_models_pays_for_its_uncertainty(tiny_model, random_reward_model, tmp_path):

@@ -165,6 +165,8 @@ def test_grades_are_numbers_by_the_table(judged):
     rows = [{**PAIR, "strength": grade} for grade in grades] + [{**PAIR, "margin": 2.5}]
     np.testing.assert_allclose(judged("pairs", rows).strengths, [1, 1, 1 / 3, 2 / 3, 0, 1, 2.5])
     assert judged("pairs", [{**PAIR, "strength": "much"}], grades={"much": 3.0}).strengths.tolist() == [3.0]
+    named = judged("pairs", [{**PAIR, "strength": "Far_Better"}], grades={"Far_Better": 2.0})
+    assert named.strengths.tolist() == [2.0], "the table's names are read as the rows' are"
     with pytest.raises(DataError, match=r"strength is 'huge', which data.grades lacks; it has significantly, better"):
         judged("pairs", [{**PAIR, "strength": "huge"}])
 
@@ -178,8 +180,39 @@ def test_ties_by_policy(judged):
     assert kept.stats[0].notes == {"ties kept": 2}
     with pytest.raises(DataError, match=r"rows0\.jsonl:2: no answer is better \(a tie\)"):
         judged("rankings", rows, on_tie="error")
-    with pytest.raises(DataError, match=r"none of its 2 rows can be trained on \(2 tie\)"):
+    with pytest.raises(
+        DataError, match=r"none of its 2 rows can be trained on \(2 tie\); the first: .*rows0\.jsonl:1: "
+    ):
         judged("pairs", rows[1:])
+
+
+def test_ties_are_named_and_refused_where_single_answers_are_needed(judged, tmp_path):
+    rows = [PAIR, {**PAIR, "tie": True}]
+    assert judged("unpaired", rows).stats[0].dropped == {"tie": 1}
+    (left,) = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert (left["kind"], left["reason"], left["where"][-14:]) == ("dropped", "tie", "/rows0.jsonl:2")
+    with pytest.raises(DataError, match=r"rows0\.jsonl:2: no answer is better \(a tie\)"):
+        judged("unpaired", rows, on_tie="error")
+    three = {"prompt": "2+2?", "completions": ["4", "four", "IV", "5"], "ranks": [0, 0, 0, 1]}
+    assert judged("pairs", [three]).stats[0].dropped == {"tie": 3}
+    assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 1
+
+
+def test_rankings_may_have_places_and_scores(judged):
+    row = {"prompt": "2+2?", "completions": ["4", "5", "6"], "ranks": [0, 1, 1], "scores": [3, 2, 1]}
+    assert [answer.rank for answer in judged("rankings", [row]).group(0).answers] == [0, 1, 1]
+    found = judged("scores", [row]).group(0).answers
+    assert [float(answer.labels[-1]) for answer in found] == [3.0, 2.0, 1.0]
+    for key in ("ranks", "scores"):
+        assert len(judged("pairs", [{**row, key: None}])) in (2, 3)
+
+
+def test_an_edited_answer_may_be_missing_and_steps_may_be_counted_in_floats(judged):
+    rows = [{**PAIR, "edited": "It is four."}, {**PAIR, "edited": None}]
+    assert judged("rankings", rows).sizes_of_groups.tolist() == [3, 2]
+    first = {"prompt": "a", "completions": ["b", "c"], "first_error": 1.0}
+    (answer,) = judged("steps", [first]).group(0).answers
+    assert answer.labels[answer.marks > 0].tolist() == [1.0, 0.0]
 
 
 def dialogues(chosen, rejected):
@@ -229,6 +262,23 @@ BAD = {
         "length",
         "first_error must be null or 0 to 0",
     ),
+    "an error that is only said to be": (
+        "steps",
+        {"prompt": "a", "completions": ["b", "c"], "first_error": True},
+        "length",
+        "first_error must be null or 0 to 1",
+    ),
+    "ranks against scores": (
+        "rankings",
+        {**RANKING, "completions": ["a", "b", "c"], "ranks": [0, 1, 2], "scores": [1, 2, 3]},
+        "format",
+        "ranks and scores contradict one another",
+    ),
+    "neither ranks nor scores": ("rankings", {**RANKING, "ranks": None}, "format", "both are null"),
+    "an empty prompt": ("pairs", {**PAIR, "prompt": ""}, "empty", "prompt is empty; leave it out"),
+    "a prompt that is a number": ("pairs", {**PAIR, "prompt": 0}, "format", "prompt must be text or a list"),
+    "a number too large": ("scores", {**ANSWER, "score": 10**400}, "score", "score must be a finite number"),
+    "half a character": ("pairs", {**PAIR, "chosen": "cut \ud83d"}, "encoding", "holds half of a character"),
     "a ranking of one": ("rankings", {"prompt": "a", "completions": ["b"], "ranks": [0]}, "length", "two answers"),
     "a strength below zero": ("pairs", {**PAIR, "strength": -1}, "strength", "strength must not be negative"),
     "another kind": ("pairs", {**ANSWER, "label": True}, "format", "does not give pairs"),

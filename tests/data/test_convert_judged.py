@@ -245,6 +245,9 @@ def test_solutions_by_kind():
     assert ignored == {"solutions that stand there twice": 1}
     found = converted(GSM, "unpaired")
     assert [(row["completion"], row["label"]) for row in found] == [("A: 4", True), ("A: 5", False), ("4 A: 4", True)]
+    for wrong in ({**GSM, "a": {**GSM["a"], "is_correct": "False"}}, {**BEST, "score": [0.1, 0.9]}):
+        with pytest.raises(DataError, match="must be true or false, not"):  # and nothing is guessed of it
+            converted(wrong)
     (row,) = converted(BEST, "pairs")
     assert row["prompt"] == [{"role": "system", "content": "Think."}, user("2+2?")]
     assert (row["completions"], row["scores"]) == (["4", "5"], [1.0, 0.0])

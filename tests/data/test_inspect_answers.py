@@ -1,5 +1,7 @@
 """The report of judged rows: both sides and what differs, steps, counts, lengths by side."""
 
+import re
+
 import pytest
 
 from jaxpost.config import AnswerDataSection
@@ -52,6 +54,10 @@ def test_counts_of_pairs(report):
     assert "strengths: 0.666667 (1), 1 (1)" in text
     assert "subsets: hard (1)" in text
     assert "the chosen answer is longer in 0.0% of the pairs, as long in" in text
+    assert re.search(r"^left out \(tie\), the first: .*rows0\.jsonl:3$", text, re.MULTILINE)
+    wrong = {"prompt": "2+2?", "chosen": "4", "rejected": "4"}
+    some = report("pairs", [PAIRS[0], wrong, wrong], on_bad_row="skip")
+    assert re.search(r"^left out \(identical\), the first: .*rows0\.jsonl:2: chosen and rej", some, re.MULTILINE)
     kept = report("pairs", PAIRS, on_tie="keep")
     assert "groups with ties: 1" in kept
     assert "[tied, " in kept

@@ -1,5 +1,7 @@
 """Numbers of a reference on disk: kept whole or not at all, and a pass that goes on where it was."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -49,4 +51,15 @@ def test_other_bytes_have_another_hash(tmp_path):
     first = file_hash(file, memory)
     assert file_hash(file, memory) == first
     file.write_bytes(b"two")
+    assert file_hash(file, memory) != first
+
+
+def test_other_bytes_with_the_old_time_have_another_hash(tmp_path):
+    file, memory = tmp_path / "weights", tmp_path / "memory"
+    file.write_bytes(b"one")
+    os.utime(file, ns=(1, 1))
+    first = file_hash(file, memory)
+    (tmp_path / "copy").write_bytes(b"two")
+    os.utime(tmp_path / "copy", ns=(1, 1))
+    os.replace(tmp_path / "copy", file)
     assert file_hash(file, memory) != first

@@ -127,6 +127,8 @@ def test_the_digest_follows_the_content(make, tmp_path):
         (b"[1, 2]", "malformed", "must be a JSON object, not list"),
         (b'{"text": "\xff"}', "encoding", "not UTF-8 (byte 10 of the line)"),
         (b'{"a": ' * 100000, "malformed", "not valid JSON"),
+        (b'{"a": 1' + b"0" * 5000 + b"}", "malformed", "too many digits"),
+        (b'{"a": {"b": ["cut \\ud83d"]}}', "encoding", "half of a character (\\ud83d without its other half)"),
     ],
 )
 def test_a_bad_line_is_a_row_with_file_line_and_reason(line, kind, words, tmp_path):
@@ -144,6 +146,12 @@ def test_a_bad_line_is_counted_by_limit(tmp_path):
     assert [row.value for row in read(path, limit=2)] == [None, ROWS[0]]
 
 
+def garbled(data):
+    """Compressed bytes whose first block is no block at all."""
+    whole = gzip.compress(data, mtime=0)
+    return whole[:10] + b"\xff\xff" + whole[12:]
+
+
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
@@ -152,6 +160,10 @@ def test_a_bad_line_is_counted_by_limit(tmp_path):
         ("a.json", b'["\xff"]', "not UTF-8"),
         ("a.jsonl.gz", b"plain text", "reading stopped after line 0"),
         ("a.jsonl.gz", gzip.compress(b"\n".join(LINES) * 50, mtime=0)[:60], "the file is damaged"),
+        ("a.jsonl.gz", garbled(b"\n".join(LINES) * 50), "the file is damaged"),
+        ("a.json.gz", b"plain text", "the file is damaged"),
+        ("a.json.gz", garbled(b"[1, 2]" * 50), "the file is damaged"),
+        ("a.json", b'{"a": ' * 100000, "nested too deep"),
         ("a.parquet", b"PAR?", "not a Parquet file"),
         ("a.csv", b"a,b", "known endings: .jsonl, .jsonl.gz"),
     ],
@@ -167,6 +179,10 @@ def test_files_that_cannot_be_read(name, data, words, tmp_path):
 def test_a_list_with_other_things_in_it(tmp_path):
     path = write(tmp_path / "a.json", b'[{"text": "x"}, 5]')
     assert [str(row.error) for row in read(path)] == ["None", "a row must be a JSON object, not int"]
+    path = write(tmp_path / "b.json", b'[{"text": "\\ud83d\\ude00"}, {"text": "\\ud83d"}]')
+    whole, half = read(path)
+    assert whole.value == {"text": "\U0001f600"}
+    assert (half.error.kind, half.raw) == ("encoding", '{"text": "\\ud83d"}')
 
 
 @pytest.mark.parametrize(
