@@ -210,6 +210,47 @@ def _add32(total: Any, new: Any) -> Any:
     return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, new)
 
 
+Measure = Callable[[Array, Array], TokenStats]
+
+
+def _differentiable(head: _Head, measure: Measure, count: int) -> Callable[..., TokenStats]:
+    """(leaves, hidden, targets, visited) -> what `measure` says of the chunks' logits, one chunk after another."""
+
+    def measured(leaves: list[Array], h: Array, y: Array, visited: Array | None, *, keep: bool) -> Any:
+        def body(carry: None, x: tuple[Array, Array]) -> tuple[None, tuple[TokenStats, Array | None]]:
+            logits = head.apply(leaves, x[0])
+            return carry, (measure(logits, x[1]), logits if keep else None)
+
+        return _scan_first(body, None, (h, y), count, visited)[1]
+
+    @jax.custom_vjp
+    def run(leaves: list[Array], h: Array, y: Array, visited: Array | None) -> TokenStats:
+        return measured(leaves, h, y, visited, keep=False)[0]
+
+    def forward(leaves: Any, h: Any, y: Any, visited: Any) -> tuple[TokenStats, Any]:
+        values, visited = [x.value for x in leaves], None if visited is None else visited.value
+        logits = jax.eval_shape(head.apply, values, h.value)
+        keep = logits.size * logits.dtype.itemsize <= platform.choices().kept_logits
+        out, logits = measured(values, h.value, y.value, visited, keep=keep)
+        return out, (*_part(leaves), h.value, y.value, visited, logits, out.logz, out.entropy)
+
+    def backward(saved: Any, g: TokenStats) -> tuple[Any, Array, None, None]:
+        diff, fixed, h, y, visited, kept, logz, entropy = saved
+
+        def body(total: Any, x: tuple[Any, ...]) -> tuple[Any, Any]:
+            h, kept, *rest = x
+            again, pull = jax.vjp(lambda d, h: head.apply(_merge(d, fixed), h), diff, h)
+            g_diff, g_h = pull(_logits_grad(again if kept is None else kept, *rest))
+            return _add32(total, g_diff), g_h
+
+        xs = (h, kept, y, logz, entropy, *_told(g, logz))
+        total, g_h = _scan_first(body, _zeros32(diff), xs, count, visited)
+        return jax.tree.map(lambda t, d: t.astype(d.dtype), total, diff), g_h, None, None
+
+    run.defvjp(forward, backward, symbolic_zeros=True)
+    return run
+
+
 def token_stats(
     unembed: Unembed,
     params: Params,
@@ -240,38 +281,7 @@ def token_stats(
     head = _Head.of(unembed, params, hidden)
     measure = partial(stats_of_logits, with_entropy=with_entropy, with_collision=with_collision)
 
-    def measured(leaves: list[Array], h: Array, y: Array, visited: Array | None, *, keep: bool) -> Any:
-        def body(carry: None, x: tuple[Array, Array]) -> tuple[None, tuple[TokenStats, Array | None]]:
-            logits = head.apply(leaves, x[0])
-            return carry, (measure(logits, x[1]), logits if keep else None)
-
-        return _scan_first(body, None, (h, y), chunks.count, visited)[1]
-
-    @jax.custom_vjp
-    def run(leaves: list[Array], h: Array, y: Array, visited: Array | None) -> TokenStats:
-        return measured(leaves, h, y, visited, keep=False)[0]
-
-    def forward(leaves: Any, h: Any, y: Any, visited: Any) -> tuple[TokenStats, Any]:
-        values, visited = [x.value for x in leaves], None if visited is None else visited.value
-        logits = jax.eval_shape(head.apply, values, h.value)
-        keep = logits.size * logits.dtype.itemsize <= platform.choices().kept_logits
-        out, logits = measured(values, h.value, y.value, visited, keep=keep)
-        return out, (*_part(leaves), h.value, y.value, visited, logits, out.logz, out.entropy)
-
-    def backward(saved: Any, g: TokenStats) -> tuple[Any, Array, None, None]:
-        diff, fixed, h, y, visited, kept, logz, entropy = saved
-
-        def body(total: Any, x: tuple[Any, ...]) -> tuple[Any, Any]:
-            h, kept, *rest = x
-            again, pull = jax.vjp(lambda d, h: head.apply(_merge(d, fixed), h), diff, h)
-            g_diff, g_h = pull(_logits_grad(again if kept is None else kept, *rest))
-            return _add32(total, g_diff), g_h
-
-        xs = (h, kept, y, logz, entropy, *_told(g, logz))
-        total, g_h = _scan_first(body, _zeros32(diff), xs, chunks.count, visited)
-        return jax.tree.map(lambda t, d: t.astype(d.dtype), total, diff), g_h, None, None
-
-    run.defvjp(forward, backward, symbolic_zeros=True)
+    run = _differentiable(head, measure, chunks.count)
     if weights is None:
         return jax.tree.map(chunks.join, run(head.leaves, chunks.split(hidden), chunks.split(targets), None))
     order, inverse, visited = _weighted_first(weights, chunks)
