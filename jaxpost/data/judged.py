@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxpost.data.prompts import split_prompt
 from jaxpost.data.texts import Text, Tools, is_empty, parse_text, same_kind
 from jaxpost.text.messages import DataError
 
@@ -234,74 +235,12 @@ def _answer(prompt: Text, completion: Text) -> tuple[Text, Text]:
     return prompt, completion
 
 
-def split_prompt(prompt: Text | None, answers: Mapping[str, Text]) -> tuple[Text, dict[str, Text]]:
-    """The prompt of answers, and the answers without it, as all of the same kind (plain or conversational).
-
-    Some files repeat the prompt at the head of every answer, some give whole dialogues and no prompt: what all begin
-    with is the prompt then.
-
-    Raises: DataError where a side is empty, two sides are the same, or the sides answer different prompts.
-    """
-    kinds = {isinstance(value, str) for value in answers.values()}
-    names = " and ".join(answers)
-    if len(kinds) > 1:
-        raise DataError(f"{names} must both be text or both be messages")
-    _check_empty(answers)
-    whole = dict(answers)
-    if prompt is not None:
-        for key, value in answers.items():
-            prompt, whole[key] = same_kind(prompt, value)
-        head = len(prompt)
-        if not isinstance(prompt, str) and all(value[:head] == prompt for value in whole.values()):
-            whole = {key: value[head:] for key, value in whole.items()}
-    else:
-        first, *others = answers.values()
-        if all(other == first for other in others):
-            raise DataError(f"{names} are identical, so neither is better", kind="identical")
-        shared = min(_common_prefix(first, other) for other in others)
-        if shared == 0:
-            raise DataError(
-                f"{names} begin differently, so they answer different prompts; give the prompt in a column of its own "
-                "(the source's columns: {prompt: NAME})",
-                kind="prompts_differ",
-            )
-        prompt, whole = first[:shared], {key: value[shared:] for key, value in whole.items()}
-    _check_empty(whole)
-    for key, value in whole.items():
-        if not isinstance(value, str) and value[0].role != "assistant":
-            raise DataError(
-                f"{key} begins with a turn of role {value[0].role} that the other side lacks, so {names} answer "
-                "different prompts",
-                kind="prompts_differ",
-            )
-    return prompt, whole
-
-
-def _check_empty(answers: Mapping[str, Text]) -> None:
-    for key, value in answers.items():
-        if is_empty(value):
-            raise DataError(f"{key} is empty, or has nothing that the other side lacks", kind="empty")
-
-
 def check_distinct(answers: Sequence[Text], ranks: Sequence[int], names: Sequence[str]) -> None:
     """Equal answers cannot have different places. Raises: DataError naming them."""
     for i, first in enumerate(answers):
         for j in range(i):
             if answers[j] == first and ranks[j] != ranks[i]:
                 raise DataError(f"{names[j]} and {names[i]} are identical, so neither is better", kind="identical")
-
-
-def _common_prefix(a: Text, b: Text) -> int:
-    """Turns or characters that both begin with; of plain texts, up to the start of the word where they part."""
-    n = 0
-    while n < min(len(a), len(b)) and a[n] == b[n]:
-        n += 1
-    if isinstance(a, str) and isinstance(b, str):
-        while n > 0 and not a[n - 1].isspace():
-            n -= 1
-        while n > 0 and a[n - 1] == " ":
-            n -= 1
-    return n
 
 
 def _ranking(row: Mapping[str, Any], text: Callable[[str], Text], rest: dict[str, Any]) -> Ranking:

@@ -19,6 +19,8 @@ from typing import Literal
 
 _NUMBER = "[0-9]{1,9}"
 """Python refuses to read numbers of thousands of digits, which a judge that repeats itself writes."""
+_MARK = re.compile(r"<(?=\s*/?\s*(answer|question)\b)", re.IGNORECASE)
+"""Begins a mark of ours: an answer that holds one must not end itself and go on as somebody else."""
 Mode = Literal["point", "pair", "rubric", "verifier", "critic"]
 
 _ASK: dict[str, str] = {
@@ -54,6 +56,7 @@ def question(
     >>> print(question("verifier", "2+2?", ["5"]).splitlines()[-1])
     </answer>
     """
+    prompt, *answers = (_MARK.sub("&lt;", text) for text in (prompt, *answers))
     listed, form = "\n".join(f"- {name}" for name in criteria), ", ".join(f"{name}=N" for name in criteria)
     # What is filled in is not a format itself: an answer's braces must stand as they are.
     ask = _ASK[mode].replace("{low}", str(low)).replace("{high}", str(high))
