@@ -171,5 +171,5 @@ def test_faults_are_told_before_a_run_starts(make, options, message, tmp_path):
 def test_a_prompt_that_is_cut_within_a_letter_is_told_by_file_and_line(make, tmp_path):
     (tmp_path / "cut.jsonl").write_text('{"prompt": "fine", "answer": 1}\n{"prompt": "cut \\ud83d", "answer": 1}\n')
     prompts = FilePrompts(sources=(SourceSection(path=str(tmp_path / "cut.jsonl")),))
-    with pytest.raises(ValueError, match=r"cut.jsonl:2: the text holds half a surrogate pair"):
+    with pytest.raises(ValueError, match=r"cut.jsonl:2: a text holds half of a character"):
         assemble.inspect(make(prompts))
