@@ -175,16 +175,12 @@ def policy_gradient(
     advantages, old, ref, sampler = _following(batch, weights)
     given = {"advantages": advantages, "weights": weights, "segments": segments}
     corrected = partial(_corrected, correction, sampler, weights, segments)
-    how: dict[str, Any] = {"surrogate": surrogate, "aggregate": aggregate, "chunk_tokens": chunk_tokens}
-    how |= {"with_entropy": watch_entropy or bonus}
-    read = (model, params["policy"], hidden, targets, hyper, given, old)
+    read = _Reading(model, params["policy"], hidden, targets, hyper, given, old, corrected)
     # Where a token's loss is its own and nothing else is differentiated, the head's gradient needs no second pass.
-    if surrogate in PER_TOKEN and kl is None and not bonus and (old is not None or correction is None):
-        factor = None if old is None else corrected(old)
-        term, (logprobs, entropy, loss) = _summed(*read, factor, **how)
-        old = logprobs if old is None else old
-    else:
-        term, (logprobs, entropy, loss), old, factor = _stored(*read, corrected, **how)
+    alone = surrogate in PER_TOKEN and kl is None and not bonus and (old is not None or correction is None)
+    how: dict[str, Any] = {"with_entropy": watch_entropy or bonus, "chunk_tokens": chunk_tokens}
+    found = (_summed if alone else _stored)(read, surrogate, aggregate, **how)
+    term, logprobs, entropy, loss, old, factor = found
     terms, still = {"policy": term}, jax.lax.stop_gradient(logprobs)
     metrics = _watch(still, old, ref, sampler, factor, loss, weights)
     if kl is not None:
@@ -216,25 +212,41 @@ def _corrected(
     return jax.lax.stop_gradient(correction(old - _needed(sampler, "sampler_logprobs"), weights, segments))
 
 
+class _Reading(NamedTuple):
+    """What the policy's term is made from."""
+
+    model: Model
+    policy: Params
+    hidden: Float[Array, "B T D"]
+    targets: Int[Array, "B T"]
+    hyper: Hyper
+    given: dict[str, Array]
+    """Of every token: what the surrogate reads beside log-probabilities."""
+    old: Float[Array, "B T"] | None
+    """None: the policy that is trained."""
+    corrected: Callable[[Array], Array | None]
+    """The old policy's log-probabilities -> importance weights, None without a correction."""
+
+
+class _Found(NamedTuple):
+    """The policy's term, and what it says of every token."""
+
+    term: Term
+    logprobs: Float[Array, "B T"]
+    entropy: Float[Array, "B T"] | None
+    loss: Surrogate
+    old: Float[Array, "B T"]
+    factor: Float[Array, "B T"] | None
+
+
 def _summed(
-    model: Model,
-    policy: Params,
-    hidden: Float[Array, "B T D"],
-    targets: Int[Array, "B T"],
-    hyper: Hyper,
-    given: dict[str, Array],
-    old: Float[Array, "B T"] | None,
-    factor: Float[Array, "B T"] | None,
-    *,
-    surrogate: SurrogateFn,
-    aggregate: Aggregate,
-    with_entropy: bool,
-    chunk_tokens: int | None,
-) -> tuple[Term, tuple[Array, Array | None, Surrogate]]:
-    """The policy's term in one element, and log pi, entropy and surrogate of every token without gradient."""
+    read: _Reading, surrogate: SurrogateFn, aggregate: Aggregate, *, with_entropy: bool, chunk_tokens: int | None
+) -> _Found:
+    """The policy's term in one element; log pi, entropy and surrogate of every token without gradient."""
     # A mean is linear: what it makes of ones multiplies every token's own loss.
-    weights = given["weights"]
-    mean = aggregate(jnp.ones_like(weights), weights, given["segments"])
+    weights, hyper = read.given["weights"], read.hyper
+    mean = aggregate(jnp.ones_like(weights), weights, read.given["segments"])
+    factor = None if read.old is None else read.corrected(read.old)
     times = mean.value if factor is None else factor * mean.value
 
     def per_token(logits: Array, each: tuple[Array, Array, Array | None, dict[str, Array]]) -> tuple[Array, Any]:
@@ -244,38 +256,28 @@ def _summed(
         loss = surrogate(Tokens(stats.logprob, old, **given), hyper)
         return times * loss.value, (stats.logprob, stats.entropy, loss)
 
-    unembed, tree = _head(model, policy, hyper)
-    each, chunk_tokens = (targets, times, old, given), _chunk(chunk_tokens)
-    total, aux = weighted_sum(unembed, tree, hidden, mean.weight, each, per_token, chunk_tokens=chunk_tokens)
+    unembed, tree = _head(read.model, read.policy, hyper)
+    each, chunk_tokens = (read.targets, times, read.old, read.given), _chunk(chunk_tokens)
+    total, aux = weighted_sum(unembed, tree, read.hidden, mean.weight, each, per_token, chunk_tokens=chunk_tokens)
     weight = jnp.sum(mean.weight)
     aux = jax.tree.map(lambda x: jnp.where(weights != 0, x, jnp.zeros((), x.dtype)), aux)
-    return Term(total / jnp.where(weight == 0, 1.0, weight), weight), jax.lax.stop_gradient(aux)
+    logprobs, entropy, loss = jax.lax.stop_gradient(aux)
+    term = Term(total / jnp.where(weight == 0, 1.0, weight), weight)
+    return _Found(term, logprobs, entropy, loss, logprobs if read.old is None else read.old, factor)
 
 
 def _stored(
-    model: Model,
-    policy: Params,
-    hidden: Float[Array, "B T D"],
-    targets: Int[Array, "B T"],
-    hyper: Hyper,
-    given: dict[str, Array],
-    old: Float[Array, "B T"] | None,
-    corrected: Callable[[Array], Array | None],
-    *,
-    surrogate: SurrogateFn,
-    aggregate: Aggregate,
-    with_entropy: bool,
-    chunk_tokens: int | None,
-) -> tuple[Term, tuple[Array, Array | None, Surrogate], Array, Array | None]:
-    """The policy's term by token; log pi, entropy and surrogate; the old policy's log pi; the importance weights."""
-    weights = given["weights"]
-    how: dict[str, Any] = {"with_entropy": with_entropy, "chunk_tokens": chunk_tokens}
-    stats = stats_of(model, policy, hidden, targets, hyper, weights=weights, **how)
+    read: _Reading, surrogate: SurrogateFn, aggregate: Aggregate, *, with_entropy: bool, chunk_tokens: int | None
+) -> _Found:
+    """The policy's term by token; log pi and entropy with gradient."""
+    weights = read.given["weights"]
+    how: dict[str, Any] = {"weights": weights, "with_entropy": with_entropy, "chunk_tokens": chunk_tokens}
+    stats = stats_of(read.model, read.policy, read.hidden, read.targets, read.hyper, **how)
     logprobs = jnp.where(weights != 0, stats.logprob, 0.0)
-    old = jax.lax.stop_gradient(logprobs) if old is None else old
-    loss, factor = surrogate(Tokens(logprobs, old, **given), hyper), corrected(old)
+    old = jax.lax.stop_gradient(logprobs) if read.old is None else read.old
+    loss, factor = surrogate(Tokens(logprobs, old, **read.given), read.hyper), read.corrected(old)
     value = loss.value if factor is None else factor * loss.value
-    return aggregate(value, weights, given["segments"]), (logprobs, stats.entropy, loss), old, factor
+    return _Found(aggregate(value, weights, read.given["segments"]), logprobs, stats.entropy, loss, old, factor)
 
 
 def _needed(x: Array | None, name: str) -> Array:
