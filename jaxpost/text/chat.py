@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +24,8 @@ from jaxpost.text.messages import DataError, Message, ToolCall, to_template
 TEMPLATES = Path(__file__).parent / "templates"
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PROBE_KWARGS = {"date_string": "26 Jul 2024"}
+_RENDERING = threading.Lock()
+"""transformers keeps one compiled template for all threads, and its record of spans refuses a second reader."""
 
 
 class TemplateError(DataError):
@@ -133,14 +136,15 @@ def _render(
     marked = has_markers(text)
     render: Any = render_jinja_template  # annotated as giving one text, it gives lists of texts and spans
     try:
-        texts, spans = render(
-            conversations=[messages],
-            tools=None if tools is None else [dict(tool) for tool in tools],
-            chat_template=text,
-            return_assistant_tokens_mask=marked,
-            add_generation_prompt=add_generation_prompt,
-            **variables,
-        )
+        with _RENDERING:
+            texts, spans = render(
+                conversations=[messages],
+                tools=None if tools is None else [dict(tool) for tool in tools],
+                chat_template=text,
+                return_assistant_tokens_mask=marked,
+                add_generation_prompt=add_generation_prompt,
+                **variables,
+            )
     except JinjaError as error:
         raise _refused(f"the chat template {name} refuses this conversation: {error}") from None
     except (TypeError, AttributeError, KeyError) as error:

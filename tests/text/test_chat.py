@@ -1,5 +1,8 @@
 """Training templates: the text is the family's, the spans are what the assistant writes, and faults have names."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from toy_text import CHATML, OWN, SPECIAL, fast_tokenizer
 
@@ -244,3 +247,17 @@ def test_templates_run_in_the_sandbox(tmp_path):
     template = ChatTemplate("evil", "{% generation %}{{ ''.__class__.__mro__ }}{% endgeneration %}")
     with pytest.raises(DataError, match="refuses this conversation"):
         template.render(messages(((U, "Hi"),)))
+
+
+def test_many_threads_render_one_template():
+    """Tools answer on threads; transformers keeps one compiled template, with one record of spans, for all of them."""
+    template = ChatTemplate("chatml", builtin("chatml"), tuple(SPECIAL.items()))
+    said = [messages([("user", f"question {i}"), ("assistant", f"answer {i} " * i)]) for i in range(1, 65)]
+    alone = [template.render(one) for one in said]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(template.render, said * 4)) == alone * 4
+    finally:
+        sys.setswitchinterval(before)
