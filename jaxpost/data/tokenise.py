@@ -101,7 +101,7 @@ def encode_rows(
     counts = Counts()
     rejects: list[tuple[int, Reject]] = []
     pieced: list[Any] = []
-    origin: list[int] = []
+    origin: list[tuple[int, Mapping[str, Any]]] = []
 
     def reject(number: int, error: DataError, item: Mapping[str, Any] | None = None) -> None:
         row = rows[number]
@@ -134,15 +134,19 @@ def encode_rows(
                 rejects.append((number, Reject(rows[number].where, "dropped", reason, as_json(item))))
             found = [part for part in found if not isinstance(part, str)]
             pieced += found
-            origin += [number] * len(found)
+            origin += [(number, item)] * len(found)
         if special:
             counts.notes["rows whose own text holds special tokens, which are read as such"] += 1
     kept = []
-    for number, encoded in zip(origin, coding.encode(pieced, tokenizer), strict=True):
+    named: set[tuple[int, str]] = set()
+    for (number, item), encoded in zip(origin, coding.encode(pieced, tokenizer), strict=True):
         if isinstance(encoded, DataError):
             reject(number, encoded)
         elif isinstance(encoded, str):
             counts.dropped[encoded] += 1
+            if (number, encoded) not in named:
+                rejects.append((number, Reject(rows[number].where, "dropped", encoded, as_json(item))))
+            named.add((number, encoded))
         else:
             counts.truncated += encoded.cut > 0
             counts.truncated_tokens += encoded.cut

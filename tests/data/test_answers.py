@@ -355,12 +355,17 @@ def test_long_groups_are_cut_to_the_window(share, cut, max_length, judged):
     assert (stats.truncated, stats.truncated_tokens) == (1, whole.cost(share) - group.cost(share))
 
 
-def test_what_a_window_leaves_nothing_of_is_dropped_and_counted(judged):
+def test_what_a_window_leaves_nothing_of_is_dropped_counted_and_named(judged, tmp_path):
     fine = {"prompt": "a", "chosen": "b", "rejected": "c"}
     options = {"mask": "completion", "seq_len": 30}
     alike = {"prompt": "a", "chosen": "b" * 40 + "1", "rejected": "b" * 40 + "2"}
     counts = judged("pairs", [fine, LONG, alike], **options).stats[0].dropped
     assert counts == {"the prompt leaves no room for an answer": 1, "identical within the window": 1}
+    saved = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert [(row["where"][-13:], row["kind"], row["reason"]) for row in saved] == [
+        ("rows0.jsonl:2", "dropped", "the prompt leaves no room for an answer"),
+        ("rows0.jsonl:3", "dropped", "identical within the window"),
+    ]
     assert judged("pairs", [fine, LONG], on_long_row="drop", **options).stats[0].dropped == {"too long": 1}
     with pytest.raises(DataError, match=r"rows0\.jsonl:2: the group takes \d+ tokens of a row of 30"):
         judged("pairs", [fine, LONG], on_long_row="error", **options)

@@ -1,5 +1,7 @@
 """Masks: which tokens of a row are trained, with what weight; windows; rows of which nothing is trained."""
 
+import json
+
 import numpy as np
 import pytest
 from toy_text import LLAMA3, fast_tokenizer
@@ -145,7 +147,12 @@ def test_long_rows(section, tokenizer, tmp_path):
 
     def run(policy):
         data = section([late, long, short], seq_len=60, on_long_row=policy)
-        return prepare(data, data.train, tokenizer, cache_dir=tmp_path / "cache")
+        left = tmp_path / "rejected.jsonl"
+        return prepare(data, data.train, tokenizer, cache_dir=tmp_path / "cache", rejected=left)
+
+    def left_out():
+        saved = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
+        return [(row["where"].rsplit("/", 1)[1], row["kind"], row["reason"], json.loads(row["row"])) for row in saved]
 
     cut = run("truncate")
     assert len(cut) == 2
@@ -155,9 +162,11 @@ def test_long_rows(section, tokenizer, tmp_path):
     stats = cut.stats[0]
     assert (stats.truncated, stats.truncated_tokens) == (1, len(full) - 60)
     assert stats.dropped == {"nothing trained within the window": 1}
+    assert left_out() == [("rows0.jsonl:1", "dropped", "nothing trained within the window", late)]
     dropped = run("drop")
     assert len(dropped) == 1
     assert dropped.stats[0].dropped == {"too long": 2}
+    assert left_out() == [(f"rows0.jsonl:{n}", "dropped", "too long", row) for n, row in ((1, late), (2, long))]
     with pytest.raises(
         DataError, match=r"rows0\.jsonl:1: the row has \d+ tokens and the window 60; raise data\.seq_len"
     ):
