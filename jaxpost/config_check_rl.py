@@ -12,6 +12,7 @@ from jaxpost.config_env import EnvSection, PythonTool, SearchTool
 from jaxpost.config_io import Config, ConfigError
 from jaxpost.config_preference import PreferenceConfig
 from jaxpost.config_reward import RewardConfig
+from jaxpost.config_rewards import JudgeSection, RewardSection
 from jaxpost.config_rl import (
     ArithmeticPrompts,
     BestWorst,
@@ -105,6 +106,8 @@ def _rollout(config: RLConfig) -> Iterator[str]:
     compares = isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage, ProcessAdvantage, BestWorst))
     if compares and rollout.samples < 2:
         yield f"rollout.samples is {rollout.samples}; {config.advantage.kind} compares a group's samples: at least 2"
+    if rollout.samples < 2 and _judges_pairs(config.reward):
+        yield f"rollout.samples is {rollout.samples}; a judge of mode pair compares a problem's samples: at least 2"
     if rollout.max_refills and not isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage, BestWorst)):
         yield (
             f"rollout.max_refills asks for informative groups, which advantage {config.advantage.kind} does not need; "
@@ -254,6 +257,10 @@ def _learner(config: RLConfig) -> Iterator[str]:
         yield f"learner.minibatches {learner.minibatches} exceeds rollout.prompts {config.rollout.prompts}"
 
 
+def _judges_pairs(reward: RewardSection) -> bool:
+    return any(isinstance(part, JudgeSection) and part.mode == "pair" for part in (*reward.parts, *reward.gates))
+
+
 def _evals(config: RLConfig) -> Iterator[str]:
     names = [section.name for section in config.evals]
     for i, section in enumerate(config.evals):
@@ -266,6 +273,11 @@ def _evals(config: RLConfig) -> Iterator[str]:
         yield from at_least(f"{key}.temperature", section.temperature, 0)
         if any(k < 1 or k > section.samples for k in section.pass_at):
             yield f"{key}.pass_at {section.pass_at} must lie within 1 .. samples = {section.samples}"
+        if section.samples < 2 and _judges_pairs(section.reward or config.reward):
+            yield (
+                f"{key} draws one sample of a problem, and a judge of mode pair compares several; raise {key}.samples "
+                f"and {key}.temperature, or give {key}.reward"
+            )
         yield from _unseen(key, section, config)
         if section.samples > 1 and section.temperature == 0:
             yield f"{key} draws {section.samples} samples at temperature 0, all alike; raise one or lower the other"

@@ -14,6 +14,7 @@ from jaxpost import config_env, config_rewards, config_rl
 from jaxpost.config_check_rl import check_config
 from jaxpost.config_flags import apply_flags
 from jaxpost.config_io import ConfigError, dump, loads
+from jaxpost.config_rewards import JudgeSection, RewardSection
 
 ROOT = Path(__file__).parent.parent
 LEAST = "method: rl\nreward: {parts: [{kind: math}]}\n"
@@ -183,3 +184,15 @@ def test_every_key_is_read_somewhere() -> None:
     keys = {field.name for section in sections() for field in dataclasses.fields(section)}
     # Told apart by their classes; the mesh is read as a mapping.
     assert keys - read_names <= {"kind", "method", "expert", "fsdp"}
+
+
+def test_a_judge_of_pairs_needs_several_samples_of_a_problem() -> None:
+    pairs = RewardSection(parts=(JudgeSection(mode="pair"),))
+    config = replace(read("rollout: {samples: 1}\nadvantage: {kind: remax}\nevals: [{name: a}]"), reward=pairs)
+    with pytest.raises(ConfigError) as error:
+        check_config(config)
+    first, second = str(error.value).splitlines()
+    assert first == "rollout.samples is 1; a judge of mode pair compares a problem's samples: at least 2"
+    assert second.startswith("evals.0 draws one sample of a problem, and a judge of mode pair compares several; raise")
+    several = replace(config.evals[0], samples=2, temperature=1.0)
+    check_config(replace(config, rollout=replace(config.rollout, samples=2), evals=(several,)))

@@ -29,8 +29,9 @@ Ask = Callable[[Sequence[str], int], list[str | None]]
 YesNo = Callable[[Sequence[str], Sequence[str]], list[float]]
 """(what was asked, reasoning that ends in front of the verdict) -> probability of yes against no."""
 VERDICT = "Correct:"
+ALONE = "an answer alone with its problem has no other to be compared with; draw at least 2 samples of each problem"
 _Found = tuple[float | None, dict[str, float], float]
-"""A score, its parts by criterion, and the share of verdicts that could not be read."""
+"""A score, its parts by criterion, and the share of verdicts that could not be read; NaN: none was asked for."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Verdicts:
         for i, result in zip(kept, judged, strict=True):
             found[i] = result
             if result[0] is None:
-                faults[i] = "no verdict could be read"
+                faults[i] = ALONE if math.isnan(result[2]) else "no verdict could be read"
         columns = {self.spec.name: np.array([np.nan if value is None else value for value, _, _ in found])}
         for name in self.spec.criteria:
             columns[f"{self.spec.name}/{name}"] = np.array([parts.get(name, np.nan) for _, parts, _ in found])
@@ -136,7 +137,7 @@ class Verdicts:
         out: list[_Found] = []
         for found in results:
             known = [x for x in found if x is not None]
-            share = 1.0 - len(known) / len(found) if found else 1.0
+            share = 1.0 - len(known) / len(found) if found else math.nan
             out.append((float(np.mean(known)) if known else None, {}, share))
         return out
 

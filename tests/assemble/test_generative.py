@@ -56,7 +56,10 @@ def test_pairs_are_judged_in_both_orders_and_a_judge_that_goes_by_the_order_find
     other = {"prompt": "Another?"}
     columns, faults = judge([*[PROBLEM] * 3, other], [*ANSWERS, Sample("alone")])
     np.testing.assert_array_equal(columns["judge"], [1.0, 0.25, 0.25, np.nan])
-    assert [fault.row for fault in faults] == [3], "an answer without another to compare with"
+    (fault,) = faults
+    assert fault.row == 3
+    assert "alone with its problem has no other to be compared with" in fault.reason
+    assert np.isnan(columns["judge/unreadable"][3]), "no verdict was asked for"
     biased = Verdicts(JudgeScore(mode="pair"), said(lambda text: "Better: A"))
     np.testing.assert_array_equal(biased([PROBLEM] * 2, ANSWERS[:2])[0]["judge"], [0.5, 0.5])
 
