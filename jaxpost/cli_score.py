@@ -122,7 +122,7 @@ def told(numbers: dict[str, float]) -> list[str]:
         if last == "accuracy" and f"{head}low" in numbers:
             low, high, items = (numbers[head + part] for part in ("low", "high", "items"))
             lines.append(f"{head}accuracy {100 * value:.1f}% [{100 * low:.1f}, {100 * high:.1f}] of {int(items)}")
-        elif last in ("accuracy", "low", "high", "items") or key.startswith("reliability/") or _is_bound(key, numbers):
+        elif last in ("accuracy", "low", "high", "items") or "reliability/" in key or _is_bound(key, numbers):
             continue
         elif f"{key}_low" in numbers and f"{key}_high" in numbers:
             rest.append(f"{key} {value:.4g} [{numbers[f'{key}_low']:.4g}, {numbers[f'{key}_high']:.4g}]")

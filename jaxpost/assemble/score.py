@@ -65,15 +65,30 @@ class Verdict:
     """Labelled items with the scores [steps] of their answers, and their tokens."""
 
     def numbers(self) -> dict[str, float]:
-        """Accuracy with its interval and more, where rows are labelled; see `eval.reward`."""
-        if not self.known:
-            return {}
-        scored = [
-            (_group(item, tokens), [_judged(item, n, x)[:, None, None] for n, x in enumerate(found)])
-            for item, found, tokens in self.known
-        ]
-        graded = any(item.graded for item, _, _ in self.known)
-        return judge(scored, graded=graded, questions=[repr(item.prompt) for item, _, _ in self.known])
+        """Accuracy with its interval and more, where rows are labelled; see `eval.reward`.
+
+        Of a file of both kinds each number's name begins with pairs/ (rankings too) or answers/ (labels of each).
+        """
+        kinds = {
+            "pairs/": [known for known in self.known if known[0].ranks is not None],
+            "answers/": [known for known in self.known if known[0].ranks is None],
+        }
+        there = {kind: known for kind, known in kinds.items() if known}
+        return {
+            (kind if len(there) > 1 else "") + name: value
+            for kind, known in there.items()
+            for name, value in _numbers(known).items()
+        }
+
+
+def _numbers(known: Sequence[tuple[Item, list[np.ndarray], list[int]]]) -> dict[str, float]:
+    """Of items that are all ranked, or all labelled."""
+    scored = [
+        (_group(item, tokens), [_judged(item, n, x)[:, None, None] for n, x in enumerate(found)])
+        for item, found, tokens in known
+    ]
+    graded = any(item.graded for item, _, _ in known)
+    return judge(scored, graded=graded, questions=[repr(item.prompt) for item, _, _ in known])
 
 
 def score(

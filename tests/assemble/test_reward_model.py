@@ -303,6 +303,20 @@ def test_grades_ties_and_steps_count_in_the_verdict(tiny_model, random_reward_mo
     assert "steps" not in rows[0]
 
 
+def test_a_file_of_pairs_and_labels_is_judged_by_both(random_reward_model, tmp_path):
+    labels = [{"prompt": f"p{n}", "completion": "yes", "label": n % 2 == 0} for n in range(5)]
+    verdicts = []
+    for name, rows in (("pairs", PAIRS[:4]), ("labels", labels), ("both", [*PAIRS[:4], *labels])):
+        source = SourceSection(path=written(tmp_path / f"{name}.jsonl", rows))
+        list(score([random_reward_model], source, verdict=(verdict := Verdict())))
+        verdicts.append(verdict.numbers())
+    pairs, answers, both = verdicts
+    assert pairs["items"] == 4
+    assert answers["items"] == 5
+    apart = {f"pairs/{k}": v for k, v in pairs.items()} | {f"answers/{k}": v for k, v in answers.items()}
+    assert both == pytest.approx(apart, rel=1e-4)
+
+
 def test_an_ensemble_of_models_pays_for_its_uncertainty(tiny_model, random_reward_model, tmp_path):
     other = save_random(tiny_model, tmp_path / "other", seed=1)
     rows = [
