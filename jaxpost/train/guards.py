@@ -17,6 +17,13 @@ class TrainingStopped(RuntimeError):
     """Training cannot go on; the message names the step, the metric and what to do."""
 
 
+ALIKE = (
+    "its batch holds nothing that the loss compares, such as right and wrong answers; a larger train.batch_size holds "
+    "more of both"
+)
+"""Of an update whose batch has answers, but none that count."""
+
+
 class StopSignals:
     """Turns the first SIGTERM or SIGINT into a request that the loop sees; a second one kills as usual.
 
@@ -53,12 +60,14 @@ class StopSignals:
             signal.signal(number, previous)
 
 
-def check_step(metrics: Mapping[str, float], step: int, skips: int, guard: GuardSection) -> int:
+def check_step(metrics: Mapping[str, float], step: int, skips: int, guard: GuardSection, *, trained: int = 0) -> int:
     """Count consecutive skipped updates; stop when the guard says so.
 
     Args:
         metrics: of update `step` (counted from 1): `skipped` 0 or 1, its reasons `empty`, `nonfinite`, `spike`.
         skips: consecutive skipped updates before this one.
+        trained: tokens of the batch that have weight. Where there are some, an `empty` update is one whose answers the
+            loss cannot compare (all of one kind), which another batch's may be.
 
     Returns:
         Consecutive skipped updates after this one.
@@ -73,7 +82,7 @@ def check_step(metrics: Mapping[str, float], step: int, skips: int, guard: Guard
     if not metrics.get("skipped"):
         return 0
     skips += 1
-    if metrics.get("empty"):
+    if metrics.get("empty") and not trained:
         raise TrainingStopped(
             f"Update {step}: no token of its batch is trained (every weight is 0). See the masks with "
             "`jaxpost data inspect`; data.mask and data.seq_len decide them."
@@ -81,7 +90,9 @@ def check_step(metrics: Mapping[str, float], step: int, skips: int, guard: Guard
     bad = ", ".join(
         f"{name} = {metrics[name]}" for name in ("loss", "grad_norm") if not math.isfinite(metrics.get(name, 0.0))
     )
-    if bad and guard.on_nonfinite == "stop":
+    if metrics.get("empty"):
+        bad = ALIKE
+    elif bad and guard.on_nonfinite == "stop":
         raise TrainingStopped(
             f"Update {step}: {bad}. train.guard.on_nonfinite is 'stop', so the run ends here; the parameters are "
             f"those of update {step - 1}. {_ADVICE}"
@@ -93,7 +104,7 @@ def check_step(metrics: Mapping[str, float], step: int, skips: int, guard: Guard
         )
         raise TrainingStopped(
             f"{skips} updates in a row were skipped (train.guard.max_skips), the last at step {step}: {why}. "
-            f"The parameters are those of update {step - skips}. {_ADVICE}"
+            f"The parameters are those of update {step - skips}." + (f" {_ADVICE}" if bad is not ALIKE else "")
         )
     return skips
 

@@ -18,7 +18,7 @@ import jax
 from jaxpost.metrics.terms import Sums, add, to_host
 from jaxpost.train.attempt import Attempt, Opened, opened
 from jaxpost.train.compiled import CompiledEval
-from jaxpost.train.guards import TrainingStopped, check_step
+from jaxpost.train.guards import ALIKE, TrainingStopped, check_step
 from jaxpost.train.job import EvalStep, RunResult, Source, SupervisedJob
 from jaxpost.train.meters import peak_memory_gib
 from jaxpost.train.progress import duration
@@ -135,12 +135,13 @@ class _Run(Attempt[SupervisedJob]):
         lr = None if job.lr_at is None else float(job.lr_at(step - 1 - position.skipped))
         position.add(metrics, tokens=tokens, trained=trained)
         try:
-            position.skips = check_step(metrics, step, position.skips, job.train.guard)
+            position.skips = check_step(metrics, step, position.skips, job.train.guard, trained=trained)
         except TrainingStopped:
             self._log(step, lr)
             raise
         if position.skips and (position.skipped <= _FIRST_SKIPS or position.skipped % 100 == 0):
             shown = ", ".join(f"{name} {metrics[name]:.4g}" for name in ("loss", "grad_norm") if name in metrics)
+            shown = ALIKE if metrics.get("empty") else shown
             self.progress.say(f"Skipped update {step} ({shown}); {position.skips} in a row, {position.skipped} in all")
         if step % max(job.train.log_every, 1) == 0 or step == job.num_steps:
             self._log(step, lr)

@@ -185,13 +185,31 @@ def test_guard_can_stop_at_the_first_bad_update(tmp_path: Path):
         run_supervised(job)
 
 
-def test_a_batch_without_a_trained_token_stops_the_run(tmp_path: Path):
-    def empty_step(*args: Any) -> Any:
-        state, metrics = toy_step(*args)
-        return state, metrics | {"skipped": jnp.int32(1), "empty": jnp.int32(1)}
+def empty_at(*steps: int) -> Any:
+    """Updates whose batch has nothing that counts."""
 
+    def step(state: TrainState, *args: Any) -> Any:
+        after, metrics = toy_step(state, *args)
+        empty = jnp.any(state.step + 1 == jnp.array(steps))
+        return after, metrics | {"skipped": empty.astype(jnp.int32), "empty": empty.astype(jnp.int32)}
+
+    return step
+
+
+def test_a_batch_without_a_trained_token_stops_the_run(tmp_path: Path):
+    count = lambda batch: {"tokens": jnp.int32(8), "tokens_trained": jnp.int32(0)}  # noqa: E731
     with pytest.raises(TrainingStopped, match=r"Update 1: no token of its batch is trained.*data inspect"):
-        run_supervised(toy_job(tmp_path / "run", step=empty_step))
+        run_supervised(toy_job(tmp_path / "run", step=empty_at(1), count=count))
+
+
+def test_a_batch_that_the_loss_cannot_compare_is_skipped_and_many_stop_the_run(tmp_path: Path, capsys):
+    guard = GuardSection(max_skips=3)
+    run_supervised(toy_job(tmp_path / "some", step=empty_at(3, 4, 9), guard=guard))
+    assert "Skipped update 4 (its batch holds nothing that the loss compares" in capsys.readouterr().out
+    with pytest.raises(
+        TrainingStopped, match=r"^3 updates in a row.*at step 6: its batch holds.*batch_size.*update 3\.$"
+    ):
+        run_supervised(toy_job(tmp_path / "many", step=empty_at(4, 5, 6), guard=guard))
 
 
 class Signalling(ToySource):
