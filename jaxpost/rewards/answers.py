@@ -22,9 +22,23 @@ _PHRASE = re.compile(r"\banswer(?:\s+is|\s*[:：=])[:：\s*]*", re.IGNORECASE)
 _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _SENTENCE = re.compile(r"\.(?=\s|$)|\n|\*\*")
 _NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_.,])(?:(?<![)\]}\-])-)?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+|(?=\.[0-9]))(?:\.[0-9]+)?"
-    r"(?:[eE][-+]?[0-9]+)?(?:/[0-9]+)?(?:\\?%)?(?![0-9])"
+    r"(?<![A-Za-z0-9_.,])(?:(?<![)\]}\-])[-\u2010-\u2013\u2212\ufe63\uff0d])?\$?"
+    r"(?:[0-9]{1,3}(?:(?:,[0-9]{3})+|(?:[ \u00a0\u2009\u202f][0-9]{3})+)(?![0-9])|[0-9]+|(?=\.[0-9]))(?:\.[0-9]+)?"
+    r"(?:[eE][-+]?[0-9]+)?(?:/[0-9]+)?(?:\\?%)?(?![0-9])(?:\s(?:hundred|thousand|million|billion|trillion)\b)?"
 )
+_OPEN = re.compile(
+    r"\b(?:(?:not|never|neither)(?:\s+\w+){0,2}|either|between|minus|negative|than|at\s+(?:least|most)|above|below|over"
+    r"|under)\s*[$(\\]{0,3}\s*$",
+    re.IGNORECASE,
+)
+"""Right before the first number of a sentence: it is not the answer."""
+_ELSE = re.compile(
+    r"\s*(?:[-+*/^×÷]\s*[0-9($\\]|(?:times|plus|minus|over|divided|squared|cubed|factorial)\b)"
+    r"|.*\b(?:or|wait|actually|correction)\b[^0-9]*[0-9]",
+    re.IGNORECASE,
+)
+"""After it: more is to be worked out, or another answer follows."""
+THINK = ("<think>", "</think>")
 
 
 def boxes(text: str) -> list[str]:
@@ -55,18 +69,31 @@ def boxes(text: str) -> list[str]:
     return outer
 
 
+def after_thinking(text: str) -> str:
+    """What a text says outside of its thoughts: behind the last </think>, or before a <think> that does not end.
+
+    A guess that was made on the way is no answer, however right it is.
+
+    >>> after_thinking("<think>5? No.</think> It is 7."), after_thinking("Well. <think> 5"), after_thinking("5")
+    (' It is 7.', 'Well. ', '5')
+    """
+    return text.rpartition(THINK[1])[2].partition(THINK[0])[0]
+
+
 def final_answer(text: str, *, sources: Sequence[Source] = SOURCES) -> str | None:
     """The final answer that a text states, by the first of these sources that it has; None if it has none.
 
     tag: what stands in the last <answer> </answer> (2501.12948), or the last box in it. boxed: the last complete box
     (of a box that holds nothing but a box, the inner one).
     hash: what follows the last "####" in its line (GSM8K, 2110.14168). phrase: what follows the last "answer is" or
-    "answer:" in its sentence. number: the last number. Only the last MAX_READ characters are read.
+    "answer:" in its sentence. number: the last number, with the formula around it. Only what follows the thinking is
+    read (`after_thinking`), of it the last MAX_READ characters. A sentence that leaves its number open ("either 3 or
+    4", "not 5") is itself the answer, and so equals no number.
 
     >>> final_answer("2 + 2 = 4. The answer is 5 apples."), final_answer("so 1,234 in all", sources=["boxed"])
     ('5 apples', None)
     """
-    text = text[-MAX_READ:]
+    text = after_thinking(text)[-MAX_READ:]
     for source in sources:
         if source == "tag":
             found = [(boxes(inside) or [inside])[-1] for inside in _TAG.findall(text)[-1:]]
@@ -77,7 +104,7 @@ def final_answer(text: str, *, sources: Sequence[Source] = SOURCES) -> str | Non
         elif source == "phrase":
             found = [_phrase(text[match.end() :]) for match in list(_PHRASE.finditer(text))[-1:]]
         else:
-            found = _NUMBER.findall(text)[-1:]
+            found = [_in_formula(text, match) for match in list(_NUMBER.finditer(text))[-1:]]
         if found and found[0].strip():
             return found[0].strip()
     return None
@@ -97,10 +124,24 @@ def _phrase(rest: str) -> str:
     sentence = _SENTENCE.split(rest[:1000], maxsplit=1)[0].strip()
     if read(sentence).values:
         return sentence
-    if math := re.search(r"\$([^$]+)\$|\\\((.+?)\\\)", sentence):
-        return math[1] or math[2]
-    number = _NUMBER.search(sentence)
-    return number[0] if number else sentence
+    found = re.search(r"\$([^$]+)\$|\\\((.+?)\\\)", sentence) or _NUMBER.search(sentence)
+    if found is None or _OPEN.search(sentence[: found.start()]) or _ELSE.match(sentence, found.end()):
+        return sentence
+    return next(filter(None, found.groups()), found[0])
+
+
+def _in_formula(text: str, match: re.Match[str]) -> str:
+    """A number; all that is written without space where it is a part of a formula (\\frac{1}{2}, 2^10; also 12,5)."""
+    start, end = match.span()
+    inside = text[start - 1 : start] in ("^", "_", "{", "}", "\\")
+    if not inside and not re.match(r"[\^_}]|,[0-9]", text[end : end + 2]):
+        return match[0]
+    head, tail = (
+        re.search(r"\S{0,200}$", text[max(start - 200, 0) : start]),
+        re.match(r"\S{0,200}", text[end : end + 200]),
+    )
+    around = f"{head[0] if head else ''}{match[0]}{tail[0] if tail else ''}"
+    return around.strip("$*`\"'.,;:!?")
 
 
 @dataclass(frozen=True)
@@ -158,7 +199,7 @@ class MultipleChoice(RowReward):
 
     def choice(self, text: str) -> str | None:
         """The letter that a text chooses, if any."""
-        text = text[-MAX_READ:]
+        text = after_thinking(text)[-MAX_READ:]
         text = (_TAG.findall(text) or [text])[-1]
         one = rf"\(?([{re.escape(self.letters)}])(?:\)|(?![\w'’]))"
         if found := boxes(text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from jaxpost.rewards.exact import Beyond, Exact
 MAX_CHARS = 512
 MAX_DEPTH = 24
 MAX_DIGITS = 200
+MAX_SIDES = 8
+"""Of what is said to be equal."""
 
 _UNITS = {"cm", "mm", "km", "kg", "mg", "ml", "ft", "lb", "oz", "mi", "yd", "hr", "am", "pm", "in", "mph", "dollars"}
 _NAMES = {
@@ -36,13 +39,42 @@ _REPEATED = re.compile(r"([0-9]{0,99})\.([0-9]{0,99})\\overline\s?\{?([0-9]{1,99
 _EITHER = re.compile(r"\\pm(?![A-Za-z])")
 _NAMED = re.compile(r"\s*[A-Za-z](?:_\{?\w\}?)?(?:\([a-z]\))?\s*(?:=|\\in(?![a-z]))\s*(?=\S)")
 _MIXED = re.compile(r"([-+]?)\s*([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)")
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALE = re.compile(
+    r"(?<=[0-9}])(?:[\s~]|\\[,;:! ]){0,8}(\\(?:text|mathrm|mbox|textrm|textbf)\{\s{0,8})?"
+    rf"({'|'.join(_SCALES)})s?(?![A-Za-z])"
+)
+_NO_UNITS = {
+    "or", "and", "not", "is", "are", "was", "maybe", "perhaps", "possibly", "probably", "but", "plus", "minus", "over",
+    "divided", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "twenty", "thirty", "fifty", "hundred",
+}  # fmt: skip
+"""With one of these words anywhere, what follows a number is no unit: it may say another answer."""
+_NO_FIRST = {
+    "squared", "cubed", "factorial", "mod", "modulo", "choose", "sin", "cos", "tan", "cot", "log", "ln", "lg", "exp",
+    "sqrt", "half", "halves", "thirds", "fourths", "fifths", "sixths", "sevenths", "eighths", "ninths", "tenths",
+    "hundredths", "thousandths",
+}  # fmt: skip
+"""Right behind a number these change its value."""
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
     r"(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?)"
     r"|(?P<command>\\[A-Za-z]+)|(?P<word>[A-Za-z]+)|(?P<sign>\\[{}]|[-+*/^(){}\[\],])|(?P<other>\S))"
 )
 _REPLACED = str.maketrans(
-    {"−": "-", "–": "-", "±": "\\pm", "×": "*", "·": "*", "⋅": "*", "÷": "/", "$": "", "€": "", "£": ""}
+    {
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"),
+        "¥": "",
+        "₹": "",
+        "±": "\\pm",
+        "×": "*",
+        "·": "*",
+        "⋅": "*",
+        "÷": "/",
+        "$": "",
+        "€": "",
+        "£": "",
+    }
 )
 _COMMANDS = {"\\cdot": "*", "\\times": "*", "\\div": "/", "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\cfrac": "\\frac"}
 
@@ -72,9 +104,13 @@ def read(text: str) -> Answer:
     True
     """
     if len(text) > MAX_CHARS:
-        return Answer(_plain(text[:MAX_CHARS]) + "...")
+        # Not the beginning alone: a long number that ends otherwise is another one.
+        rest = hashlib.blake2b(_plain(text).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        return Answer(f"{_plain(text[:MAX_CHARS])}...{rest}")
     plain = _plain(text)
     body = _THOUSANDS.sub("", text.replace("\\$", "").translate(_REPLACED)).strip().rstrip(".").strip()
+    for _ in range(2):  # "5 hundred thousand"
+        body = _SCALE.sub(lambda m: f"*10^{_SCALES[m[2]]} {m[1] or ''}", body)
     body, unit = _split_unit(body)
     percent = body.endswith("%") or unit == "percent"
     body = _BLANKS.sub(" ", body.rstrip("%").rstrip("\\")) if percent else _BLANKS.sub(" ", body)
@@ -84,7 +120,7 @@ def read(text: str) -> Answer:
         letter = re.escape(named[0].partition("=")[0].strip())
         body = re.sub(rf",\s*{letter}\s*=", ",", body[named.end() :])
     try:
-        values, brackets = _parsed(body)
+        values, brackets = _parsed(body) if "=" not in body else _worked_out(body)
     except (Unreadable, Beyond):
         return Answer(plain)
     return Answer(plain, values, brackets, percent, "" if unit == "percent" else unit)
@@ -136,6 +172,14 @@ def _repeated(match: re.Match[str]) -> str:
     return f"({over}/{10 ** len(once) * (10 ** len(again) - 1)})"
 
 
+def _worked_out(text: str) -> tuple[tuple[Exact, ...], str]:
+    """The value of 5 + 3 = 8, whose sides all have it."""
+    sides = [_parsed(side) for side in text.split("=")[:MAX_SIDES]]
+    if text.count("=") >= MAX_SIDES or any(side != sides[0] or len(side[0]) > 1 for side in sides):
+        raise Unreadable("an equation")
+    return sides[0]
+
+
 def _parsed(text: str) -> tuple[tuple[Exact, ...], str]:
     """Values and their brackets; a \\pm stands for two values."""
     if len(_EITHER.findall(text)) != 1:
@@ -162,6 +206,8 @@ def _split_unit(text: str) -> tuple[str, str]:
         return text, ""
     word = (found["text"] if found["text"] is not None else found["word"]).strip(" .").lower()
     words = word.split()
+    if _NO_UNITS.intersection(words) or _NO_FIRST.intersection(words[:1]):
+        return text, ""
     plain = found["text"] is None
     if plain and not any(len(w) > 2 or w in _UNITS for w in words) and not (found["space"] and word in "mgsh"):
         return text, ""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxpost.rewards.answers import MAX_READ, boxes
+from jaxpost.rewards.answers import MAX_READ, after_thinking, boxes
 from jaxpost.rewards.contract import Completion, Example, RowReward, field
 from jaxpost.text.arithmetic import BadExpression, evaluate
 
@@ -45,8 +45,8 @@ class Reaches(RowReward):
 
 
 def stated(text: str) -> str:
-    """The expression that a text states."""
-    text = text[-MAX_READ:]
+    """The expression that a text states, after its thinking."""
+    text = after_thinking(text)[-MAX_READ:]
     if "</answer>" in text and "<answer>" in (before := text.rpartition("</answer>")[0]):
         text = before.rpartition("<answer>")[2]
     elif found := boxes(text):

@@ -383,3 +383,87 @@ def test_answers_with_units_in_parentheses(shared_data):
     assert len(named) > 1000
     assert all(equal(answer, answer.split()[0]) for answer in named)
     assert not any(equal(answer, f"{float(answer.split()[0]) + 1}") for answer in named)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("5000000", "5 \\text{ million dollars}"),
+        ("$1.5 million", "1500000"),
+        ("500000", "5 hundred thousand"),
+        ("-2", "\u20112"),
+        ("-2", "\uff0d2"),
+        ("8", "5 + 3 = 8"),
+        ("8", "5+3=8 apples"),
+        ("300", "\u00a5300"),
+        ("2" * 600, "2" * 600),
+    ],
+)
+def test_what_is_said_in_words_or_other_signs_is_the_same(gold, answer):
+    assert equal(gold, answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "5 million", "5 \\text{ thousand}", "5 squared", "5\\text{ factorial}", "5 over two", "5 plus one", "5 or six",
+        "5\\text{ or six}", "5 times three", "5 maybe", "5\\text{ is wrong}", "5 sin x", "5 log x", "5 thirds",
+        "5 dollars and fifty cents", "5 + 3 = 5", "5 = x + 1", "5=" * 50 + "5",
+    ],
+)  # fmt: skip
+def test_words_that_change_a_number_are_no_unit(answer):
+    assert not equal("5", answer)
+
+
+def test_long_answers_differ_wherever_they_differ():
+    assert not equal("1" * 600, "1" * 599 + "2")
+    assert not equal("1" * 600, "1" * 601)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>\\boxed{5}</think> The answer is 7.", "7"),
+        ("<think>I guess \\boxed{5}", None),
+        ("<think>\\boxed{5}</think>", None),
+        ("\\boxed{5}</think>\n#### 6", "6"),
+        ("The answer is either 3 or 4.", "either 3 or 4"),
+        ("The answer is not 5, but 7", "not 5, but 7"),
+        ("The answer is between 3 and 4", "between 3 and 4"),
+        ("The answer is more than $5$.", "more than $5$"),
+        ("The answer is 3, no wait, 4", "3, no wait, 4"),
+        ("The answer is 5 times 3", "5 times 3"),
+        ("The answer is 5 + 3 = 8 apples.", "5 + 3 = 8 apples"),
+        ("It is \u22123", "\u22123"),
+        ("It is 1 000 000 in all", "1 000 000"),
+        ("It is 1\u202f000\u202f000.", "1\u202f000\u202f000"),
+        ("It is $\\frac{1}{2}$.", "\\frac{1}{2}"),
+        ("So it is 2^10.", "2^10"),
+        ("12,5 litres", "12,5"),
+        ("It is 5 million", "5 million"),
+        ("The answer is that the least common multiple of them is 12", "12"),
+        ("The answer is the difference between them, 5", "5"),
+    ],
+)
+def test_guesses_and_hedges_are_no_answers_and_formulas_stay_whole(text, answer):
+    assert final_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("gold", "text"),
+    [
+        ("3", "It is \u22123"),
+        ("0", "1 000 000"),
+        ("2", "$\\frac{1}{2}$"),
+        ("10", "2^10"),
+        ("12", "12,5"),
+        ("5", "5 million"),
+    ],
+)
+def test_a_part_of_a_number_is_not_the_number(gold, text):
+    assert MathAnswer()([{"answer": gold}], [Sample(text)])["math"] == [0]
+
+
+def test_a_choice_is_not_read_from_the_thinking():
+    assert MultipleChoice().choice("<think>The answer is (A)?</think> The answer is (B).") == "B"
+    assert MultipleChoice().choice("<think>The answer is (A)") is None
