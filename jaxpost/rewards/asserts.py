@@ -15,6 +15,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from jaxpost.rewards.tainted import Tainted, truths
+
 MAX_LENGTH = 10**6
 """Of what `*` or `range` make."""
 MAX_BITS = 10**6
@@ -32,6 +34,11 @@ _PREDICATES = (
     "isdecimal", "isidentifier", "istitle", "issubset", "issuperset", "isdisjoint",
 )  # fmt: skip
 """Methods of plain data that say yes or no: an object's own would say what it likes, so they are called here."""
+_JOINING = ("set", "frozenset", "math.isclose")
+"""So do these of several values."""
+_OPERATORS = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__contains__")
+_BETWEEN = (ast.Sub, ast.Div, ast.FloorDiv, ast.Mod, ast.BitXor)
+"""Of equal values these give the same whatever the values are, so they compare."""
 _CONSTANTS = {"math.pi": math.pi, "math.e": math.e, "math.inf": math.inf, "math.nan": math.nan, "math.tau": math.tau}
 
 
@@ -102,7 +109,8 @@ def parse(text: str) -> Test:
 
     Raises:
       Unsupported: there is no assert; other statements, functions or operators around the calls; a comparison of two
-        values of the untrusted code with one another; an assert without a call.
+        values of the untrusted code with one another, or by a helper (`assert close(f(1), 2)`), or before the assert
+        (`ok = f(1) == 2`); an assert without a call.
     """
     try:
         return _test(text, ast.parse(text).body)
@@ -154,11 +162,15 @@ class _Rename(ast.NodeTransformer):
 
 
 def _test(text: str, body: Sequence[ast.stmt]) -> Test:
-    splitter, lines, claims = _Splitter(text), [], []
+    splitter, lines, claims, tainted = _Splitter(text), [], [], Tainted()
     for statement in body:
         if not isinstance(statement, ast.Assert):
             lines.append(_statement(text, statement))
+            if joined := tainted.statement(statement):
+                raise splitter.unsupported(joined)
             continue
+        if told := [truth for truth in truths(statement.test) if not _judged(truth) and tainted.compares(truth)]:
+            raise splitter.unsupported(told[0])
         before = len(splitter.calls)
         claims.append(splitter.claim(statement.test))
         lines += [f"__show__({ast.unparse(call)})" for call in splitter.calls[before:]]
@@ -221,15 +233,29 @@ class _Splitter:
         if isinstance(node, ast.UnaryOp):
             return ast.UnaryOp(node.op, self.split(node.operand))
         if isinstance(node, ast.BinOp) and isinstance(node.op, (*_BINARY, ast.Mult, ast.Mod, ast.Pow)):
-            return ast.BinOp(self.split(node.left), node.op, self.split(node.right))
-        if isinstance(node, ast.List | ast.Tuple | ast.Set):
+            left, right = self.apart(node, [node.left, node.right], most=1 if isinstance(node.op, _BETWEEN) else 2)
+            return ast.BinOp(left, node.op, right)
+        if isinstance(node, ast.List | ast.Tuple):
             return type(node)([self.split(item) for item in node.elts])
+        if isinstance(node, ast.Set):
+            return ast.Set(self.apart(node, node.elts))
         if isinstance(node, ast.Dict) and None not in node.keys:
             keys: list[ast.expr | None] = [self.split(key) for key in node.keys if key is not None]
             return ast.Dict(keys, [self.split(value) for value in node.values])
         if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant | ast.UnaryOp):
             return ast.Subscript(self.split(node.value), self.split(node.slice), ast.Load())
         raise self.unsupported(node)
+
+    def apart(self, node: ast.expr, parts: Sequence[ast.expr], *, most: int = 1) -> list[ast.expr]:
+        """Their halves, where few of them may be the program's: it could make them equal without knowing either."""
+        halves, own = [], 0
+        for part in parts:
+            before = len(self.calls)
+            halves.append(self.split(part))
+            own += len(self.calls) > before
+        if own > most:
+            raise self.unsupported(node)
+        return halves
 
     def compare(self, node: ast.Compare) -> ast.expr:
         sides = []
@@ -247,16 +273,24 @@ class _Splitter:
         return ast.Compare(sides[0][0], node.ops, [side for side, _ in sides[1:]])
 
     def call(self, node: ast.Call) -> ast.expr:
-        name = _dotted(node.func)
+        name, before = _dotted(node.func), len(self.calls)
         if name in self.own_functions:
             return self.shown(node)
         if name in _FUNCTIONS:
             if name in _CONVERSIONS and len(node.args) == 1 and not node.keywords and self.own(node.args[0]):
                 return self.shown(node)
-            return ast.Call(node.func, *self.arguments(node))
+            call = ast.Call(node.func, *self.arguments(node))
+            if name in _JOINING and len(self.calls) > before + 1:
+                raise self.unsupported(node)
+            return call
         if isinstance(node.func, ast.Attribute) and node.func.attr in _PREDICATES:
-            before = self.split(node.func.value)
-            return ast.Call(ast.Attribute(before, node.func.attr, ast.Load()), *self.arguments(node))
+            value = self.split(node.func.value)
+            call = ast.Call(ast.Attribute(value, node.func.attr, ast.Load()), *self.arguments(node))
+            if len(self.calls) > before + 1:
+                raise self.unsupported(node)
+            return call
+        if isinstance(node.func, ast.Attribute) and node.func.attr in _OPERATORS:
+            raise self.unsupported(node)
         if _root(node) is not None:
             return self.shown(node)
         raise self.unsupported(node)
@@ -270,6 +304,12 @@ class _Splitter:
             raise self.unsupported(node)
         keywords = [ast.keyword(keyword.arg, self.split(keyword.value)) for keyword in node.keywords]
         return [self.split(argument) for argument in node.args], keywords
+
+
+def _judged(node: ast.expr) -> bool:
+    """Whether it is worked out here, not beside the program."""
+    func = node.func if isinstance(node, ast.Call) else node
+    return _dotted(func) in _FUNCTIONS or (isinstance(func, ast.Attribute) and func.attr in _PREDICATES)
 
 
 def _dotted(node: ast.expr) -> str:

@@ -59,6 +59,28 @@ def test_statements_between_asserts_go_to_the_sandbox():
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "r = f(1)\nassert r == 2",
+        "x = [i * 2 for i in range(3) if i != 1]\nassert f(x) == 2",
+        "out = [f(i) for i in range(3)]\nassert out == [1, 2, 3]",
+        "seen = []\nseen.append(f(1))\nassert seen == [2]",
+        "import copy\nc = copy.deepcopy(f(1))\nassert c == 2",
+        "n = len(f(1))\nassert n == 2",
+        "a = Account()\na.balance += 5\nassert a.balance == 5",
+        "assert keep(lambda x: x > 1, [1, 2]) == [2]",
+        "assert same_tree(Node(1), Node(1)) == True",
+        "g = Graph()\ng.add(Node(1))\nassert g.holds(Node(1), 1)",
+        "assert is_prime(next_prime(10))",
+        "assert f(g(1), 2) == 3",
+        "assert f(1) + f(2) == 3",
+    ],
+)
+def test_values_may_be_kept_and_handed_on(text):
+    assert parse(text).claims
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("assert f(1) == g(1)", "cannot be judged"),
@@ -74,6 +96,29 @@ def test_statements_between_asserts_go_to_the_sandbox():
         ("assert math.pow(f(1), 2) == 4", "cannot be judged"),
         ("assert f(1) if g(1) else True", "cannot be judged"),
         ("assert f'{f(1)}' == '1'", "cannot be judged"),
+        ("ok = f(1) == 2\nassert ok", "cannot be judged"),
+        ("r = f(1)\nok = r == 2\nassert ok", "cannot be judged"),
+        ("d = abs(f(1) - 2)\nassert d < 1e-6", "cannot be judged"),
+        ("x = {True: 1, False: 0}[f(1) == 2]\nassert x == 1", "cannot be judged"),
+        ("n = [2].count(f(1))\nassert n == 1", "cannot be judged"),
+        ("x = [2]\nn = x.count(f(1))\nassert n == 1", "cannot be judged"),
+        ("x = [3, 1]\nsort(x)\nok = x == [1, 3]\nassert ok", "cannot be judged"),
+        ("import operator\nok = operator.eq(f(1), 2)\nassert ok", "cannot be judged"),
+        ("same = lambda a: a == 2\nok = same(f(1))\nassert ok", "cannot be judged"),
+        ("wrong = [x for x in f(3) if x != 1]\nassert wrong == []", "cannot be judged"),
+        ("if_not = f(1) or 2\nassert if_not == 2", "cannot be judged"),
+        ("r = f(1)\nr -= 2\nassert r == 0", "cannot be judged"),
+        ("from solution import f\nok = f(1) == 2\nassert ok", "cannot be judged"),
+        ("import numpy as np\nassert np.allclose(f(1), [2])", "cannot be judged"),
+        ("r = f(1)\nassert not differ(r, 2)", "cannot be judged"),
+        ("assert check(f(1), 2) == True", "cannot be judged"),
+        ("assert f(1).__eq__(2)", "cannot be judged"),
+        ("assert abs(f(1) - g(1)) < 1e-6", "cannot be judged"),
+        ("assert f(1) % g(1) == 0", "cannot be judged"),
+        ("assert math.isclose(f(1), g(1))", "cannot be judged"),
+        ("assert len({f(1), g(1)}) == 1", "cannot be judged"),
+        ("assert len(set([f(1), g(1)])) == 1", "cannot be judged"),
+        ("assert f(1).startswith(g(1))", "cannot be judged"),
         ("assert True", "calls nothing"),
         ("assert 1 + 1 == 2", "calls nothing"),
         ("f(1)", "has no assert"),

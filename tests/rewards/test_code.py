@@ -365,3 +365,12 @@ def test_the_reference_programs_pass_real_tests(shared_data, name):
         reward = CodeTests(key=key)
         assert reward.row(row | {"setup": row.get("test_setup_code", "")}, fenced(code)) == 1.0, row["task_id"]
         assert reward.row(row, fenced("import os\nos._exit(0)")) == 0.0
+
+
+def test_overwritten_operators_pass_no_test_that_compares_before_its_assert():
+    """The program's `__eq__` says yes to all: what it says beside the program is never asked for."""
+    liar = "class Yes(int):\n    def __eq__(self, other): return True\ndef f(x): return Yes(7)\n"
+    answer = Sample(f"```python\n{liar}```")
+    assert CodeTests()([{"tests": ["r = f(2)\nassert r == 4"]}], [answer])["code"] == [0]
+    with pytest.raises(Unsupported, match="because of 'f\\(2\\) == 4'"):
+        CodeTests()([{"tests": ["ok = f(2) == 4\nassert ok"]}], [answer])
