@@ -181,7 +181,7 @@ class MultipleChoice(RowReward):
     example[key] is a letter, or an index from 0. The choice is read from the last box, "answer is (B)" or "answer: B",
     a text that is a letter alone, the last letter in parentheses, or a letter that begins the only line of the kind
     "B) ...", in this order; within the last <answer> </answer> where there is one. A small letter that begins more
-    words ("answer is a bird") is none.
+    words ("answer is a bird") is none, and neither are two letters side by side ("A or B").
     """
 
     key: str = "answer"
@@ -209,10 +209,24 @@ class MultipleChoice(RowReward):
             match = re.compile(rf"\s*(?:option|choice)?\s*[$*]*{one}", re.IGNORECASE).match(text, phrases[-1].end())
             if match and match[1].islower() and match[0][-1] != ")" and re.match(r"[ \t]+\w", text[match.end() :]):
                 return None
-        else:
-            match = re.fullmatch(rf"[\s*]*{one}[.:]?[\s*]*", text, re.IGNORECASE)
-            if match is None:
-                marked = re.findall(rf"\(([{re.escape(self.letters)}])\)", text)[-1:]
-                begun = re.findall(rf"^[ *]*([{re.escape(self.letters)}])[).:]", text, re.MULTILINE)
-                return (marked or (begun if len(begun) == 1 else []) or [None])[0]
-        return match[1].upper() if match else None
+        elif (match := re.fullmatch(rf"[\s*]*{one}[.:]?[\s*]*", text, re.IGNORECASE)) is None:
+            return self._marked(text)
+        if match is None or self._joined(match[1], text[match.end() :]):
+            return None
+        return match[1].upper()
+
+    def _marked(self, text: str) -> str | None:
+        """The last letter in parentheses, or the only one that begins a line."""
+        letters = re.escape(self.letters)
+        marked = list(re.finditer(rf"\(([{letters}])\)", text))[-2:]
+        if len(marked) == 2 and self._joined(marked[0][1], text[marked[0].end() : marked[1].end()]):
+            return None
+        begun = re.findall(rf"^[ *]*([{letters}])[).:]", text, re.MULTILINE)
+        return marked[-1][1] if marked else begun[0] if len(begun) == 1 else None
+
+    def _joined(self, letter: str, rest: str) -> bool:
+        """Whether another letter stands beside it, as in "A or B": who names several has chosen none."""
+        letters = re.escape(self.letters)
+        joint = r"[ \t,;/|&+*$)]{0,8}(?:and/or|and|or)?[ \t,;/*$]{0,8}"
+        other = re.match(rf"{joint}(?:\(([{letters}])\)|([{letters}])(?![\w'’]))", rest)
+        return other is not None and (other[1] or other[2]).upper() != letter.upper()

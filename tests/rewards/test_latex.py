@@ -467,3 +467,30 @@ def test_a_part_of_a_number_is_not_the_number(gold, text):
 def test_a_choice_is_not_read_from_the_thinking():
     assert MultipleChoice().choice("<think>The answer is (A)?</think> The answer is (B).") == "B"
     assert MultipleChoice().choice("<think>The answer is (A)") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is (A) or (B)", "The answer is A or B.", "The answer is A, B or C", "The answer is A/B",
+        "The answer is (A)(B)(C)", "answer: A B C D", "\\boxed{A,B}", "\\boxed{A/B}", "\\boxed{A) and B)}",
+        "(A) (B) (C) (D)", "I choose (A) or (B)", "**Answer: A** / **B**",
+    ],
+)  # fmt: skip
+def test_several_letters_are_no_choice(text):
+    assert MultipleChoice().choice(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("The answer is (A), because (B) is wrong", "A"),
+        ("The answer is B: a cat", "B"),
+        ("The answer is option B because A is a bird", "B"),
+        ("The answer is (A), that is (A)", "A"),
+        ("(A) is wrong, (B) is right", "B"),
+        ("\\boxed{A: 5}", "A"),
+    ],
+)
+def test_a_letter_with_its_reasons_is_a_choice(text, letter):
+    assert MultipleChoice().choice(text) == letter
