@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -65,7 +66,8 @@ class _OnlineRun(Attempt[OnlineJob]):
         self.waiting: tuple[list[Problem], list[Episode]] | None = None
         if "waiting" in loop:
             self.waiting = from_json(loop["waiting"], job.problem)
-        self.faults = 0
+        self.faults: Counter[str] = Counter()
+        """Of each reward, since this start."""
         self.learner = Learner(job, self.step)
         self.scoring = ThreadPoolExecutor(1, "rewards")
         kinds = f"{len(self.devices)} x {self.devices[0].device_kind}"
@@ -87,6 +89,7 @@ class _OnlineRun(Attempt[OnlineJob]):
                 break
             self._iterate()
         self.checkpoints.wait()
+        self._sum_up()
         return self.finish((self.signals.received or "SIGTERM") if stopping else None)
 
     def _ended(self) -> bool:
@@ -145,9 +148,16 @@ class _OnlineRun(Attempt[OnlineJob]):
     def _tell(self, found: Step) -> None:
         """Say which rewards failed, the first few times."""
         for problem in found.faults:
-            self.faults += 1
-            if self.faults <= _SHOWN_FAULTS or self.faults % 100 == 0:
-                self.progress.say(f"step {self.position.step + 1}: {problem} ({self.faults} in all)")
+            name = problem.partition(" left row ")[0]  # a reward that fails often must not hide another's first fault
+            self.faults[name] += 1
+            if self.faults[name] <= _SHOWN_FAULTS or self.faults.total() % 100 == 0:
+                self.progress.say(f"step {self.position.step + 1}: {problem} ({self.faults.total()} in all)")
+
+    def _sum_up(self) -> None:
+        """Say at the end how much failed: only the first faults were told."""
+        if self.faults:
+            each = ", ".join(f"{name}: {count}" for name, count in sorted(self.faults.items()))
+            self.progress.say(f"Rewards failed {self.faults.total()} times since the start ({each}).")
 
     def _log(self, found: Step, outcome: Outcome, version: int, times: dict[str, float], seconds: float) -> None:
         job, position, updates = self.job, self.position, outcome.updates

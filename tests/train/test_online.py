@@ -251,7 +251,10 @@ def test_a_reward_that_fails_for_some_rows_is_told_and_the_run_goes_on(tmp_path:
     said = (result.folder / "log.txt").read_text()
     assert "reward 'reward' left row 8 unscored: it raised KeyError" in said
     faults = [line for line in said.splitlines() if "unscored:" in line]
-    assert len(faults) == 3, "only the first few are shown"
+    for name in ("reward", "score"):
+        assert sum(f"reward '{name}' left row" in line for line in faults) == 3, "the first few of each are shown"
+    told = sum(s["reward"] is None for s in samples)
+    assert f"Rewards failed {told} times since the start (reward 'reward': " in said
 
 
 def test_one_device_and_eight_draw_and_learn_the_same(tmp_path: Path) -> None:
