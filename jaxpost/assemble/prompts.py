@@ -147,11 +147,16 @@ def _from_files(section: FilePrompts, tokenizer: Tokenizer, key: str, tools: str
 def _read(row: Row, section: FilePrompts, tokenizer: Tokenizer, tools: str) -> Problem:
     if row.value is None:
         raise ValueError(f"{row.where}: {row.error}")
-    prompt = row.value.get("prompt")
-    if not prompt:
+    if "prompt" not in row.value:
         raise ValueError(
             f"{row.where}: there is no prompt among {', '.join(row.value)}; map one with columns: {{prompt: question}}"
         )
+    prompt = row.value["prompt"]
+    if prompt is None or prompt == [] or (isinstance(prompt, str) and not prompt.strip()):
+        raise ValueError(f"{row.where}: prompt is empty; fill it in, or take the row out")
+    if not isinstance(prompt, str | list):
+        kind = f"of type {type(prompt).__name__} ({str(prompt)[:40]})"
+        raise ValueError(f"{row.where}: prompt is {kind}; give a text or a list of messages")
     try:
         return _problem(0, row.value, prompt, section, tokenizer, tools)
     except DataError as error:

@@ -112,6 +112,11 @@ FAULTS = {
         r"rows\.jsonl:1: columns maps prompt to 'promt', which the row lacks .* did you mean 'prompt'",
     ),
     "no prompt": ({"rows": [{"question": "?"}]}, r"rows\.jsonl:1: there is no prompt among question; map one with"),
+    "empty prompt": (
+        {"rows": [{"prompt": "?", "answer": 1}, {"prompt": " \n"}]},
+        r"rows\.jsonl:2: prompt is empty; fill it in, or take",
+    ),
+    "no list of messages": ({"rows": [{"prompt": 5}]}, r"rows\.jsonl:1: prompt is of type int \(5\); give a text or a"),
     "no answer in some rows": (
         {"rows": NO_ANSWER},
         r"rows\.jsonl:2, .*rows\.jsonl:3: reward 'math' needs 'answer', which 2 of 3 rows lack .* take the rows out",
