@@ -13,7 +13,7 @@ from jaxpost.assemble.prompts import Placed
 from jaxpost.rewards.answers import MathAnswer, MultipleChoice, reference_of
 from jaxpost.rewards.code import CodeTests
 from jaxpost.rewards.combine import leaves
-from jaxpost.rewards.contract import Example, RewardFn, Sample, field, name_of
+from jaxpost.rewards.contract import Example, RewardFn, Sample, absent, field, name_of
 from jaxpost.rewards.functions import FromFile
 from jaxpost.rewards.gym import GymAnswer
 from jaxpost.rewards.puzzles import Reaches, solve
@@ -110,7 +110,7 @@ def _judged(leaf: RewardFn, problems: Sequence[Placed]) -> Sequence[Placed]:
 
 
 def _check_field(reward: str, name: str, problems: Sequence[Placed], key: str) -> None:
-    missing = [placed for placed in problems if placed.problem.example.get(name) in (None, "")]
+    missing = [placed for placed in problems if absent(placed.problem.example.get(name))]
     if not missing:
         return
     has = [str(k) for k in missing[0].problem.example if k != "prompt"]

@@ -68,6 +68,17 @@ def name_of(reward: RewardFn) -> str:
     return str(getattr(reward, "name", None) or getattr(reward, "__name__", type(reward).__name__))
 
 
+def absent(value: Any) -> bool:
+    """Whether nothing is given: no value, no text but spaces, or a list of such; no answer could ever equal it.
+
+    >>> absent(None), absent(" "), absent([""]), absent(0), absent(["", "4"])
+    (True, True, True, False, False)
+    """
+    if isinstance(value, list | tuple):
+        return all(map(absent, value))
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def field(example: Example, key: str, name: str) -> Any:
     """example[key], or a sentence that says which keys there are.
 
@@ -75,6 +86,8 @@ def field(example: Example, key: str, name: str) -> Any:
       ValueError: the example has no such key, or nothing under it.
     """
     value = example.get(key)
-    if value is None or value == "":
+    if absent(value):
+        if key in example:
+            raise ValueError(f"reward {name!r} needs {key!r} in each example; this one has nothing under it: {value!r}")
         raise ValueError(f"reward {name!r} needs {key!r} in each example; this one has {sorted(example)}")
     return value

@@ -105,6 +105,7 @@ def test_choices_and_lengths_are_judged_by_their_own_forms(make):
 
 
 NO_ANSWER = [{"prompt": "What?", "answer": 1}, {"prompt": "What?", "answer": None}, {"prompt": "What?"}]
+BLANK = [{"prompt": "What?", "answer": given} for given in ("1", [], [" "], 0)]
 FAULTS = {
     "no rows": ({"rows": []}, r"prompts\.sources\.0: .*rows\.jsonl has no rows; give another"),
     "wrong column": (
@@ -120,6 +121,10 @@ FAULTS = {
     "no answer in some rows": (
         {"rows": NO_ANSWER},
         r"rows\.jsonl:2, .*rows\.jsonl:3: reward 'math' needs 'answer', which 2 of 3 rows lack .* take the rows out",
+    ),
+    "empty answers": (
+        {"rows": BLANK},
+        r"rows\.jsonl:2, .*rows\.jsonl:3: reward 'math' needs 'answer', which 2 of 4 rows",
     ),
     "no answer in any row": (
         {"rows": [{"prompt": "?", "answers": 1}]},

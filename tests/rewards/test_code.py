@@ -276,7 +276,7 @@ def f(x): return Any()
 def test_examples_that_cannot_be_graded_say_so():
     reward = CodeTests(limits=QUICK)
     for tests, words in (
-        ([], "no list of tests"),
+        ([], "needs 'tests' .* nothing under it"),
         ("assert f(1) == 1", "define no check"),
         ([1], "of one kind"),
         (["assert f(1) == 1", {"args": [], "expected": 1}], "of one kind"),
