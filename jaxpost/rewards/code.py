@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jaxpost.rewards.answers import after_thinking
 from jaxpost.rewards.asserts import Test, parse, parse_function
 from jaxpost.rewards.contract import Completion, Example, RowReward, field
 from jaxpost.sandbox.limits import Isolation, Limits
@@ -86,7 +87,7 @@ class CodeTests(RowReward):
 
     def row(self, example: Example, completion: Completion) -> float:
         tests = field(example, self.key, self.name)
-        code = last_program(completion.text)
+        code = last_program(after_thinking(completion.text))  # a draft in the thoughts is no program
         if code is not None and len(code) > MAX_CODE:
             code = None
         passed = self._passed(example, tests, code)

@@ -374,3 +374,10 @@ def test_overwritten_operators_pass_no_test_that_compares_before_its_assert():
     assert CodeTests()([{"tests": ["r = f(2)\nassert r == 4"]}], [answer])["code"] == [0]
     with pytest.raises(Unsupported, match="because of 'f\\(2\\) == 4'"):
         CodeTests()([{"tests": ["ok = f(2) == 4\nassert ok"]}], [answer])
+
+
+def test_a_program_in_the_thoughts_is_no_answer():
+    program = "```python\ndef f(x): return 2 * x\n```"
+    texts = [f"<think>{program}</think> I do not know.", f"<think>{program}", f"<think>Well.</think>\n{program}"]
+    reward = CodeTests(limits=QUICK)
+    assert [reward.row({"tests": ["assert f(2) == 4"]}, Sample(text)) for text in texts] == [0, 0, 1]
