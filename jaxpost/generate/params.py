@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -93,8 +92,9 @@ class SamplingParams:
     def _check_together(self) -> None:
         if self.top_p == 0:
             raise ValueError("top_p is 0; it must be above 0 and at most 1 (1 is off; top_k=1 keeps the best token)")
-        if self.repetition_penalty == 0:
-            raise ValueError("repetition_penalty is 0; it must be above 0 (1 is off)")
+        if self.repetition_penalty < 1 / _LARGEST:
+            told = f"repetition_penalty is {self.repetition_penalty:g}; it must be above 0 (1 is off)"
+            raise ValueError(told if self.repetition_penalty == 0 else f"{told}, and no less than {1 / _LARGEST:g}")
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens is {self.min_tokens}, more than max_tokens, {self.max_tokens}: lower it")
         if self.allowed_token_ids == ():
@@ -132,21 +132,26 @@ class SamplingParams:
         return found
 
 
+_MOST = 2**31 - 1
+"""Of what rows hold as int32."""
+_LARGEST = 1e30
+"""Logits are float32: they must stay finite when they are multiplied, divided or added to."""
+
 _INTEGERS: dict[str, tuple[int, int | None]] = {
     "n": (1, None),
-    "max_tokens": (1, None),
-    "min_tokens": (0, None),
+    "max_tokens": (1, _MOST),
+    "min_tokens": (0, _MOST),
     "top_k": (-1, None),
-    "no_repeat_ngram_size": (0, None),
+    "no_repeat_ngram_size": (0, _MOST),
     "seed": (0, 2**32 - 1),
     "logprobs": (0, None),
     "prompt_logprobs": (0, None),
 }
-_NUMBERS: dict[str, tuple[float, float | None]] = {
-    "temperature": (0.0, None),
+_NUMBERS: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, _LARGEST),
     "top_p": (0.0, 1.0),
     "min_p": (0.0, 1.0),
-    "repetition_penalty": (0.0, None),
+    "repetition_penalty": (0.0, _LARGEST),
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
 }
@@ -217,7 +222,7 @@ def _checked(name: str, value: Any) -> Any:
     if name in ("stop", "bad_words"):
         return _strings(name, value)
     if name in ("stop_token_ids", "allowed_token_ids"):
-        if isinstance(value, str) or not isinstance(value, Iterable):
+        if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
             raise ValueError(f"{name} is {value!r}; write a list of token ids")
         return tuple(_integer(f"a token id in {name}", i, 0) for i in value)
     if name == "logit_bias":
@@ -231,7 +236,7 @@ def _checked(name: str, value: Any) -> Any:
 
 
 def _strings(name: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, Iterable):
+    if not isinstance(value, Iterable) or isinstance(value, Mapping):
         raise ValueError(f"{name} is {value!r}; write a text or a list of texts")
     texts = (value,) if isinstance(value, str) else tuple(value)
     for text in texts:
@@ -248,11 +253,10 @@ def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     return int(value)
 
 
-def _number(name: str, value: Any, low: float, high: float | None) -> float:
+def _number(name: str, value: Any, low: float, high: float) -> float:
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or value < low or (high is not None and value > high):
-        top = "" if high is None else f" and at most {high:g}"
-        raise ValueError(f"{name} is {value!r}; it must be a number of at least {low:g}{top}")
+    if not real or not low <= value <= high:  # so NaN is refused too
+        raise ValueError(f"{name} is {value!r}; it must be a number of at least {low:g} and at most {high:g}")
     return float(value)
 
 
@@ -263,7 +267,8 @@ def _bias(bias: Any) -> dict[int, float]:
     out = {}
     for token, value in bias.items():
         number = int(token) if isinstance(token, str) and token.isdecimal() else token
-        if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
-            raise ValueError(f"logit_bias of token {token} is {value!r}; it must be a finite number")
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not real or not -_LARGEST <= value <= _LARGEST:
+            raise ValueError(f"logit_bias of token {token} is {value!r}; it must be a number within {_LARGEST:g} of 0")
         out[_integer("a token id in logit_bias", number, 0)] = float(value)
     return out

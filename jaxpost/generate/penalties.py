@@ -118,7 +118,8 @@ def ban_ngrams(logits: Logits, size: Int32[Array, " B"], history: History) -> Lo
         return match & ((jnp.roll(tokens, j, axis=1) == recent) | (j >= size)[:, None])
 
     start = (end >= size[:, None] - 1) & (end < length[:, None]) & (size > 0)[:, None]
-    match = jax.lax.fori_loop(1, jnp.max(size), compare, start)
+    # A run longer than the room for texts matches nowhere, and a loop over it would not end in any useful time.
+    match = jax.lax.fori_loop(1, jnp.minimum(jnp.max(size), tokens.shape[1]), compare, start)
     return _ban(logits, jnp.where(match, tokens, -1))
 
 

@@ -27,6 +27,7 @@ class RowParams(NamedTuple):
     top_k: Int32[Any, " B"]
     """0 is off."""
     top_p: Float32[Any, " B"]
+    """Above 0, so that the best token is kept, also where float32 rounds what was asked for to 0."""
     min_p: Float32[Any, " B"]
     repetition: Float32[Any, " B"]
     presence: Float32[Any, " B"]
@@ -81,13 +82,15 @@ def pack(
       at_least: widths that the result has at least.
 
     Raises:
-      ValueError: a token id outside the vocabulary, a row in which no token is left, a bad word without tokens.
+      ValueError: a token id outside the vocabulary, a row in which no token is left, a bad word without tokens, a seed
+        out of range.
 
     Example:
       >>> rows = pack([SamplingParams(top_k=5)] * 2, vocab_size=40, eos_ids=[3])
       >>> rows.top_k.tolist(), rows.allowed.shape
       ([5, 5], (2, 2))
     """
+    _check_seed(seed)
     made: dict[int, _Row] = {}
     for one in params:
         if id(one) not in made:
@@ -103,7 +106,7 @@ def pack(
     return RowParams(
         temperature=np.where(temperature < GREEDY_BELOW, np.float32(0), temperature),
         top_k=np.minimum([max(row.params.top_k, 0) for row in rows], vocab_size).astype(np.int32),
-        top_p=scalar("top_p", np.float32),
+        top_p=np.maximum(scalar("top_p", np.float32), np.finfo(np.float32).tiny),
         min_p=scalar("min_p", np.float32),
         repetition=scalar("repetition_penalty", np.float32),
         presence=scalar("presence_penalty", np.float32),
@@ -120,6 +123,11 @@ def pack(
         end_ids=_padded([row.ends for row in rows], ends, -1, np.int32),
         logprobs_mode=np.asarray([LOGPROBS_MODES.index(row.params.logprobs_mode) for row in rows], np.int32),
     )
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}; it must be a whole number of at least 0 and at most {2**32 - 1}")
 
 
 def candidates(beams: int, end_ids: Int32[np.ndarray, " E"]) -> int:

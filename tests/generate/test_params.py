@@ -69,6 +69,13 @@ def test_what_a_mapping_says_takes_the_place_of_other_wishes():
         ({"temperature": -0.1}, "temperature is -0.1"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": 10**400}, "temperature is 1000"),
+        ({"temperature": 1e39}, "temperature is 1e[+]39"),
+        ({"repetition_penalty": 1e-46}, "repetition_penalty is 1e-46"),
+        ({"repetition_penalty": 1e39}, "repetition_penalty is 1e[+]39"),
+        ({"logit_bias": {5: -1e39}}, "logit_bias of token 5 is -1e[+]39"),
+        ({"no_repeat_ngram_size": 2**31}, "no_repeat_ngram_size is 2147483648"),
+        ({"min_tokens": 2**31, "max_tokens": 2**31}, "max_tokens is 2147483648|min_tokens is 2147483648"),
         ({"temperature": True}, "temperature is True"),
         ({"temperature": "hot"}, "temperature is 'hot'"),
         ({"top_p": 0}, "top_p is 0"),
@@ -85,6 +92,8 @@ def test_what_a_mapping_says_takes_the_place_of_other_wishes():
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1"),
         ({"stop": ["a", ""]}, "stop holds ''"),
         ({"stop": 5}, "stop is 5"),
+        ({"stop": {"a": 1}}, "stop is {'a': 1}"),
+        ({"allowed_token_ids": {4: 1}}, "allowed_token_ids is {4: 1}"),
         ({"bad_words": [""]}, "bad_words holds ''"),
         ({"stop_token_ids": [-1]}, "token id in stop_token_ids is -1"),
         ({"stop_token_ids": 7}, "stop_token_ids is 7"),
@@ -130,6 +139,16 @@ def test_the_constructor_checks_too_and_takes_lists():
 def test_a_row_that_the_vocabulary_cannot_serve(params, said):
     with pytest.raises(ValueError, match=said):
         pack([params], vocab_size=27, eos_ids=[5], encode=encode)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_row_holds(seed):
+    with pytest.raises(ValueError, match=f"seed is {seed}"):
+        pack([SamplingParams()], vocab_size=4, eos_ids=[], seed=seed)
+
+
+def test_a_share_that_float32_rounds_to_nothing_keeps_the_best_token():
+    assert pack([SamplingParams(top_p=1e-60)], vocab_size=4, eos_ids=[]).top_p[0] > 0
 
 
 def test_bad_words_need_a_tokenizer():

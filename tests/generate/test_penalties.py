@@ -122,3 +122,11 @@ def test_a_grammars_mask_and_allowed_tokens_are_both_kept(case):
     may[:, [1, 3]] = True
     got = penalties.edit_logits(jnp.asarray(logits), rows, history, jnp.asarray(pack_bits(may)))
     assert (np.flatnonzero(got[0] > -np.inf) == [1]).all()
+
+
+def test_a_run_longer_than_any_text_is_found_nowhere_and_at_once():
+    tokens = jnp.asarray([[1, 1, 1, 0]])
+    history = History(tokens, jnp.asarray([1]), jnp.asarray([3]))
+    logits = jnp.zeros((1, 4))
+    assert (penalties.ban_ngrams(logits, jnp.asarray([2**31 - 1]), history) == logits).all()
+    assert penalties.ban_ngrams(logits, jnp.asarray([3]), history)[0, 1] == -jnp.inf
