@@ -279,8 +279,7 @@ class Run:
         if sample.params.stop and (found := self._stop_string(sample)) is not None:
             return found
         if stuck:
-            why = "every token is banned here (allowed_token_ids, bad_words, a grammar), so nothing can be drawn"
-            return self._completion(sample, "error", error=f"prompt of example {sample.example}: {why}")
+            return self._completion(sample, "error", error=f"prompt of example {sample.example}: {_why_stuck(sample)}")
         if sample.matcher is not None and sample.matcher.problem:
             return self._completion(sample, "error", error=sample.matcher.problem)
         if ended:
@@ -306,8 +305,10 @@ class Run:
             halting = self.room.halts[tuple(sample.params.stop)]
             halting[sample.tokens[-1] // 32] |= np.uint32(1 << sample.tokens[-1] % 32)
         text = decode(sample.tokens)
-        at, stop = min((text.find(stop) + len(stop), stop) for stop in sample.params.stop if stop in text)
-        kept = text[:at] if sample.params.include_stop_str_in_output else text[: at - len(stop)]
+        # As `StopDetector`: the first that is whole, and of those that end together the longest.
+        at, begin = min((text.find(stop) + len(stop), text.find(stop)) for stop in sample.params.stop if stop in text)
+        stop = text[begin:at]
+        kept = text[: at if sample.params.include_stop_str_in_output else begin]
         return self._completion(sample, "stop", stop=stop, text=kept)
 
     def _completion(self, sample: Sample, finish: Finish, *, text: str | None = None, **more: Any) -> Completion:
@@ -334,6 +335,17 @@ def _start(sample: Sample, shard: int | None = None) -> Text | None:
     """The text that a sample may start from, in any part or in this one."""
     text = sample.start() if sample.start is not None and not sample.tokens else None
     return text if text is not None and shard in (None, text.pages.shard) else None
+
+
+def _why_stuck(sample: Sample) -> str:
+    """Why nothing can be drawn: what the sample's wishes ban together, or the model."""
+    names = ("allowed_token_ids", "bad_words", "no_repeat_ngram_size", "min_tokens")
+    bans = [f"{name}={value}" for name in names if (value := getattr(sample.params, name))]
+    bans += ["a grammar or a thinking budget"] * (sample.matcher is not None)
+    if not bans:
+        return "the model's logits are NaN or infinite here, so nothing can be drawn: look at its weights"
+    told = ", ".join(ban if len(ban) <= 100 else f"{ban[:100]} ..." for ban in bans)
+    return f"every token is banned here ({told}), so nothing can be drawn: ask for less"
 
 
 def told_width(best: int, vocab_size: int) -> int:

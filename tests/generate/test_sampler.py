@@ -135,6 +135,14 @@ def test_stop_strings_end_the_text_and_may_be_kept(shared):
     [kept] = sample(params, [[1, 2]], SamplingParams(**wish, stop=stop, include_stop_str_in_output=True), seed=1)
     assert kept.text == free.text[: at + 2]
 
+    # Of stop strings that end together the longest counts, whatever their alphabet (the last letter to come is A here).
+    late = max(set(free.text), key=free.text.index)
+    at = free.text.index(late)
+    sample.decode = lambda ids: "".join("A" if letters[i] == late else letters[i] for i in ids)
+    stop = free.text[at - 1] + "A"
+    [cut] = sample(params, [[1, 2]], SamplingParams(**wish, stop=("A", stop)), seed=1)
+    assert (cut.text, cut.stop, len(cut.tokens)) == (free.text[: at - 1], stop, at + 1)
+
 
 def test_end_tokens_can_be_ignored_and_added(shared):
     wish = {"temperature": 1.0, "max_tokens": 30}
