@@ -6,13 +6,14 @@ import http.client
 import json
 import ssl
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
 _LARGEST = 1 << 28
 _LONGEST_PAUSE = 60.0
+_MOST_SECONDS = 1e9
 
 
 class ServerError(RuntimeError):
@@ -34,25 +35,25 @@ class Server:
       retries: more tries after a first one that failed for a reason that may pass.
       backoff: seconds before the first of them; doubled every time. A server's Retry-After counts instead.
 
-    Raises: ValueError for an address that is none.
+    Raises: ValueError for an address that is none, a key that no header can hold, waits that are none.
     """
 
     url: str
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     timeout: float = 600.0
     retries: int = 4
     backoff: float = 0.5
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        try:
-            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            good = False
-        if not good or parts.query or parts.fragment or parts.username:
+        if not _is_address(self.url):
             raise ValueError(f"{self.url!r} is not an address; write it as http://localhost:8000/v1")
-        if self.timeout <= 0 or self.retries < 0 or self.backoff < 0:
-            raise ValueError("timeout must be above 0, and retries and backoff not below it")
+        # http.client would show the key in its complaint.
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise ValueError("the API key holds a line break or another character that no header can: give it alone")
+        if not 0 < self.timeout <= _MOST_SECONDS or self.retries < 0 or not self.backoff >= 0:
+            raise ValueError(
+                f"timeout must be above 0 and at most {_MOST_SECONDS:g} seconds, and retries and backoff not below 0"
+            )
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """The JSON of an answer. Raises: ServerError, after the last try."""
@@ -100,6 +101,19 @@ class Server:
             return json.loads(answer)
         except (ValueError, RecursionError) as error:
             raise ServerError(f"{self.url} answered with what is not JSON: {_shown(answer)}") from error
+
+
+def _is_address(url: str) -> bool:
+    """Whether requests can be sent there; http.client has many ways to complain of what is none."""
+    if not url.isascii() or not url.isprintable() or " " in url:
+        return False
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").encode("idna")  # a label may be too long, or empty
+        good = parts.scheme in ("http", "https") and bool(host) and parts.port != 0
+    except ValueError:
+        return False
+    return good and not (parts.query or parts.fragment or parts.username)
 
 
 class _Passing(ServerError):

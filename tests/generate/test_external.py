@@ -238,10 +238,30 @@ def test_the_key_comes_from_its_own_variable_and_is_never_told(fake, tokenizer, 
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", "http://host:x", "http://me:key@host"])
+@pytest.mark.parametrize("key", ["secret\n", "secret\u2603"])
+def test_a_key_that_no_header_holds_is_refused_and_not_told(key):
+    with pytest.raises(ValueError, match="the API key holds") as caught:
+        Server("http://127.0.0.1:9", key)
+    assert "secret" not in str(caught.value)
+    assert "secret" not in repr(Server("http://127.0.0.1:9", "secret"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("localhost:8000", "ftp://host", "http://", "http://host:x", "http://me:key@host", "http://[::1"),
+        *("http://a b/v1", "http://a..b", f"http://{'a' * 64}.com", "http://host/v1\n", "http://host/\u00e9"),
+    ],
+)
 def test_an_address_that_is_none(url):
     with pytest.raises(ValueError, match="is not an address"):
         Server(url)
+
+
+@pytest.mark.parametrize("timeout", [0.0, float("nan"), float("inf")])
+def test_a_wait_that_is_none(timeout):
+    with pytest.raises(ValueError, match="timeout must be above 0"):
+        Server("http://127.0.0.1:9", timeout=timeout)
 
 
 def test_parameters_in_the_servers_names():
