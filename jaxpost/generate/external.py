@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxpost.generate.external_shape import fault, in_words_of
+from jaxpost.generate.external_shape import check, fault, in_words_of
 from jaxpost.generate.grammar import Constraint
 from jaxpost.generate.http_json import Server, ServerError
 from jaxpost.generate.params import SamplingParams
@@ -186,6 +186,8 @@ class ExternalSampler:
         ids = list(range(len(prompts))) if example_ids is None else list(example_ids)
         if not len(wishes) == len(ids) == len(prompts):
             raise ValueError(f"{len(prompts)} prompts with {len(wishes)} sampling parameters and {len(ids)} ids")
+        if shape is not None:
+            check(shape)
         requests = [self._request(prompt, wish, shape) for prompt, wish in zip(prompts, wishes, strict=True)]
         jobs = []
         for at, (request, wish) in enumerate(zip(requests, wishes, strict=True)):

@@ -57,9 +57,28 @@ def in_words_of(server: str | None, constraint: Constraint, *, chat: bool) -> di
             )
         return {"grammar": "root ::= " + " | ".join(f'"{_quoted(text)}"' for text in constraint.choice)}
     if server == "sglang":
-        pattern = constraint.regex or "|".join(_plain(text) for text in constraint.choice or ())
-        return {"regex": pattern if constraint.choice is None else f"({pattern})"}
-    return {"structured_outputs": {constraint.kind: constraint.regex or list(constraint.choice or ())}}
+        if constraint.choice is None:
+            return {"regex": constraint.regex}
+        return {"regex": f"({'|'.join(map(_plain, constraint.choice))})"}
+    return {"structured_outputs": {constraint.kind: list(constraint.choice) if constraint.choice else constraint.regex}}
+
+
+def check(constraint: Constraint) -> None:
+    """Makes sure that answers can be held against a constraint, before a server is asked for any.
+
+    Raises:
+      ValueError: what is no regular expression of Python's, or no JSON schema; named.
+
+    Example:
+      >>> check(Constraint(regex="[0-9]+"))
+    """
+    if constraint.regex is not None:
+        try:
+            re.compile(constraint.regex)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{constraint} cannot be used: {error}") from None
+    if constraint.json is not None and (wrong := _malformed(json.loads(str(constraint.json)))) is not None:
+        raise ValueError(f"{constraint} cannot be used: {wrong}")
 
 
 def fault(constraint: Constraint, text: str) -> str | None:
@@ -73,7 +92,8 @@ def fault(constraint: Constraint, text: str) -> str | None:
     """
     if constraint.json is not None:
         try:
-            wrong = _wrong(json.loads(str(constraint.json)), json.loads(text), "the answer")
+            answer = json.loads(text, parse_constant=_no_number)
+            wrong = _wrong(json.loads(str(constraint.json)), answer, "the answer")
         except (ValueError, RecursionError):
             wrong = "it is not JSON"
         kept = wrong is None
@@ -94,7 +114,9 @@ def _wrong(schema: Any, value: Any, where: str) -> str | None:
     kinds = [kinds] if isinstance(kinds, str) else kinds
     if kinds and not any(_is(kind, value) for kind in kinds):
         return f"{where} is not of type {' or '.join(kinds)}"
-    if ("enum" in schema and value not in schema["enum"]) or ("const" in schema and value != schema["const"]):
+    choices = [schema["enum"]] if "enum" in schema else []
+    choices += [[schema["const"]]] if "const" in schema else []
+    if not all(any(_equal(value, other) for other in allowed) for allowed in choices):
         return f"{where} is none of the values allowed"
     found: list[str | None] = []
     if isinstance(value, dict):
@@ -113,6 +135,41 @@ def _is(kind: str, value: Any) -> bool:
         return kind == "boolean"
     whole = kind != "integer" or not isinstance(value, float) or value.is_integer()
     return whole and isinstance(value, _TYPES.get(kind, object))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """As JSON's values are: true is not 1, though Python's is."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
+    return bool(one == other)
+
+
+def _no_number(word: str) -> None:
+    """Raises: ValueError, for Python reads NaN and Infinity, which are not JSON."""
+    raise ValueError(f"{word} is not JSON")
+
+
+def _malformed(schema: Any) -> str | None:
+    """Which of the keywords that `fault` reads has a value that it cannot have."""
+    if isinstance(schema, bool):
+        return None
+    if not isinstance(schema, Mapping):
+        return f"{json.dumps(schema)[:200]} is no schema"
+    kinds, parts = schema.get("type", []), schema.get("properties", {})
+    texts = {"type": [kinds] if isinstance(kinds, str) else kinds, "required": schema.get("required", [])}
+    for name, value in texts.items():
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            return f'"{name}" is {json.dumps(schema[name])[:200]}'
+    if not isinstance(schema.get("enum", []), list):
+        return f'"enum" is {json.dumps(schema["enum"])[:200]}; write a list'
+    if not isinstance(parts, Mapping):
+        return f'"properties" is {json.dumps(parts)[:200]}; write names and schemas in braces'
+    below = [*parts.values(), *([schema["items"]] if isinstance(schema.get("items"), Mapping) else [])]
+    return next((wrong for part in below if (wrong := _malformed(part)) is not None), None)
 
 
 def _quoted(text: str) -> str:

@@ -96,3 +96,43 @@ def test_values_of_a_schema_are_compared_too():
     assert fault(schema, '{"a": "b", "c": null}') is None
     for text in ('{"a": 2}', '{"c": 0}', '{"d": 1}'):
         assert "JSON schema" in fault(schema, text)
+
+
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [
+        ({"regex": "("}, "the regex '\\('.*unterminated"),
+        ({"regex": r"\p{L}+"}, "the regex.*bad escape"),
+        ({"json": {"enum": 5}}, '"enum" is 5'),
+        ({"json": {"type": 5}}, '"type" is 5'),
+        ({"json": {"required": "name"}}, '"required" is "name"'),
+        ({"json": {"properties": []}}, r'"properties" is \[\]'),
+        ({"json": {"items": {"type": [1]}}}, r'"type" is \[1\]'),
+        ({"json": {"properties": {"a": 5}}}, "5 is no schema"),
+    ],
+    ids=str,
+)
+def test_a_shape_that_answers_cannot_be_held_against_is_refused_before_any_request(fake, shape, told):
+    with pytest.raises(ValueError, match=told):
+        asked(fake, "vllm", shape, text="Hi")
+    assert not fake.bodies
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"enum": [1]}, "true"),
+        ({"const": False}, "0"),
+        ({"const": [{"a": 1}]}, '[{"a": true}]'),
+        ({"enum": [1, 2], "const": 2}, "1"),
+        ({"type": "number"}, "NaN"),
+        ({}, '{"a": Infinity}'),
+    ],
+)
+def test_values_are_those_of_json_not_of_python(schema, text):
+    assert fault(Constraint(json=schema), text) is not None
+
+
+def test_an_empty_text_is_asked_for_as_a_regex():
+    assert in_words_of("vllm", Constraint(regex=""), chat=True) == {"structured_outputs": {"regex": ""}}
+    assert fault(Constraint(json={"const": [1, {"a": None}]}), '[1.0, {"a": null}]') is None
