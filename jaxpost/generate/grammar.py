@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxpost.generate.matcher import Bits, all_but, has, only, tokens_of, words
-from jaxpost.generate.schema import finite
+from jaxpost.generate.schema import finite, too_low
 from jaxpost.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -289,6 +289,8 @@ def _grammar(constraint: Constraint, tokenizer: LLTokenizer) -> LLMatcher:
     from llguidance import LLMatcher, regex_to_lark
 
     if constraint.json is not None:
+        if (bound := too_low(json.loads(str(constraint.json)))) is not None:
+            raise ValueError(f"{constraint} cannot be used: the upper bound {bound:g} is below -2^62; raise it")
         try:
             grammar = LLMatcher.grammar_from_json_schema(
                 str(constraint.json), overrides={"whitespace_pattern": _WHITESPACE}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
+_LOWEST = -(2.0**62)
+
 
 def finite(schema: Any) -> bool:
     """Whether a value of finite size can satisfy the schema, as far as what it requires goes.
@@ -24,6 +26,29 @@ def finite(schema: Any) -> bool:
         if not found:
             return _ends(schema, known)
         known |= found
+
+
+def too_low(schema: Any) -> float | None:
+    """The first upper bound that lies below every 64-bit integer, or as good as; None without one.
+
+    llguidance counts whole numbers in 64 bits, and one such interval ends the whole process.
+
+    Example:
+      >>> too_low({"items": {"type": "integer", "minimum": -2e19, "maximum": -1e19}})
+      -1e+19
+    """
+    waiting = [schema]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Mapping):
+            bounds = (node.get(name) for name in ("maximum", "exclusiveMaximum"))
+            found = next((bound for bound in bounds if isinstance(bound, int | float) and bound < _LOWEST), None)
+            if found is not None:
+                return float(found)
+            waiting += node.values()
+        elif isinstance(node, list):
+            waiting += node
+    return None
 
 
 def _references(node: Any) -> Iterator[str]:

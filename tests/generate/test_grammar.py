@@ -301,6 +301,7 @@ ENDLESS = {"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#"
         ({"json": "false"}, "is an object"),
         ({"json": {"allOf": [{"type": "string"}, {"type": "null"}]}}, "Unsatisfiable"),
         ({"json": {"type": "integer", "minimum": 5, "maximum": 3}}, "minimum .5. is greater"),
+        ({"json": {"anyOf": [{"type": "integer", "minimum": -(2**63), "maximum": -(2**63)}]}}, "is below -2.62"),
         ({"json": {"not": {"type": "string"}}}, "Unimplemented keys.*not"),
         ({"json": {"$ref": "#/nowhere"}}, "nowhere"),
         ({"json": ENDLESS}, "no text ends"),
