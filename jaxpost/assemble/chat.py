@@ -23,8 +23,9 @@ from jaxpost.generate.engine import Engine
 from jaxpost.generate.layout import Text
 from jaxpost.generate.matcher import masks
 from jaxpost.generate.noise import row_keys
-from jaxpost.generate.params import SamplingParams
-from jaxpost.generate.rows import pack
+from jaxpost.generate.params import SamplingParams, said
+from jaxpost.generate.rows import RowParams, pack
+from jaxpost.text.messages import parse_message
 from jaxpost.text.stop import StopDetector
 
 HELP = """\
@@ -62,10 +63,12 @@ class Conversation:
         keep_programs()
         self.pretrained, params = load_bound(model)
         self.tokenizer = self.pretrained.tokenizer
-        self.settings: dict[str, Any] = {"temperature": 0.7, "max_tokens": 512} | dict(sampling or {})
-        self.wish = _wish(self.settings)
-        self.thinking = thinking_budget(self.tokenizer, thinking) if thinking else None
+        # Under one name each: what is said as max_new_tokens takes the place of max_tokens.
+        self.settings: dict[str, Any] = {"temperature": 0.7, "max_tokens": 512} | said(sampling or {})
         self.seed, self.system = seed, system
+        self.wish = _wish(self.settings)
+        self._rows(self.wish)
+        self.thinking = thinking_budget(self.tokenizer, thinking) if thinking else None
         self.messages: list[dict[str, str]] = []
         self.context = min(self.pretrained.config.max_positions, 8192)
         self.engine = Engine(
@@ -78,7 +81,7 @@ class Conversation:
         self._text: Text | None = None
 
     def set(self, assignment: str) -> None:
-        """Changes a sampling parameter, written NAME=VALUE.
+        """Changes a sampling parameter, written NAME=VALUE; without a value it goes back to its default.
 
         Raises:
           ValueError: an unknown name or a wrong value; nothing has changed.
@@ -86,9 +89,16 @@ class Conversation:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise ValueError(f"{assignment!r} is not NAME=VALUE, as in temperature=0.7")
-        settings = self.settings | {name.strip(): plain_value(value)}
-        self.wish = _wish(settings)
-        self.settings = settings
+        name, new = name.strip(), plain_value(value)
+        changed = said({name: new})
+        settings = self.settings | changed | ({name: new} if name in changed else {})  # shown as it was written
+        if new is None:
+            settings.pop(name, None)
+        elif not changed:  # as do_sample=true, which asks for a temperature
+            self.wish.updated({name: new})
+        wish = _wish(settings)
+        self._rows(wish)
+        self.wish, self.settings = wish, settings
 
     def say(self, text: str) -> Iterator[str]:
         """Adds a user turn and gives the answer in pieces; stopped early, what was said is kept.
@@ -105,13 +115,13 @@ class Conversation:
             )
         with _undisturbed():
             self._read(tokens)
-        said: list[str] = []
+        answer: list[str] = []
         try:
             for piece in self._draw(len(tokens)):
-                said.append(piece)
+                answer.append(piece)
                 yield piece
         finally:
-            self.messages = [*turns, {"role": "assistant", "content": "".join(said)}]
+            self.messages = [*turns, {"role": "assistant", "content": "".join(answer)}]
 
     def reset(self) -> None:
         """Forgets all turns."""
@@ -139,18 +149,17 @@ class Conversation:
             self.engine.release([old])
         [self._text] = self.engine.admit(self.weights, [tokens])
 
+    def _rows(self, wish: SamplingParams) -> RowParams:
+        """The parameters as arrays. Raises: ValueError for what does not fit the model, as a token that it lacks."""
+        size, tokenizer = self.pretrained.config.vocab_size, self.tokenizer
+        return pack([wish], vocab_size=size, eos_ids=tokenizer.eos_ids, encode=tokenizer.encode, seed=self.seed)
+
     def _draw(self, prompt_length: int) -> Iterator[str]:
         """The answer in pieces, up to an end token, a stop string or `max_tokens`."""
         text = self._text
         assert text is not None
         text.prompt_length = prompt_length
-        rows = pack(
-            [self.wish],
-            vocab_size=self.pretrained.config.vocab_size,
-            eos_ids=self.tokenizer.eos_ids,
-            encode=self.tokenizer.encode,
-            seed=self.seed,
-        )
+        rows = self._rows(self.wish)
         turn, first = jnp.asarray([len(self.messages)]), jnp.zeros(1, jnp.int32)
         keys = np.asarray(jax.random.key_data(row_keys(jnp.asarray(rows.seed), turn, first, first)))
         stops, told = StopDetector(self.wish.stop), 0
@@ -248,8 +257,10 @@ def command(conversation: Conversation, line: str) -> str:
     Raises:
       ValueError, OSError: an unknown command, a wrong value, a file that cannot be read or written.
     """
-    name, _, rest = line.partition(" ")
-    rest = rest.strip()
+    name, *parts = line.split(maxsplit=1)
+    rest = "".join(parts).strip()
+    if rest and name in ("/help", "/reset", "/undo"):
+        raise ValueError(f"{name} stands alone; {rest!r} says nothing to it")
     if name == "/help":
         return HELP
     if name == "/reset":
@@ -279,9 +290,17 @@ def command(conversation: Conversation, line: str) -> str:
 
 
 def _saved(path: Path) -> tuple[str | None, list[dict[str, str]]]:
+    """Raises: ValueError for a file of something else, or of messages that no template can write."""
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in saved["messages"]]
-        return saved.get("system"), messages
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        saved = json.loads(path.read_text(encoding="utf-8-sig"))
+        system, messages = (
+            saved.get("system"),
+            [{"role": m["role"], "content": m["content"]} for m in saved["messages"]],
+        )
+        if not all(isinstance(text, str) for text in (system or "", *(m["content"] for m in messages))):
+            raise ValueError("not text")
+        for message in messages:
+            parse_message(message)
+        return system, messages
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path} holds no saved conversation (/save writes one)") from None
