@@ -6,6 +6,7 @@ Only a command that computes imports jax, so `--help`, `config` and every compla
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ from jaxpost.config_check_rl import check_config
 from jaxpost.config_flags import apply_flags, flags_help
 from jaxpost.config_io import ConfigError, diff, dump, load, plain_value
 from jaxpost.host_memory import restart_with_huge_pages
-from jaxpost.text.console import as_line, visible
+from jaxpost.text.console import as_line, visible, writable
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -120,7 +121,10 @@ def sampling_of(options: argparse.Namespace) -> dict[str, Any]:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise ConfigError(f"--set {assignment}: write NAME=VALUE, as in --set top_p=0.9")
-        found[name.strip()] = plain_value(value)
+        name, said = name.strip(), plain_value(value)
+        if name in found and found[name] != said:
+            raise ConfigError(f"{name} is said twice, as {found[name]!r} and as {said!r}: keep one")
+        found[name] = said
     return found
 
 
@@ -134,10 +138,10 @@ def run_generate(options: argparse.Namespace, flags: list[str]) -> int:
     sampling = sampling_of(options)
     prompts: list[Any] = list(options.prompts)
     if options.file is None and not prompts and not sys.stdin.isatty():
-        prompts = sys.stdin.read().split("\n")
+        _take_any_bytes()
+        prompts = [prompt for prompt in sys.stdin.read().split("\n") if prompt.strip()]
     if options.file is not None and not options.file.is_file():
         raise FileNotFoundError(f"{options.file} does not exist: --file names a file of prompts")
-    prompts = [prompt for prompt in prompts if prompt.strip()]
     if not prompts and options.file is None:
         raise ConfigError('generate needs a prompt: jaxpost generate MODEL "What is the capital of France?"')
 
@@ -148,15 +152,15 @@ def run_generate(options: argparse.Namespace, flags: list[str]) -> int:
         read, parameters = assemble.read_prompts(options.file)
         own = [{}] * len(prompts) + parameters
         prompts += read
-    failed = 0
+    failed, encoding = 0, sys.stdout.encoding or "utf-8"
     for answer in _answers(options, prompts, sampling, own):
         failed += "error" in answer
         if options.json:
-            print(as_line(answer), flush=True)
+            print(as_line(answer, encoding), flush=True)
         elif options.out is None:
             said = f"(failed: {answer['error']})" if "error" in answer else answer["text"]
             told = f"> {_shown(answer['prompt'])}\n{said}\n"
-            print(visible(told) if sys.stdout.isatty() else told, flush=True)
+            print(writable(visible(told) if sys.stdout.isatty() else told, encoding), flush=True)
     if options.out is not None:
         print(f"wrote {options.out}", file=sys.stderr)
     if failed:
@@ -164,12 +168,18 @@ def run_generate(options: argparse.Namespace, flags: list[str]) -> int:
     return FAILED if failed else OK
 
 
+def _take_any_bytes() -> None:
+    """Reads what is no text as halves of surrogate pairs, so that only the line which holds them is refused."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+
+
 def _answers(options: argparse.Namespace, prompts: list[Any], sampling: dict[str, Any], own: Any) -> Any:
     """The rows of `generate`, by our own engine or by a server."""
     from jaxpost import assemble
 
     thinking = _given(min=options.think_min, max=options.think_max, waits=options.waits)
-    schema = None if options.schema is None else options.schema.read_text(encoding="utf-8")
+    schema = None if options.schema is None else _read_schema(options.schema)
     shape = _given(regex=options.regex, choice=options.choice, json=schema)
     common: dict[str, Any] = {"sampling": sampling, "seed": options.seed, "system": options.system}
     common |= {"chat": not options.raw, "own": own, "out": options.out, "progress": sys.stderr}
@@ -184,6 +194,13 @@ def _answers(options: argparse.Namespace, prompts: list[Any], sampling: dict[str
     remote: dict[str, Any] = {"name": options.server_model, "model": None if options.model == "-" else options.model}
     remote |= {"requests": options.rows, "policy_version": options.policy_version or 0, "shape": shape}
     return assemble.ask_server(options.server, prompts, **remote, **common)
+
+
+def _read_schema(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--schema {path} is not UTF-8 ({error.reason}); save the file in that encoding") from None
 
 
 def _shown(prompt: Any) -> str:
@@ -202,8 +219,9 @@ def run_chat(options: argparse.Namespace, flags: list[str]) -> int:
     print("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.")
 
     def write(text: str) -> None:
-        print(visible(text), end="", flush=True)
+        print(writable(visible(text), sys.stdout.encoding or "utf-8"), end="", flush=True)
 
+    _take_any_bytes()
     assemble.chat(talk, lambda: input("> "), write)
     print()
     return OK

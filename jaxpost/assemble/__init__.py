@@ -1,6 +1,7 @@
 """Resolved configuration -> model, data, loss, optimiser, loop: the one place where names become functions."""
 
-from jaxpost.assemble.answer import generate, read_prompts
+from jaxpost.assemble.answer import generate
+from jaxpost.assemble.answer_file import read_prompts
 from jaxpost.assemble.chat import Conversation, chat
 from jaxpost.assemble.commands import convert, environment, inspect
 from jaxpost.assemble.model import Pretrained, load_model

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -13,65 +12,21 @@ from typing import Any
 
 import jax
 
+from jaxpost.assemble.answer_file import Appending, Done, Prompt, finished, write_all
 from jaxpost.assemble.commands import load_bound
 from jaxpost.assemble.matchers import make_matchers
 from jaxpost.assemble.supervised import chat_prompt, text_sampler
 from jaxpost.generate.beam import beam_search
-from jaxpost.generate.params import SamplingParams, said
+from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.sampler import Sampler
 from jaxpost.generate.samples import Completion
 from jaxpost.text.console import as_line
 from jaxpost.text.tokenizer import Tokenizer
 from jaxpost.weights.resolve import cache_folder
 
-Prompt = str | Sequence[Mapping[str, Any]]
-"""A text, or the messages of a conversation."""
-
-Done = dict[tuple[int, int], dict[str, Any]]
-"""(prompt, sample) -> row of the answer."""
-
 Make = Callable[[list[int], Done], tuple[int, Iterable[tuple[Completion, Mapping[str, Any]]]]]
 """make(numbers of the prompts that lack answers, those that are done) -> how many answers come, and the answers, each
 with what its row says besides."""
-
-
-def read_prompts(path: Path) -> tuple[list[Prompt], list[Mapping[str, Any]]]:
-    """The prompts of a file with sampling parameters of their own: one a line, or JSONL rows.
-
-    A row has "prompt" or "messages", and may have "sampling": parameters by name that go before the command's.
-
-    Raises:
-      ValueError: a malformed row; names file and line.
-    """
-    # Not splitlines: JSON may hold its other line breaks, as U+2028, as they are.
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    if path.suffix != ".jsonl":
-        found = [line for line in lines if line.strip()]
-        return list(found), [{}] * len(found)
-    prompts: list[Prompt] = []
-    own: list[Mapping[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error.msg})") from None
-        found = row.get("messages", row.get("prompt")) if isinstance(row, dict) else None
-        if not isinstance(found, str | list):
-            raise ValueError(f'{path}, line {number}: a row needs "prompt" (a text or messages) or "messages"')
-        if isinstance(found, list) and not all(isinstance(turn, dict) for turn in found):
-            raise ValueError(f'{path}, line {number}: a message is {{"role": "user", "content": "..."}}, not {found!r}')
-        sampling = row.get("sampling", {})
-        try:
-            if not isinstance(sampling, dict):
-                raise ValueError(f"it is {sampling!r}; write names and values in braces")
-            said(sampling)
-        except ValueError as error:
-            raise ValueError(f'{path}, line {number}: "sampling": {error}') from None
-        prompts.append(found)
-        own.append(sampling)
-    return prompts, own
 
 
 def turns_of(prompt: Prompt, system: str | None) -> list[dict[str, Any]]:
@@ -174,14 +129,14 @@ def answered(
     prompts: Sequence[Prompt], wishes: Sequence[SamplingParams], make: Make, *, out: Path | None, progress: Any
 ) -> list[dict[str, Any]]:
     """The rows of all answers in order, after making those that `out` does not hold and writing them there."""
-    done = {} if out is None else _finished(out, prompts)
+    done = {} if out is None else finished(out, prompts)
     todo = [i for i in range(len(prompts)) if any((i, k) not in done for k in range(wishes[i].n))]
     if todo:
         total, stream = make(todo, done)
         _kept(stream, prompts, done, out, _Meter(total, progress))
     ordered = [done[key] for key in sorted(done)]
     if out is not None:
-        _write_all(out, ordered)
+        write_all(out, ordered)
     return ordered
 
 
@@ -215,7 +170,7 @@ def _kept(
     meter: _Meter,
 ) -> None:
     """Adds answers to those that are done, and to the file, as they end."""
-    with _appending(out) as file:
+    with Appending(out) as file:
         for completion, more in stream:
             row = _row(prompts[completion.example], completion) | dict(more)
             if (key := (completion.example, completion.sample)) not in done:
@@ -300,56 +255,17 @@ def _row(prompt: Prompt, c: Completion) -> dict[str, Any]:
         row |= {"guessed": c.guessed, "right": c.right}
     if c.best:
         row["logprobs"] = [round(x, 6) for x in c.logprobs]
-        row["top_logprobs"] = [[[t, round(x, 6)] for t, x in best] for best in c.best]
+        row["top_logprobs"] = [_possible(best) for best in c.best]
     if c.prompt_logprobs:
         row["prompt_logprobs"] = [round(x, 6) for x in c.prompt_logprobs]
     if c.prompt_best:
-        row["prompt_top_logprobs"] = [[[t, round(x, 6)] for t, x in best] for best in c.prompt_best]
+        row["prompt_top_logprobs"] = [_possible(best) for best in c.prompt_best]
     return row if c.error is None else row | {"error": c.error}
 
 
-def _finished(out: Path, prompts: Sequence[Prompt]) -> Done:
-    """Answers that a file holds already; a torn last line is cut off. Rows that failed are made again."""
-    if not out.exists():
-        return {}
-    found = {}
-    whole = out.read_bytes().rpartition(b"\n")[0].splitlines()
-    for number, line in enumerate(whole, 1):
-        try:
-            row = json.loads(line)
-            key, prompt = (row["index"], row["sample"]), row["prompt"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{out}, line {number}: not an answer of `jaxpost generate`; name another file") from None
-        if not 0 <= key[0] < len(prompts) or prompt != prompts[key[0]]:
-            raise ValueError(f"{out}, line {number}: answers another prompt than number {key[0]}; name another file")
-        if "error" not in row:
-            found[key] = row
-    _write_all(out, list(found.values()))
-    return found
-
-
-def _write_all(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Replaces the file at once, so that an interruption leaves the old one."""
-    part = out.with_name(out.name + ".part")
-    part.write_text("".join(as_line(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(part, out)
-
-
-class _appending:
-    """The output file opened at its end, or None."""
-
-    def __init__(self, out: Path | None):
-        self._out, self._file = out, None
-
-    def __enter__(self) -> Any:
-        if self._out is not None:
-            self._out.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._out.open("a", encoding="utf-8")
-        return self._file
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+def _possible(best: Iterable[tuple[int, float]]) -> list[list[int | float]]:
+    """Tokens with their log-probabilities, but for those that could not be drawn: JSON has no word for -inf."""
+    return [[t, round(x, 6)] for t, x in best if x > -math.inf]
 
 
 class _Meter:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxpost.assemble.answer import keep_programs
+from jaxpost.assemble.answer_file import whole_lines
 from jaxpost.assemble.reward_scores import Encoded, Reduce, RewardModel, judge, load_ensemble
 from jaxpost.config import AnswerDataSection, SourceSection
 from jaxpost.data.formats import Example, LanguageModeling, PromptCompletion
@@ -330,9 +331,7 @@ def _maker(models: Sequence[str], reduce: Reduce) -> str:
 
 def _finished(out: Path, by: str) -> dict[int, dict[str, Any]]:
     """Rows that a file holds already; a torn last line is cut off. Raises: ValueError where others wrote them."""
-    if not out.exists():
-        return {}
-    whole = out.read_bytes().rpartition(b"\n")[0].splitlines()
+    whole = whole_lines(out, b'{"index": ', "jaxpost score")
     found = {}
     for number, line in enumerate(whole, 1):
         try:
@@ -343,7 +342,8 @@ def _finished(out: Path, by: str) -> dict[int, dict[str, Any]]:
             raise ValueError(f"{out}, line {number}: not a row of `jaxpost score`; name another file") from None
         if row.get("by") != by:
             raise ValueError(f"{out} holds scores by another model, or combined in another way; name another file")
-    out.write_bytes(b"".join(line + b"\n" for line in whole))
+    if out.exists():
+        out.write_bytes(b"".join(line + b"\n" for line in whole))
     return found
 
 

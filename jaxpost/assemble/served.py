@@ -15,8 +15,6 @@ from jaxtyping import Array, Float, Int
 
 from jaxpost import sharding
 from jaxpost.assemble.answer import (
-    Done,
-    Prompt,
     answered,
     check_turns,
     encode_prompt,
@@ -25,6 +23,7 @@ from jaxpost.assemble.answer import (
     readable,
     turns_of,
 )
+from jaxpost.assemble.answer_file import Done, Prompt
 from jaxpost.assemble.commands import load_bound
 from jaxpost.generate import external
 from jaxpost.generate.grammar import Constraint

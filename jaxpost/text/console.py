@@ -21,14 +21,23 @@ def visible(text: str) -> str:
     return "".join(c if c in "\n\t" or not _obeyed(c) else repr(c)[1:-1] for c in text)
 
 
-def as_line(row: Mapping[str, Any]) -> str:
-    r"""A row as one line of JSON, in its own letters unless half a surrogate pair is among them.
+def as_line(row: Mapping[str, Any], encoding: str = "utf-8") -> str:
+    r"""A row as one line of JSON, in its own letters unless the encoding lacks one, as UTF-8 half a surrogate pair.
 
     >>> print(as_line({"text": "\u00e9"}), as_line({"text": "\u00e9\ud800"}))
     {"text": "é"} {"text": "\u00e9\ud800"}
     """
     line = json.dumps(row, ensure_ascii=False)
-    return line if line.encode("utf-8", "replace").decode() == line else json.dumps(row)
+    return line if line.encode(encoding, "replace").decode(encoding) == line else json.dumps(row)
+
+
+def writable(text: str, encoding: str) -> str:
+    r"""The text with the letters that an encoding lacks written out, so that printing it cannot fail.
+
+    >>> print(writable("a\ud800\u00e9", "ascii"))
+    a\ud800\xe9
+    """
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _obeyed(letter: str) -> bool:

@@ -1,5 +1,6 @@
 """What `generate` and `chat` do with input that nobody meant to give: each bad row says so, and the others go on."""
 
+import io
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import pytest
 
 from jaxpost import cli
 from jaxpost.assemble import Conversation, chat, generate, read_prompts
+from jaxpost.assemble.chat import command
 
 GREEDY = {"max_tokens": 4}
 
@@ -46,9 +48,94 @@ def test_rows_that_cannot_be_read_say_so_and_the_others_go_on(tiny_model, tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("name", "held", "told"),
+    [
+        ("p.txt", b"Hi\nh\xe9\n", "p.txt, line 2: not UTF-8"),
+        ("p.jsonl", '{"prompt": "Hi"}'.encode("utf-16"), "p.jsonl, line 1: not UTF-8"),
+        ("p.JSONL", b"{", "p.JSONL, line 1: not JSON"),
+        ("p.json", b'[{"prompt": "Hi"}]', "p.json, line 1: a row needs"),
+        ("p.jsonl", b"[" * 100_000, "line 1: not JSON"),
+        ("p.jsonl", b'{"prompt": ' + b"1" * 5000 + b"}", "line 1: not JSON"),
+        ("p.txt", b"\n \r\n", "p.txt holds no prompt"),
+    ],
+)
+def test_a_file_that_is_none_of_prompts_is_named(tmp_path, name, held, told):
+    path = tmp_path / name
+    path.write_bytes(held)
+    with pytest.raises(ValueError, match=told):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("held", "told"),
+    [
+        ("my notes", "line 1: not the beginning of a row of `jaxpost generate`"),
+        ('{"prompt": "Hi"}', "line 1: not the beginning"),
+        ('{"index": "0", "sample": 0, "prompt": "Hi"}\n', "line 1: not an answer"),
+        ('{"index": [0], "sample": 0, "prompt": "Hi"}\n', "line 1: not an answer"),
+        ('{"index": 0, "sample": null, "prompt": "Hi"}\n', "line 1: not an answer"),
+        ('{"index": 0, "sample": 0, "prompt": "Hi", "text": "a"}\nnotes', "line 2: not the beginning"),
+    ],
+)
+def test_a_file_of_something_else_is_never_written_over(tmp_path, held, told):
+    out = tmp_path / "o.jsonl"
+    out.write_text(held)
+    with pytest.raises(ValueError, match=told):
+        list(generate("no-such-model", ["Hi"], sampling=GREEDY, out=out))
+    assert out.read_text() == held
+
+
+def test_what_cannot_be_drawn_is_left_out_for_json_has_no_word_for_its_probability(tiny_model):
+    sampling = GREEDY | {"logprobs_mode": "processed", "temperature": 1.0, "top_k": 2, "logprobs": 4}
+    [row] = generate(str(tiny_model), ["Hi"], sampling=sampling)
+    assert [len(best) for best in row["top_logprobs"]] == [2] * 4
+    json.dumps(row, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "shape", "told"),
+    [
+        ({"min_tokens": 4}, {"choice": ["ab"]}, "here (min_tokens=4, a grammar or a thinking budget), so"),
+        ({"bad_words": ["b"]}, {"regex": "ab"}, "here (bad_words=('b',), a grammar or a thinking budget), so"),
+        (
+            {"allowed_token_ids": [5], "no_repeat_ngram_size": 1},
+            None,
+            "(allowed_token_ids=(5,), no_repeat_ngram_size=1)",
+        ),
+    ],
+)
+def test_wishes_that_leave_nothing_to_draw_are_named(tiny_model, sampling, shape, told):
+    [row] = generate(str(tiny_model), ["Hi"], sampling=GREEDY | sampling, shape=shape)
+    assert told in row["error"]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_prompts_that_are_no_text_are_refused_alone_and_told(tiny_model, monkeypatch, capfdbinary, options):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hi\n\xff\nHo\n"), "utf-8"))
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert cli.main(["generate", str(tiny_model), "--max-tokens", "2", *options]) == 1
+    told = out.buffer.getvalue()
+    assert told.count(b"half a surrogate pair") == 1
+    assert b"\\udcff" in told
+    assert b"Ho" in told
+
+
+def test_an_empty_prompt_of_the_command_has_its_row(tiny_model, capsys):
+    assert cli.main(["generate", str(tiny_model), "", " ", "--json"]) == 1
+    assert [json.loads(line)["error"] for line in capsys.readouterr().out.splitlines()] == [
+        "prompt 0: it is empty",
+        "prompt 1: it is empty",
+    ]
+
+
+@pytest.mark.parametrize(
     ("options", "told"),
     [
         (["--rows", "0"], "rows is 0"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--max-tokens", "4", "--set", "max_tokens=5"], "max_tokens is said twice, as 4 and as 5"),
+        (["--set", "top_k=4", "--set", "top_k=5"], "top_k is said twice"),
         (["--set", "min_tokens=9", "--max-tokens", "3"], "min_tokens is 9, more than max_tokens, 3"),
         (["--set", "logit_bias={5: "], "logit_bias is '{5: '"),
         (["--set", "do_sample=true"], "temperature=0"),
@@ -68,6 +155,9 @@ def test_contradictions_are_one_sentence(tiny_model, capsys, options, told):
 
 def test_an_unsatisfiable_schema_is_named(tiny_model, tmp_path, capsys):
     path = tmp_path / "schema.json"
+    path.write_bytes(b'{"type": "\xff"}')
+    assert cli.main(["generate", str(tiny_model), "Hi", "--schema", str(path)]) == 2
+    assert "schema.json is not UTF-8" in capsys.readouterr().err
     path.write_text('{"type": "integer", "minimum": 3, "maximum": 2}')
     assert cli.main(["generate", str(tiny_model), "Hi", "--schema", str(path)]) == 2
     assert "JSON schema" in capsys.readouterr().err
@@ -129,6 +219,8 @@ def test_a_conversation_survives_what_is_typed(tiny_model, tmp_path):
     assert len(talk.messages) == 2
     with pytest.raises(ValueError, match="one answer"):
         Conversation(str(tiny_model), sampling={"n": 2})
+    with pytest.raises(ValueError, match="seed is -1"):
+        Conversation(str(tiny_model), seed=-1)
 
     # Ctrl-C while a program runs waits for its end: a program that is left would take the cache with it.
     talk.reset()
@@ -149,6 +241,41 @@ def test_a_conversation_survives_what_is_typed(tiny_model, tmp_path):
     assert len(calls) == 1
     talk.undo()
     assert "".join(talk.say("Hi")) == whole
+
+
+def test_what_a_conversation_refuses_leaves_it_as_it_was(tiny_model, tmp_path):
+    talk = Conversation(str(tiny_model), sampling={"max_new_tokens": 5, "do_sample": False})
+    assert (talk.wish.max_tokens, talk.wish.temperature) == (5, 0.0)
+    talk.set("stop_strings=END")
+    talk.set("max_completion_tokens=3")
+    before = (talk.wish, talk.settings)
+    for assignment, told in (
+        ("logit_bias={999: 1}", "logit_bias has token id 999"),
+        ("do_sample=true", "temperature=0 is greedy"),
+        ("=5", "unknown sampling parameter ''"),
+        ("heat=", "unknown sampling parameter 'heat'"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            talk.set(assignment)
+    assert (talk.wish, talk.settings) == before
+    assert (talk.wish.max_tokens, talk.wish.stop) == (3, ("END",))
+    assert command(talk, "/set\tstop=") == "temperature=0.0  max_tokens=3"
+    path = tmp_path / "talk.json"
+    talk.messages = [{"role": "user", "content": "Hi"}]
+    for held in (
+        '{"system": 5, "messages": []}',
+        '{"messages": [{"role": "dragon", "content": "x"}]}',
+        '{"messages": [{"role": "user", "content": null}]}',
+        '{"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}',
+        '{"messages": 5}',
+        "[" * 100_000,
+    ):
+        path.write_text(held)
+        with pytest.raises(ValueError, match=r"talk\.json holds no saved conversation"):
+            command(talk, f"/load {path}")
+    with pytest.raises(ValueError, match="/undo stands alone; '3'"):
+        command(talk, "/undo 3")
+    assert talk.messages == [{"role": "user", "content": "Hi"}]
 
 
 @pytest.mark.slow

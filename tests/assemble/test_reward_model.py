@@ -279,6 +279,10 @@ def test_scores_of_another_model_are_not_taken_for_this_ones(tiny_model, random_
     save_random(tiny_model, tmp_path / "model", seed=1)
     with pytest.raises(ValueError, match="holds scores by another model"):
         list(score([model], source, out=out))
+    out.write_text("my notes")
+    with pytest.raises(ValueError, match="line 1: not the beginning of a row of `jaxpost score`"):
+        list(score([model], source, out=out))
+    assert out.read_text() == "my notes"
 
 
 def test_grades_ties_and_steps_count_in_the_verdict(tiny_model, random_reward_model, tmp_path):

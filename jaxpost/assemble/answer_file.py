@@ -1,0 +1,142 @@
+"""Files of prompts, and files of answers that the same command goes on with."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxpost.generate.params import said
+from jaxpost.text.console import as_line
+
+Prompt = str | Sequence[Mapping[str, Any]]
+"""A text, or the messages of a conversation."""
+
+Done = dict[tuple[int, int], dict[str, Any]]
+"""(prompt, sample) -> row of the answer."""
+
+_BEGIN = b'{"index": '
+"""Of every row of answers."""
+
+
+def read_prompts(path: Path) -> tuple[list[Prompt], list[Mapping[str, Any]]]:
+    """The prompts of a file with sampling parameters of their own: one a line, or JSONL rows.
+
+    A row has "prompt" or "messages", and may have "sampling": parameters by name that go before the command's.
+
+    Raises:
+      ValueError: a malformed row, a file that is not UTF-8, one without prompts; names file and line.
+    """
+    lines = _lines(path)
+    if path.suffix.lower() not in (".jsonl", ".ndjson", ".json"):
+        found = [line for line in lines if line.strip()]
+        return list(found), [{}] * len(found)
+    prompts: list[Prompt] = []
+    own: list[Mapping[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            why = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise ValueError(f"{path}, line {number}: not JSON, of which each line is a row ({why})") from None
+        found = row.get("messages", row.get("prompt")) if isinstance(row, dict) else None
+        if not isinstance(found, str | list):
+            raise ValueError(f'{path}, line {number}: a row needs "prompt" (a text or messages) or "messages"')
+        if isinstance(found, list) and not all(isinstance(turn, dict) for turn in found):
+            raise ValueError(f'{path}, line {number}: a message is {{"role": "user", "content": "..."}}, not {found!r}')
+        sampling = row.get("sampling", {})
+        try:
+            if not isinstance(sampling, dict):
+                raise ValueError(f"it is {sampling!r}; write names and values in braces")
+            said(sampling)
+        except ValueError as error:
+            raise ValueError(f'{path}, line {number}: "sampling": {error}') from None
+        prompts.append(found)
+        own.append(sampling)
+    return prompts, own
+
+
+def _lines(path: Path) -> list[str]:
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = raw[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason}); save the file in that encoding") from None
+    # Not splitlines: JSON may hold its other line breaks, as U+2028, as they are.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    if not any(line.strip() for line in lines):
+        raise ValueError(f"{path} holds no prompt: write one a line")
+    return lines
+
+
+def finished(out: Path, prompts: Sequence[Prompt]) -> Done:
+    """Answers that a file holds already; a torn last line is cut off. Rows that failed are made again.
+
+    Raises:
+      ValueError: what is no file of answers to these prompts; it stays as it is.
+    """
+    found: Done = {}
+    for number, line in enumerate(whole_lines(out, _BEGIN, "jaxpost generate"), 1):
+        try:
+            row = json.loads(line)
+            key, prompt = (row["index"], row["sample"]), row["prompt"]
+            if any(isinstance(part, bool) or not isinstance(part, int) for part in key):
+                raise ValueError("no numbers of a prompt and a sample")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise ValueError(f"{out}, line {number}: not an answer of `jaxpost generate`; name another file") from None
+        if not 0 <= key[0] < len(prompts) or prompt != prompts[key[0]]:
+            raise ValueError(f"{out}, line {number}: answers another prompt than number {key[0]}; name another file")
+        if "error" not in row:
+            found[key] = row
+    if out.exists():
+        write_all(out, list(found.values()))
+    return found
+
+
+def whole_lines(out: Path, begin: bytes, command: str) -> list[bytes]:
+    """The lines of a file of rows, without a torn last one; none where there is no file.
+
+    Args:
+      begin: of every row, by which a torn one is known: any other text is somebody's, and must not be cut off.
+      command: what wrote the rows.
+
+    Raises:
+      ValueError: an end that is no row's beginning.
+    """
+    if not out.exists():
+        return []
+    *lines, torn = out.read_bytes().split(b"\n")
+    if torn[: len(begin)] != begin[: len(torn)]:
+        told = f"{out}, line {len(lines) + 1}: not the beginning of a row of `{command}`"
+        raise ValueError(f"{told}; name another file, or end the line if it is a whole row")
+    return lines
+
+
+def write_all(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replaces the file at once, so that an interruption leaves the old one."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".part")
+    part.write_text("".join(as_line(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(part, out)
+
+
+class Appending:
+    """The output file opened at its end, or None."""
+
+    def __init__(self, out: Path | None):
+        self._out, self._file = out, None
+
+    def __enter__(self) -> Any:
+        if self._out is not None:
+            self._out.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._out.open("a", encoding="utf-8")
+        return self._file
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
