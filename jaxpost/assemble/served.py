@@ -124,7 +124,8 @@ def _told(answer: Answer) -> dict[str, Any]:
         return told | {"tokens": answer.count}
     told |= {"token_ids": list(completion.tokens)}
     told |= {"learner_logprobs": [round(p, 6) for p in answer.learner_logprobs or ()]}
-    return told | ({"reencoded": True} if answer.reencoded else {})
+    told |= {"reencoded": True} if answer.reencoded else {}
+    return told | ({"untold": list(answer.untold)} if answer.untold else {})
 
 
 def _scored(model: Model, params: Params, answers: Iterable[Answer], *, rows: int) -> Iterator[Answer]:

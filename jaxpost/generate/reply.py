@@ -26,6 +26,8 @@ class Answer(NamedTuple):
     """Of `tokens`, by our own model; see `external.rescore`."""
     count: int | None = None
     """Tokens of the sample, as the server counts them; only where no tokenizer tells which they are."""
+    untold: tuple[str, ...] = ()
+    """What was asked for and the server did not tell: "logprobs", "prompt_logprobs"."""
 
 
 def read(
@@ -55,7 +57,8 @@ def read(
     if tokenizer is None:
         usage = reply.get("usage")
         count = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
-        return Answer(empty, prompt, count=count if isinstance(count, int) and not isinstance(count, bool) else None)
+        counted = isinstance(count, int) and not isinstance(count, bool) and count >= 0
+        return Answer(empty, prompt, count=count if counted else None)
     ids, logprobs, best = _tokens(choice)
     reencoded = ids is None
     if ids is None:
@@ -69,10 +72,19 @@ def read(
     completion = empty._replace(
         tokens=tuple(ids),
         logprobs=tuple(logprobs),
-        best=tuple(row[: wish.logprobs] for row in best) if wish.logprobs else (),
+        best=tuple(row[: wish.logprobs] for row in best) if wish.logprobs is not None else (),
         prompt_logprobs=_prompt_logprobs(choice.get("prompt_logprobs"), prompt),
     )
-    return Answer(completion, prompt, reencoded)
+    return Answer(completion, prompt, reencoded, untold=_untold(completion, wish, len(prompt)))
+
+
+def _untold(completion: Completion, wish: SamplingParams, prompt: int) -> tuple[str, ...]:
+    """The first token of a prompt, and an answer without tokens, have no log-probabilities that could be lacking."""
+    lacks = {
+        "logprobs": bool(completion.tokens) and not (completion.logprobs and (completion.best or not wish.logprobs)),
+        "prompt_logprobs": prompt > 1 and not completion.prompt_logprobs,
+    }
+    return tuple(name for name, lacking in lacks.items() if lacking and getattr(wish, name) is not None)
 
 
 Best = list[tuple[tuple[int, float], ...]]

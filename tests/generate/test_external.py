@@ -212,6 +212,23 @@ def test_log_probabilities_of_the_prompt(fake, sampler):
     assert sampler(None, [[1, 2]])[0].prompt_logprobs == ()
 
 
+def test_what_was_asked_for_and_not_told_is_said(fake, sampler):
+    [answer] = sampler.answers([[1, 2]], SamplingParams(logprobs=0, prompt_logprobs=1))
+    assert answer.untold == ("prompt_logprobs",)
+    assert (answer.completion.logprobs, answer.completion.best) == ((-1.0, -2.0), ((), ()))
+    fake.answer = lambda body, tried: (200, echo(body, token_ids=[4], logprobs=None))
+    assert sampler.answers([[1]], SamplingParams(logprobs=2, prompt_logprobs=0))[0].untold == ("logprobs",)
+    assert sampler.answers([[1, 2]])[0].untold == ()
+
+
+@pytest.mark.parametrize(("told", "count"), [(5, 5), (0, 0), (-5, None), (True, None), (3.0, None)])
+def test_tokens_are_as_many_as_the_server_can_have_counted(fake, told, count):
+    reply = {"choices": [{"text": "a", "finish_reason": "stop"}], "usage": {"completion_tokens": told}}
+    fake.answer = lambda body, tried: (200, reply)
+    [answer] = connect(fake.url, "tiny", tokenizer=None, **QUICK).answers(["Hi"])
+    assert answer.count == count
+
+
 def test_a_model_that_is_not_served(fake, tokenizer):
     with pytest.raises(ValueError, match="does not serve 'big'; it serves 'tiny', 'other'"):
         connect(fake.url, "big", tokenizer=tokenizer, **QUICK)
