@@ -34,6 +34,16 @@ def _uncached_on_several_devices(computation, devices, *rest):
 
 compiler._resolve_compilation_strategy = _uncached_on_several_devices
 
+
+@pytest.fixture(scope="module")
+def quick_compiler():
+    """For modules whose programs are so small that they run long before they would be optimised."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 
 

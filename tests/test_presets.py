@@ -20,6 +20,8 @@ from jaxpost.config_rl import FilePrompts, RLConfig
 from jaxpost.config_search import SearchConfig
 from jaxpost.config_search_trees import SearchMethodSection
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted((ROOT / "configs").glob("*/*.yaml"))
 SPEC = importlib.util.spec_from_file_location("papers", ROOT / "tools" / "papers.py")
@@ -81,12 +83,10 @@ def test_preset_is_sound_and_says_where_it_comes_from(preset):
     assert config.run.name == preset.stem, "its runs are found by the preset's name"
 
 
-SUPERVISED_RUNS = [
-    pytest.param(preset, id=ids(preset), marks=() if preset.stem == "gsm8k_lora" else pytest.mark.slow)
-    for preset in SUPERVISED
-]
+SUPERVISED_RUNS = [pytest.param(preset, id=ids(preset)) for preset in SUPERVISED]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", SUPERVISED_RUNS)
 def test_preset_runs_three_steps_on_a_tiny_model(preset, tiny_model, tmp_path, monkeypatch):
     from jaxpost import assemble
@@ -139,12 +139,13 @@ JUDGED_ROWS = {
     "steps": lambda i: {"completions": ["One", "Two"], "labels": [True, bool(i % 2)]},
 }
 REWARD_RUNS = [
-    pytest.param(preset, id=ids(preset), marks=() if preset.stem == "local_gsm8k_ensemble_lora" else pytest.mark.slow)
+    pytest.param(preset, id=ids(preset))
     for preset in {reward_composition(CONFIGS[preset]): preset for preset in REWARD}.values()
 ]
 """One for each way in which they are composed."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", REWARD_RUNS)
 def test_preset_trains_a_reward_model_for_three_steps_on_a_tiny_model(preset, tiny_model, tmp_path, monkeypatch):
     from jaxpost import assemble
@@ -172,12 +173,13 @@ def preference_composition(config: PreferenceConfig) -> tuple:
 
 
 PREFERENCE_RUNS = [
-    pytest.param(preset, id=ids(preset), marks=() if preset.stem == "llama3_round" else pytest.mark.slow)
+    pytest.param(preset, id=ids(preset))
     for preset in {preference_composition(CONFIGS[preset]): preset for preset in PREFERENCE}.values()
 ]
 """One for each way in which they are composed."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PREFERENCE_RUNS)
 def test_preset_learns_preferences_for_three_steps_on_a_tiny_model(preset, tiny_model, tmp_path, monkeypatch):
     from jaxpost import assemble
@@ -234,7 +236,7 @@ def _value(ours: str, theirs: str, n: int):
 
 
 ALWAYS = ("demo", "tulu3_rlvr")
-"""Group advantages, and a critic; the other compositions run with the slow tests."""
+"""Group advantages, and a critic; other compositions, and most presets of other methods, run with the slow tests."""
 ONLINE_RUNS = [
     pytest.param(preset, id=ids(preset), marks=() if preset.stem in ALWAYS else pytest.mark.slow)
     for preset in dict.fromkeys(
@@ -330,7 +332,7 @@ def tiny_search(config: SearchConfig, model: Path, folder: Path) -> list[str]:
 
 SEARCHES = {preset: config for preset, config in CONFIGS.items() if isinstance(config, SearchConfig)}
 SEARCH_RUNS = [
-    pytest.param(preset, id=ids(preset), marks=() if preset.stem in ("deepconf", "step_beam") else pytest.mark.slow)
+    pytest.param(preset, id=ids(preset), marks=() if preset.stem == "deepconf" else pytest.mark.slow)
     for preset in SEARCHES
 ]
 

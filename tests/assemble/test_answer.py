@@ -8,6 +8,8 @@ from jaxpost.assemble import Conversation, chat, generate, read_prompts
 from jaxpost.assemble.chat import HELP, command
 from jaxpost.generate.thinking import ThinkingBudget
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 SAMPLING = {"max_tokens": 6, "temperature": 1.0, "n": 2}
 PROMPTS = ["Hi", "Count", [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
 
@@ -125,6 +127,7 @@ def test_prompt_files_name_their_bad_line(tmp_path):
         read_prompts(path)
 
 
+@pytest.mark.slow
 def test_a_conversation_answers_as_if_read_anew(tiny_model, tmp_path):
     """The kept cache changes nothing: each answer is that of `generate` on the same messages."""
     talk = Conversation(str(tiny_model), sampling={"max_tokens": 12, "temperature": 0.0}, system="Be kind.")

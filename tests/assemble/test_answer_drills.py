@@ -14,6 +14,8 @@ from jaxpost import cli
 from jaxpost.assemble import Conversation, chat, generate, read_prompts
 from jaxpost.assemble.chat import command
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 GREEDY = {"max_tokens": 4}
 
 

@@ -35,6 +35,8 @@ from jaxpost.metrics.terms import add, to_host
 from jaxpost.models.table import flatten
 from jaxpost.weights import huggingface
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture(scope="module")
 def world(tiny_model, tmp_path_factory):
@@ -119,6 +121,7 @@ def assemble_report(folder) -> str:
     return write_report(folder).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_cached_live_and_adapterless_references_agree(config):
     kinds = {"cached": CachedReference(), "live": LiveReference()}
     means = {}

@@ -51,6 +51,8 @@ from jaxpost.report import write_report
 from jaxpost.rewards.contract import Sample
 from jaxpost.train.compiled import CompiledEval
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 def written(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -154,6 +156,7 @@ def samples_of(result):
     return [json.loads(line) for line in (result.folder / "samples.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_reward_model_rewards_grpo(tiny_model, random_reward_model, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXPOST_CACHE", str(tmp_path / "cache"))
     other = save_random(tiny_model, tmp_path / "other", seed=1)

@@ -22,9 +22,9 @@ from jaxpost.train.compiled import CompiledStep
 from jaxpost.train.learn import Learner, Numbers
 from jaxpost.train.online import run_online
 from jaxpost.train.online_job import Draw, Wish
-from tests.train.toy_online import InProcess, quick_compiler, records, scored_by
+from tests.train.toy_online import InProcess, records, scored_by
 
-quick = pytest.fixture(autouse=True)(quick_compiler)
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 STOPS = tuple(chr(c) for c in range(33, 127))
 """A random model of bytes ends a turn within a few tokens."""
 
@@ -132,6 +132,7 @@ def test_sampler_and_learner_agree_and_replies_are_not_learnt(make):
     assert abs(honest[0]["sampler_gap"]) < 1e-4
 
 
+@pytest.mark.slow
 def test_an_answer_does_not_depend_on_its_company(make):
     job = make()
     state = job.init_state()

@@ -18,9 +18,9 @@ from jaxpost.config_check_rl import check_rl
 from jaxpost.config_rewards import FinishedSection, RewardSection
 from jaxpost.config_rl import ArithmeticPrompts, KLSection, OnlineSection, RLConfig, RolloutSection
 from jaxpost.train.online import run_online
-from tests.train.toy_online import InProcess, quick_compiler, records, scored_by
+from tests.train.toy_online import InProcess, records, scored_by
 
-quick = pytest.fixture(autouse=True)(quick_compiler)
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 def test_an_adapter_learns_and_its_base_is_the_reference(tiny_model, tmp_path, monkeypatch):

@@ -22,6 +22,8 @@ from jaxpost.config import (
     TrainSection,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 PROMPTS = ("hello there", "what is it?")
 ADAPTERS = [
     LoRASection(rank=2, alpha=4.0),

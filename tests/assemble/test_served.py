@@ -15,6 +15,8 @@ from jaxpost.assemble.commands import load_bound
 from jaxpost.generate.http_json import ServerError
 from jaxpost.types import Inputs
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 PROMPTS = ["Hi", "Count", [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
 
 

@@ -24,6 +24,8 @@ from jaxpost.config import (
 from jaxpost.models.table import flatten
 from jaxpost.weights import huggingface
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 PROMPTS = ("hello there", "what is it?")
 
 
@@ -63,6 +65,7 @@ def test_full_fine_tuning_lowers_the_held_out_loss_and_exports_what_it_sampled_f
     assert [a["text"] for a in answers] == [s["text"] for s in last]
 
 
+@pytest.mark.slow
 def test_only_what_the_patterns_select_changes(config, tiny_model):
     config = dataclasses.replace(config, adapter=FullSection(trainable=("*norm*", "stacks/0/0/q_proj/*")))
     result = assemble.train(config)
@@ -72,6 +75,7 @@ def test_only_what_the_patterns_select_changes(config, tiny_model):
         assert np.array_equal(before[path], after[path]) != chosen, path
 
 
+@pytest.mark.slow
 def test_an_adapter_run_exports_a_peft_folder_that_generates_and_merges_alike(config, tmp_path):
     config = dataclasses.replace(config, adapter=LoRASection(rank=2, alpha=4.0))
     result = assemble.train(config)
@@ -97,6 +101,7 @@ def test_an_adapter_run_exports_a_peft_folder_that_generates_and_merges_alike(co
     assert first_record["loss"] == pytest.approx([r for r in records if r["kind"] == "eval"][-1]["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_moving_average_is_what_gets_exported(config):
     optim = dataclasses.replace(config.optim, ema_decay=0.5)
     result = assemble.train(dataclasses.replace(config, optim=optim))

@@ -21,7 +21,6 @@ from toy_online import (
     halves,
     long_config,
     probability,
-    quick_compiler,
     records,
     scored_by,
     table_of,
@@ -55,7 +54,7 @@ SCORE = scored_by(halves)
 EVAL = EvalSection(name="held_out", items=5, samples=4, temperature=1.0, pass_at=(1, 4))
 
 
-quick = pytest.fixture(autouse=True, scope="module")(quick_compiler)
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 def test_the_reward_rises_and_the_files_say_how(tmp_path: Path) -> None:

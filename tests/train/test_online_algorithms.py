@@ -15,7 +15,6 @@ from toy_online import (
     first_table,
     log_policy,
     probability,
-    quick_compiler,
     scored_by,
     table_of,
     toy_config,
@@ -50,7 +49,7 @@ from jaxpost.config_rl import (
 from jaxpost.config_rollout import ReferenceOpponent
 from jaxpost.train.online import run_online
 
-quick = pytest.fixture(autouse=True, scope="module")(quick_compiler)
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 BANDIT, PROCESS = (4,), (1, 4)
@@ -197,7 +196,7 @@ PRICES["nash, against the reference"] = (
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if i % 3 else ()) for i, name in enumerate(PRICES)]
+    "name", [pytest.param(name, marks=pytest.mark.slow if i else ()) for i, name in enumerate(PRICES)]
 )
 def test_a_price_on_leaving_the_reference_has_the_known_optimum(name: str, tmp_path: Path) -> None:
     sections, optimum = PRICES[name]

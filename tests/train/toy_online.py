@@ -234,14 +234,6 @@ def records(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key != "time"} for record in found]
 
 
-def quick_compiler() -> Iterator[None]:
-    """A fixture's body: programs this small run long before they are optimised."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def halves(example: Any, completion: Any) -> float:
     """1 for the answer ba, half of it for a beginning with b."""
     return 0.5 * (completion.text[:1] == "b") + 0.5 * (completion.text == "ba")
