@@ -197,10 +197,11 @@ class _Run(Attempt[SupervisedJob]):
         if job.evals:
             position.keep_best(record)
             self.write(record | {"time": {"seconds": round(seconds, 3)}})
+            best = position.results
             losses = [
-                f"{name} {value:.4f} (best {position.results[f'best/{name}']:.4f})"
+                f"{name} {value:.4f}" + (f" (best {best[f'best/{name}']:.4f})" if f"best/{name}" in best else "")
                 for name, value in record.items()
-                if f"best/{name}" in position.results
+                if (name == "loss" or name.endswith("/loss")) and not name.startswith("best/")
             ]
             head = f"step {position.step:>{len(str(job.num_steps))}}/{job.num_steps}  held out: "
             self.progress.say(f"{head}{', '.join(losses)}  in {duration(seconds)}")
@@ -244,6 +245,12 @@ def _added(
 
 
 def _means(totals: Mapping[str, Sums]) -> dict[str, float]:
-    """Means in float64, and "loss" = sum of coef * mean; a weight of 0 gives 0."""
-    out = {name: float(s.total / s.weight) if s.weight else 0.0 for name, s in totals.items()}
-    return {"loss": math.fsum(float(s.coef) * out[name] for name, s in totals.items() if s.coef)} | out
+    """Means in float64, and "loss" = sum of coef * mean over terms with weight.
+
+    Without any weight a term of the loss is NaN, as is a loss of such terms: nothing was seen. Other numbers are 0.
+    """
+    none = {name: math.nan if s.coef else 0.0 for name, s in totals.items()}
+    out = {name: float(s.total / s.weight) if s.weight else none[name] for name, s in totals.items()}
+    terms = [name for name, s in totals.items() if s.coef]
+    seen = [float(totals[name].coef) * out[name] for name in terms if totals[name].weight]
+    return {"loss": math.fsum(seen) if seen or not terms else math.nan} | out

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from toy_run import CONFIG, WIDTH, ToyBatch, ToySource, first_state, read_run, toy_job, toy_step
+from toy_run import CONFIG, WIDTH, ToyBatch, ToySource, first_state, read_run, toy_eval, toy_job, toy_step
 
 from jaxpost.config import GuardSection
+from jaxpost.metrics.terms import Sums
 from jaxpost.sharding import make_mesh, to_global
 from jaxpost.train.compiled import ShapeChanged
 from jaxpost.train.guards import StopSignals, TrainingStopped
@@ -210,6 +211,19 @@ def test_a_batch_that_the_loss_cannot_compare_is_skipped_and_many_stop_the_run(t
         TrainingStopped, match=r"^3 updates in a row.*at step 6: its batch holds.*batch_size.*update 3\.$"
     ):
         run_supervised(toy_job(tmp_path / "many", step=empty_at(4, 5, 6), guard=guard))
+
+
+def test_an_evaluation_in_which_nothing_counts_has_no_loss_and_is_not_the_best(tmp_path: Path, capsys):
+    def weightless(*args: Any) -> dict[str, Sums]:
+        return {
+            name: sums._replace(total=sums.total * 0, weight=sums.weight * 0) for name, sums in toy_eval(*args).items()
+        }
+
+    run_supervised(toy_job(tmp_path / "run", eval_step=weightless))
+    found = kinds(tmp_path / "run", "eval")
+    assert {r["loss"] for r in found} == {r["mse"] for r in found} == {"nan"}
+    assert not any("best/loss" in r for r in found)
+    assert "held out: loss nan  in" in capsys.readouterr().out
 
 
 class Signalling(ToySource):
