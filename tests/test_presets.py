@@ -83,11 +83,8 @@ def test_preset_is_sound_and_says_where_it_comes_from(preset):
     assert config.run.name == preset.stem, "its runs are found by the preset's name"
 
 
-SUPERVISED_RUNS = [pytest.param(preset, id=ids(preset)) for preset in SUPERVISED]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", SUPERVISED_RUNS)
+@pytest.mark.parametrize("preset", SUPERVISED, ids=ids)
 def test_preset_runs_three_steps_on_a_tiny_model(preset, tiny_model, tmp_path, monkeypatch):
     from jaxpost import assemble
 
@@ -138,15 +135,12 @@ JUDGED_ROWS = {
     "scores": lambda i: {"completion": f"It is {i}.", "score": float(i % 5)},
     "steps": lambda i: {"completions": ["One", "Two"], "labels": [True, bool(i % 2)]},
 }
-REWARD_RUNS = [
-    pytest.param(preset, id=ids(preset))
-    for preset in {reward_composition(CONFIGS[preset]): preset for preset in REWARD}.values()
-]
+REWARD_RUNS = list({reward_composition(CONFIGS[preset]): preset for preset in REWARD}.values())
 """One for each way in which they are composed."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", REWARD_RUNS)
+@pytest.mark.parametrize("preset", REWARD_RUNS, ids=ids)
 def test_preset_trains_a_reward_model_for_three_steps_on_a_tiny_model(preset, tiny_model, tmp_path, monkeypatch):
     from jaxpost import assemble
 
@@ -172,15 +166,12 @@ def preference_composition(config: PreferenceConfig) -> tuple:
     return (losses, config.reference.kind, config.adapter.kind, config.special_tokens)
 
 
-PREFERENCE_RUNS = [
-    pytest.param(preset, id=ids(preset))
-    for preset in {preference_composition(CONFIGS[preset]): preset for preset in PREFERENCE}.values()
-]
+PREFERENCE_RUNS = list({preference_composition(CONFIGS[preset]): preset for preset in PREFERENCE}.values())
 """One for each way in which they are composed."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", PREFERENCE_RUNS)
+@pytest.mark.parametrize("preset", PREFERENCE_RUNS, ids=ids)
 def test_preset_learns_preferences_for_three_steps_on_a_tiny_model(preset, tiny_model, tmp_path, monkeypatch):
     from jaxpost import assemble
 
