@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxpost import cli_help, cli_lab, cli_score, cli_search
+from jaxpost import cli_help, cli_lab, cli_score, cli_search, host_memory
 from jaxpost.cli_arguments import parse, parser, split_flags
 from jaxpost.cli_search_export import COMMANDS as EXPORT_COMMANDS
 from jaxpost.config_check_rl import check_config
 from jaxpost.config_flags import apply_flags, flags_help
 from jaxpost.config_io import ConfigError, diff, dump, load, plain_value
-from jaxpost.host_memory import restart_with_huge_pages
 from jaxpost.text.console import as_line, visible, writable
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -46,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parse(own)
         if flags and not options.takes_flags:
             parser().error(f"{options.command} takes no settings, but got {flags[0]}")
-        if argv is None and options.command == "train":  # a process of our own
-            restart_with_huge_pages()
+        options.own_process = argv is None
         code = COMMANDS[options.command](options, flags)
         sys.stdout.flush()
         return code
@@ -102,6 +100,8 @@ def run_train(options: argparse.Namespace, flags: list[str]) -> int:
     if options.help:
         print(flags_help(config, f"jaxpost train {options.preset}", cli_help.TRAIN + "\n" + cli_help.TRAIN_EPILOG))
         return OK
+    if options.own_process:
+        host_memory.restart(keep=config.method == "rl")
     check_config(config)
 
     from jaxpost import assemble

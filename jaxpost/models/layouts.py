@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Float, Int
 
 from jaxpost.ops import platform
 from jaxpost.ops.linear import Panels, linear
@@ -77,36 +79,48 @@ def for_decoding(params: Params, *, panels: bool = False) -> Params:
         panels: kernels in panels where the platform gains by it, for a few rows at a time (one gains nothing). A tied
             head gets panels of its own, beside the table that tokens are looked up in.
     """
-    stacks = unstack(params)["stacks"]
-    laid = params | {
-        "stacks": {
-            name: [{block: join(weights) for block, weights in layer.items()} for layer in layers]
-            for name, layers in stacks.items()
-        }
+    rule = _panel_rule() if panels else None
+    stacks = {
+        name: [_layer(stack, i, rule=rule) for i in range(jax.tree.leaves(stack)[0].shape[0])]
+        for name, stack in params["stacks"].items()
     }
-    if not panels:
-        return laid
+    laid = params | {"stacks": stacks}
     # A mixture of models has their tables elsewhere, and reads them as they are.
-    tied = "lm_head" not in params and "embed" in params
-    head = in_panels(params["embed"]["table"].T) if tied else None
-    return _cut(laid) | ({HEAD: head} if isinstance(head, Panels) else {})
+    tied = rule is not None and "lm_head" not in params and "embed" in params
+    head = _head(params["embed"]["table"], rule=rule) if tied else None
+    return laid | ({HEAD: head} if isinstance(head, Panels) else {})
 
 
-def in_panels(kernel: Array) -> Array | Panels:
-    """A float32 kernel in panels; as it is, where the platform has none or there would be too few of them."""
+@partial(jax.jit, static_argnames="rule")
+def _layer(stack: Params, index: Int[Array, ""] | int, *, rule: platform.PanelRule | None) -> Params:
+    """One layer of a stack as decoding reads it: one program for all layers, which reads and writes a weight once."""
+    layer = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), stack)
+    return {block: _cut(join(weights), rule) for block, weights in layer.items()}
+
+
+@partial(jax.jit, static_argnames="rule")
+def _head(table: Float[Array, "V D"], *, rule: platform.PanelRule | None) -> Array | Panels:
+    return _in_panels(table.T, rule)
+
+
+def _panel_rule() -> platform.PanelRule | None:
+    """The platform's rule for panels, where it has as few threads as they are good for."""
     rule = platform.choices().panels
-    if rule is None or platform.threads() > rule.threads or kernel.ndim != 2 or kernel.dtype != jnp.float32:
+    return None if rule is None or platform.threads() > rule.threads else rule
+
+
+def _in_panels(kernel: Array, rule: platform.PanelRule | None) -> Array | Panels:
+    """A float32 kernel in panels; as it is, without a rule or where there would be too few of them."""
+    if rule is None or kernel.ndim != 2 or kernel.dtype != jnp.float32:
         return kernel
     fits = [width for width in rule.widths if kernel.shape[1] % width == 0 and kernel.shape[1] // width >= rule.least]
     return Panels.of(kernel, width=fits[0], groups=rule.groups) if fits else kernel
 
 
-def _cut(weights: Any) -> Any:
-    if isinstance(weights, list):
-        return [_cut(part) for part in weights]
+def _cut(weights: Any, rule: platform.PanelRule | None) -> Any:
     if not isinstance(weights, dict):
         return weights
-    return {name: in_panels(leaf) if name == "kernel" else _cut(leaf) for name, leaf in weights.items()}
+    return {name: _in_panels(leaf, rule) if name == "kernel" else _cut(leaf, rule) for name, leaf in weights.items()}
 
 
 def _together(names: tuple[str, ...]) -> str:

@@ -57,6 +57,8 @@ class Panels(NamedTuple):
 
 
 Weight = Array | LoRA
+_LEAST_IN_PARTS = 2**18
+"""Weights of a kernel that one row reads in parts: below, starting the parts takes as long as reading them."""
 
 
 def materialize(weight: Weight) -> Array:
@@ -100,7 +102,8 @@ def linear(
     if isinstance(weight, Panels):
         y = _by_panels(rows, weight, dtype)
     elif not isinstance(weight, LoRA):
-        y = _dot(rows, weight, 0, dtype)
+        parts = platform.choices().row_parts
+        y = _in_parts(rows, weight, parts, dtype) if _worth_parts(rows, weight, parts) else _dot(rows, weight, 0, dtype)
     elif _worth_updating(rows, weight, dtype):
         y = _updated(rows, weight.base, weight.scale * weight.a, weight.b)
     else:
@@ -144,6 +147,20 @@ def _by_panels(rows: Array, weight: Panels, dtype: DTypeLike | None) -> Array:
 
     y = jnp.concatenate([group(panels) for panels in weight.groups])
     return jnp.moveaxis(y, 0, 1).reshape(rows.shape[0], -1).astype(dtype or rows.dtype)
+
+
+def _worth_parts(rows: Array, kernel: Array, parts: int) -> bool:
+    """Whether one row meets a float32 kernel that takes long enough to read, and divides."""
+    large = kernel.dtype == rows.dtype == jnp.float32 and kernel.size >= _LEAST_IN_PARTS
+    return parts > 1 and rows.shape[0] == 1 and large and kernel.shape[0] % parts == 0
+
+
+def _in_parts(row: Float[Array, "1 I"], kernel: Float[Array, "I O"], parts: int, dtype: DTypeLike | None) -> Array:
+    """row W as the sum of products with neighbouring rows of the kernel, each read in one run by one thread."""
+    inputs, outputs = kernel.shape
+    each = (parts, inputs // parts)
+    sums = lax.dot_general(row.reshape(1, *each), kernel.reshape(*each, outputs), (((2,), (1,)), ((1,), (0,))))
+    return jnp.sum(sums, axis=0).astype(dtype or row.dtype)
 
 
 def _scaled(weight: LoRA, low: Array) -> Array:

@@ -78,6 +78,9 @@ class Choices:
     """One query a row reads its pages by JAX's kernel, where that fits: a loop over pages is a chain of small steps."""
     panels: PanelRule | None = None
     """How the kernels that decoding reads are cut into panels (`ops.linear.Panels`); None: they stay whole."""
+    row_parts: int = 1
+    """Parts in which one row alone reads a whole kernel: threads share a product that XLA would not split, and each
+    reads neighbouring memory."""
     row_buckets: tuple[int, ...] = (1,)
     """Rows that a batch of the engine may have; beyond the last, its multiples by powers of two. Each is a program, so
     where compiling is slow and rows are cheap there are few."""
@@ -99,6 +102,7 @@ CHOICES: dict[Platform, Choices] = {
         staged_update=True,
         sparse_chunk=64,
         panels=PanelRule(),
+        row_parts=8,
         row_buckets=(1, 8, 16, 32),
     ),
     "gpu": Choices(

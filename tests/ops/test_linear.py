@@ -116,3 +116,18 @@ def test_an_id_outside_the_table_is_not_another_row():
     rows = take_rows(table, jnp.asarray([3, 4]))
     assert np.isfinite(rows[0]).all()
     assert np.isnan(rows[1]).all()
+
+
+def test_one_row_reads_a_large_kernel_in_parts_to_the_same_sum():
+    kernel = jax.random.normal(jax.random.key(0), (512, 512))
+    row = jax.random.normal(jax.random.key(1), (1, 512))
+    choices = dataclasses.replace(platform.choices(), row_parts=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(platform, "choices", lambda: choices)
+        text = jax.jit(linear).lower(row, kernel).as_text()
+        parts = linear(row, kernel)
+        two_rows = jax.jit(linear).lower(jnp.tile(row, (2, 1)), kernel).as_text()
+        assert "8x64x512" in text, "eight parts of 64 inputs"
+        assert "8x64x512" not in two_rows, "two rows read it whole"
+    want = np.asarray(row, np.float64) @ np.asarray(kernel, np.float64)
+    np.testing.assert_allclose(parts, want, rtol=1e-4, atol=1e-4)

@@ -24,7 +24,7 @@ import search
 import training
 from common import Task
 
-from jaxpost.host_memory import HUGE_PAGES, TUNABLE
+from jaxpost.host_memory import HUGE_PAGES, KEPT, TUNABLE
 
 TASKS: dict[str, Task] = training.TASKS | generation.TASKS | online.TASKS | preference.TASKS | search.TASKS
 THREADS = "2"
@@ -44,7 +44,8 @@ def measure(library: str, name: str, folder: str) -> dict:
     """Runs one measurement in its own process and returns what it printed."""
     env = dict(os.environ, OMP_NUM_THREADS=THREADS, JAX_PLATFORMS="cpu", PYTHONWARNINGS="ignore")
     if library.startswith("jaxpost"):
-        env.setdefault(TUNABLE, HUGE_PAGES)  # as `jaxpost train` does where the kernel leaves it to programs
+        # As `jaxpost train` does where the kernel leaves it to programs.
+        env.setdefault(TUNABLE, KEPT if name == "grpo" else HUGE_PAGES)
     command = [sys.executable, str(Path(__file__).parent), "--worker", library, "--tasks", name, "--model", folder]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
