@@ -254,7 +254,7 @@ class _Reader:
         line = f":{node.start_mark.line + 1}" if node is not None and self.lines else ""
         raise ConfigError(f"{self.source}{line}: {key + ': ' if key else ''}{what}")
 
-    def read(self, node: yaml.Node | None, hint: Any, key: str, default: Any = None) -> Any:
+    def read(self, node: yaml.Node | None, hint: Any, key: str, default: Any = None, unsaid: Any = None) -> Any:
         """The value of `node` as type `hint`."""
         optional = type(None) in get_args(hint)
         if node is None or _is_null(node):
@@ -263,14 +263,18 @@ class _Reader:
             self.fail(node, key, f"has no value; give {_describe(hint)} or leave the key out")
         found = sections(hint)
         if found:
-            return self.section(node, found, key, default)
+            return self.section(node, found, key, default, unsaid)
         options = members(hint)
         if len(options) > 1:
             raise TypeError(f"{key}: unions other than sections are not supported: {hint}")
         return self.plain(node, options[0], hint, key)
 
-    def section(self, node: yaml.Node, options: dict[str, Any], key: str, default: Any) -> Any:
-        """A dataclass; of a union, the one whose tag the node names, else the default's."""
+    def section(self, node: yaml.Node, options: dict[str, Any], key: str, default: Any, unsaid: Any = None) -> Any:
+        """A dataclass; of a union, the one whose tag the node names, else the default's.
+
+        Keys that the node leaves out are as in `unsaid`, where that is of the same kind: a method may have defaults of
+        its own for a section that others have too.
+        """
         if not isinstance(node, yaml.MappingNode):
             self.fail(node, key, f"is a section: give it keys ({', '.join(hints(next(iter(options.values()))))})")
         chosen = type(default) if type(default) in options.values() else next(iter(options.values()))
@@ -282,16 +286,18 @@ class _Reader:
                     chosen = options[value.value]
         types_of = hints(chosen)
         defaults = {f.name: _default(f) for f in dataclasses.fields(chosen)}
+        if type(unsaid) is chosen:
+            defaults = {name: getattr(unsaid, name) for name in defaults}
         values: dict[str, Any] = {}
         for name, value in self.items(node, key):
             path = f"{key}.{name}" if key else name
             if name not in types_of:
                 self.fail(value, path, f"unknown key; {unknown_hint(name, chosen, options)}")
-            values[name] = self.read(value, types_of[name], path, defaults[name])
+            values[name] = self.read(value, types_of[name], path, defaults[name], defaults[name])
         missing = [name for name, value in defaults.items() if value is dataclasses.MISSING and name not in values]
         if missing:
             self.fail(node, key, f"lacks the key {missing[0]}, {_describe(types_of[missing[0]])}")
-        return chosen(**values)
+        return chosen(**defaults | values)
 
     def items(self, node: yaml.MappingNode, key: str) -> Iterator[tuple[str, yaml.Node]]:
         """Keys and values; a repeated key is an error (YAML keeps the last in silence)."""

@@ -333,3 +333,17 @@ def test_all_problems_are_told_at_once():
     with pytest.raises(ConfigError) as error:
         check(apply_flags(c.SFTConfig(), [*GOOD, "--optim.lr", "0", "--train.steps", "0", "--run.name", ""]))
     assert len(str(error.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize("method", ["sft", "preference", "reward", "rl"])
+def test_a_section_said_in_part_keeps_the_methods_own_defaults(method):
+    whole = loads(f"method: {method}")
+    part = loads(f"method: {method}\nrun: {{export: false}}\noptim: {{kind: adamw, weight_decay: 0.5}}")
+    assert part.run == dataclasses.replace(whole.run, export=False)
+    assert part.run.name == method
+    assert part.optim == dataclasses.replace(whole.optim, weight_decay=0.5)
+
+
+def test_a_section_of_another_kind_has_its_own_defaults():
+    assert loads("method: preference").optim.lr == 5e-7
+    assert loads("method: preference\noptim: {kind: lion}").optim == c.LionSection()
