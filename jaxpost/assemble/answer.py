@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import jax
 
-from jaxpost.assemble.answer_file import Appending, Done, Prompt, finished, write_all
+from jaxpost.assemble.answer_file import Appending, Done, Prompt, digest, finished, write_all
 from jaxpost.assemble.commands import load_bound
 from jaxpost.assemble.matchers import make_matchers
 from jaxpost.assemble.supervised import chat_prompt, text_sampler
@@ -77,7 +78,8 @@ def generate(
 
     Raises:
       ValueError: unknown or contradictory sampling parameters, a system turn without chat format, an `out` file with
-        answers to other prompts. A prompt that cannot be answered is told in its row ("error"); the others go on.
+        answers to other prompts or by other settings. A prompt that cannot be answered is told in its row ("error");
+        the others go on.
     """
     check_turns(system, chat=chat)
     rules, asked = _search_rules(sampling or {})
@@ -102,7 +104,9 @@ def generate(
             stream = sample.stream(params, encoded, wanted, seed=seed, example_ids=todo, matchers=each, errors="return")
         return len(failed) + total, chain(failed, ((completion, {}) for _, completion in stream))
 
-    yield from answered(prompts, wishes, make, out=out, progress=progress)
+    settings: dict[str, Any] = {"model": model, "seed": seed, "system": system, "chat": chat, "shape": shape}
+    by = settings | {"thinking": thinking, "beams": rules}
+    yield from answered(prompts, wishes, make, by=by, out=out, progress=progress)
 
 
 def readable(
@@ -126,14 +130,26 @@ def readable(
 
 
 def answered(
-    prompts: Sequence[Prompt], wishes: Sequence[SamplingParams], make: Make, *, out: Path | None, progress: Any
+    prompts: Sequence[Prompt],
+    wishes: Sequence[SamplingParams],
+    make: Make,
+    *,
+    by: Mapping[str, Any],
+    out: Path | None,
+    progress: Any,
 ) -> list[dict[str, Any]]:
-    """The rows of all answers in order, after making those that `out` does not hold and writing them there."""
-    done = {} if out is None else finished(out, prompts)
+    """The rows of all answers in order, after making those that `out` does not hold and writing them there.
+
+    Args:
+      by: what decides the answers beside prompts and wishes; a row keeps a digest of it all ("settings").
+    """
+    settings = [digest({**by, "sampling": replace(wish, n=1)}) for wish in wishes]
+    done = {} if out is None else finished(out, prompts, settings)
     todo = [i for i in range(len(prompts)) if any((i, k) not in done for k in range(wishes[i].n))]
     if todo:
         total, stream = make(todo, done)
-        _kept(stream, prompts, done, out, _Meter(total, progress))
+        rows = ((c, {**more, "settings": settings[c.example]}) for c, more in stream)
+        _kept(rows, prompts, done, out, _Meter(total, progress))
     ordered = [done[key] for key in sorted(done)]
     if out is not None:
         write_all(out, ordered)

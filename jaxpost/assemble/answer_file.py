@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -74,8 +75,22 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def finished(out: Path, prompts: Sequence[Prompt]) -> Done:
+def digest(settings: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that two sets of settings share only if they are the same.
+
+    Example:
+      >>> digest({"seed": 0, "model": "a"}) == digest({"model": "a", "seed": 0}) != digest({"model": "a", "seed": 1})
+      True
+    """
+    told = json.dumps({name: repr(value) for name, value in settings.items()}, sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
+def finished(out: Path, prompts: Sequence[Prompt], settings: Sequence[str]) -> Done:
     """Answers that a file holds already; a torn last line is cut off. Rows that failed are made again.
+
+    Args:
+      settings: what decides each prompt's answers, as `digest` tells it. A row that tells none is taken as it is.
 
     Raises:
       ValueError: what is no file of answers to these prompts; it stays as it is.
@@ -91,6 +106,9 @@ def finished(out: Path, prompts: Sequence[Prompt]) -> Done:
             raise ValueError(f"{out}, line {number}: not an answer of `jaxpost generate`; name another file") from None
         if not 0 <= key[0] < len(prompts) or prompt != prompts[key[0]]:
             raise ValueError(f"{out}, line {number}: answers another prompt than number {key[0]}; name another file")
+        if row.get("settings", settings[key[0]]) != settings[key[0]]:
+            told = f"{out}, line {number}: answered by another model, or with other parameters, than are asked for now"
+            raise ValueError(f"{told}; name another file, or remove this one")
         if "error" not in row:
             found[key] = row
     if out.exists():

@@ -81,21 +81,15 @@ def ask_server(
         if model is not None:
             sampler.tokenizer, encode, score = _by_our_model(model, system, chat=chat)
         todo, asked, failed = readable(prompts, wishes, todo, encode)
-        stream = sampler.stream(
-            asked,
-            [wishes[i] for i in todo],
-            seed=seed,
-            example_ids=todo,
-            policy_version=policy_version,
-            skip=done,
-            shape=constraint,
-        )
+        more: dict[str, Any] = {"policy_version": policy_version, "skip": done, "shape": constraint}
+        stream = sampler.stream(asked, [wishes[i] for i in todo], seed=seed, example_ids=todo, **more)
         answers: Iterable[Answer] = (answer for _, answer in stream)
         total = len(failed) + sum((i, k) not in done for i in todo for k in range(wishes[i].n))
         told = ((a.completion, _told(a)) for a in (answers if score is None else score(answers)))
         return total, chain(((c, {"policy_version": policy_version}) for c, _ in failed), told)
 
-    yield from answered(prompts, wishes, make, out=out, progress=progress)
+    by = {"model": name or model, "seed": seed, "system": system, "chat": chat, "shape": shape}
+    yield from answered(prompts, wishes, make, by=by, out=out, progress=progress)
 
 
 def _as_they_are(system: str | None, *, chat: bool) -> Callable[[Prompt], Any]:

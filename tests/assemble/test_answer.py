@@ -193,3 +193,26 @@ def test_the_loop_goes_on_after_complaints_and_interrupts(tiny_model):
     assert " (stopped)\n" in said
     assert "(0 messages)\n" in said
     assert "does not fit" in said[-1]
+
+
+def test_a_file_takes_more_samples_but_no_other_parameters(tiny_model, tmp_path):
+    out = tmp_path / "o.jsonl"
+    wish = {"max_tokens": 3, "temperature": 1.0, "n": 1}
+    [first] = generate(str(tiny_model), ["Hi"], sampling=wish, seed=1, out=out)
+    both = list(generate(str(tiny_model), ["Hi"], sampling={**wish, "n": 2}, seed=1, out=out))
+    assert [row["sample"] for row in both] == [0, 1]
+    assert both[0] == first
+    held = out.read_text()
+    changes = [
+        {"sampling": {**wish, "temperature": 0.5}},
+        {"seed": 2},
+        {"system": "Be brief."},
+        {"shape": {"regex": "[0-9]"}},
+        {"thinking": {"max": 2}},
+        {"sampling": {"max_tokens": 3, "num_beams": 2}},
+    ]
+    for change in changes:
+        asked = {"sampling": wish, "seed": 1} | change
+        with pytest.raises(ValueError, match=r"line 1: answered by another model, or with other parameters"):
+            list(generate(str(tiny_model), ["Hi"], out=out, **asked))
+        assert out.read_text() == held

@@ -77,6 +77,7 @@ def test_a_file_that_is_none_of_prompts_is_named(tmp_path, name, held, told):
         ('{"index": [0], "sample": 0, "prompt": "Hi"}\n', "line 1: not an answer"),
         ('{"index": 0, "sample": null, "prompt": "Hi"}\n', "line 1: not an answer"),
         ('{"index": 0, "sample": 0, "prompt": "Hi", "text": "a"}\nnotes', "line 2: not the beginning"),
+        ('{"index": 0, "sample": 0, "prompt": "Hi", "settings": "0"}\n', "line 1: answered by another model, or with"),
     ],
 )
 def test_a_file_of_something_else_is_never_written_over(tmp_path, held, told):
