@@ -78,8 +78,7 @@ def generate(
 
     Raises:
       ValueError: unknown or contradictory sampling parameters, a system turn without chat format, an `out` file with
-        answers to other prompts or by other settings. A prompt that cannot be answered is told in its row ("error");
-        the others go on.
+        answers to other prompts or by other settings. A prompt that cannot be answered gets a row with "error".
     """
     check_turns(system, chat=chat)
     rules, asked = _search_rules(sampling or {})
@@ -104,9 +103,8 @@ def generate(
             stream = sample.stream(params, encoded, wanted, seed=seed, example_ids=todo, matchers=each, errors="return")
         return len(failed) + total, chain(failed, ((completion, {}) for _, completion in stream))
 
-    settings: dict[str, Any] = {"model": model, "seed": seed, "system": system, "chat": chat, "shape": shape}
-    by = settings | {"thinking": thinking, "beams": rules}
-    yield from answered(prompts, wishes, make, by=by, out=out, progress=progress)
+    by = {"model": model, "seed": seed, "system": system, "chat": chat, "shape": shape}
+    yield from answered(prompts, wishes, make, by=by | {"thinking": thinking} | rules, out=out, progress=progress)
 
 
 def readable(
