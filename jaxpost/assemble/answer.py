@@ -139,14 +139,14 @@ def answered(
     """The rows of all answers in order, after making those that `out` does not hold and writing them there.
 
     Args:
-      by: what decides the answers beside prompts and wishes; a row keeps a digest of it all ("settings").
+      by: what decides the answers beside prompts and wishes; a row of `out` keeps a digest of it all ("settings").
     """
     settings = [digest({**by, "sampling": replace(wish, n=1)}) for wish in wishes]
     done = {} if out is None else finished(out, prompts, settings)
     todo = [i for i in range(len(prompts)) if any((i, k) not in done for k in range(wishes[i].n))]
     if todo:
         total, stream = make(todo, done)
-        rows = ((c, {**more, "settings": settings[c.example]}) for c, more in stream)
+        rows = stream if out is None else ((c, {**more, "settings": settings[c.example]}) for c, more in stream)
         _kept(rows, prompts, done, out, _Meter(total, progress))
     ordered = [done[key] for key in sorted(done)]
     if out is not None:
