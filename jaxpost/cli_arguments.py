@@ -119,7 +119,7 @@ def _sampling(made: argparse.ArgumentParser, longest: str, temperature: str) -> 
     made.add_argument("--temperature", type=float, metavar="T", help=temperature)
     made.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="top_p=0.9, n=4, stop=END ...")
     made.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling noise (default: 0)")
-    made.add_argument("--system", metavar="TEXT", help="a system turn before the prompt")
+    made.add_argument("--system", metavar="TEXT", help="a system turn ('': none, not even the template's)")
 
 
 def _thinking(made: argparse.ArgumentParser) -> None:

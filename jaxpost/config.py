@@ -97,7 +97,7 @@ class DataSection:
     mask: Literal["completion", "assistant", "all", "weights"] = "assistant"
     """Which tokens are trained: completions, assistant turns, everything, or assistant turns by `loss_weight`."""
     system_prompt: str | None = None
-    """Put before conversations that have no system turn."""
+    """Before conversations without a system turn. None: as the chat template does it; "": not even its own."""
     on_bad_row: Literal["error", "skip"] = "error"
     on_long_row: Literal["truncate", "drop", "error"] = "truncate"
     seed: int = 0

@@ -31,15 +31,16 @@ with what its row says besides."""
 
 
 def turns_of(prompt: Prompt, system: str | None) -> list[dict[str, Any]]:
-    """The messages of a prompt, a system turn before them if there is one."""
+    """The messages of a prompt; the system turn before them if they have none of their own."""
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
-    return [{"role": "system", "content": system}, *turns] if system else turns
+    own = bool(turns) and turns[0].get("role") == "system"
+    return [{"role": "system", "content": system}, *turns] if system and not own else turns
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, *, system: str | None, chat: bool) -> list[int]:
     """Token ids of a prompt: a user turn or a conversation in the chat format, or a bare text to be continued."""
     if not isinstance(prompt, str):
-        return tokenizer.encode(tokenizer.render(turns_of(prompt, system), add_generation_prompt=True))
+        return tokenizer.encode(tokenizer.render(prompt, add_generation_prompt=True, system=system))
     if chat:
         return chat_prompt(tokenizer, prompt, system)
     return tokenizer.encode(prompt, add_bos=tokenizer.adds_bos)

@@ -181,13 +181,12 @@ def _problem(
         if not isinstance(prompt, str):
             raise DataError("a prompt of messages needs the chat format: set chat: true")
         return Problem(number, tuple(tokenizer.encode(prompt, add_bos=tokenizer.adds_bos)), text, example)
-    if section.system_prompt and turns[0]["role"] != "system":
-        turns = [{"role": "system", "content": section.system_prompt}, *turns]
+    system = section.system_prompt
     if tools and turns[0]["role"] == "system":
         turns = [{"role": "system", "content": f"{turns[0]['content']}\n\n{tools}"}, *turns[1:]]
     elif tools:
-        turns = [{"role": "system", "content": tools}, *turns]
-    rendered = tokenizer.render(turns, add_generation_prompt=True, default_system=section.system_prompt is None)
+        system = f"{system}\n\n{tools}" if system else tools
+    rendered = tokenizer.render(turns, add_generation_prompt=True, system=system)
     return Problem(number, tuple(tokenizer.encode(rendered)), text, example)
 
 

@@ -179,11 +179,8 @@ def make_read(section: SearchPromptsSection, tokenizer: Tokenizer) -> Read:
         if isinstance(prompt, str) and not section.chat:
             return tokenizer.encode(prompt, add_bos=tokenizer.adds_bos)
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
-        if section.system_prompt and turns[0]["role"] != "system":
-            turns = [{"role": "system", "content": section.system_prompt}, *turns]
-        default = section.system_prompt is None
         try:
-            text = tokenizer.render(turns, add_generation_prompt=True, default_system=default)
+            text = tokenizer.render(turns, add_generation_prompt=True, system=section.system_prompt)
         except DataError:
             if not isinstance(prompt, str) or section.system_prompt:
                 raise

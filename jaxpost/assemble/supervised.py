@@ -190,8 +190,8 @@ def text_sampler(pretrained: Pretrained, **settings: Any) -> Sampler:
 def chat_prompt(tokenizer: Any, text: str, system: str | None) -> list[int]:
     """Token ids of one user turn in the model's chat format; of the bare text where it has none."""
     try:
-        turns = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": text}]
-        return tokenizer.encode(tokenizer.render(turns, add_generation_prompt=True))
+        turns = [{"role": "user", "content": text}]
+        return tokenizer.encode(tokenizer.render(turns, add_generation_prompt=True, system=system))
     except DataError:
         if system:
             raise

@@ -140,10 +140,7 @@ def _conversation(
     turns: Conversation, completion: int, tools: Tools, tokenizer: Tokenizer, options: EncodeOptions, notes: Counter
 ) -> Pieced:
     """`completion` is the number of the completion's first turn (0: there is no prompt of its own)."""
-    if options.system_prompt is not None and turns[0].role != "system":
-        turns = (Message(role="system", content=options.system_prompt), *turns)
-        completion += 1 if completion else 0
-    rendered = tokenizer.chat.render(turns, tools)
+    rendered = tokenizer.render_spans(turns, tools, system=options.system_prompt)
     if options.mask == "all":
         return Pieced([rendered.text], [1.0], False, None)
     written = [(n, message) for n, message in enumerate(turns) if message.role == "assistant"]

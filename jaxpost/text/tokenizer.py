@@ -143,15 +143,15 @@ class Tokenizer:
         tools: Sequence[Mapping] | None = None,
         *,
         add_generation_prompt: bool = False,
-        default_system: bool = True,
+        system: str | None = None,
     ) -> str:
         """A conversation's text; with `add_generation_prompt` it ends where the assistant begins to write.
 
-        Without `default_system` a conversation that has no system turn gets none, whatever the template's own is.
+        Args:
+          system: goes before a conversation that has no system turn. None: as the template does it; "": no system
+            turn, not even the template's own.
         """
-        return self.render_spans(
-            messages, tools, add_generation_prompt=add_generation_prompt, default_system=default_system
-        ).text
+        return self.render_spans(messages, tools, add_generation_prompt=add_generation_prompt, system=system).text
 
     def render_spans(
         self,
@@ -159,12 +159,14 @@ class Tokenizer:
         tools: Sequence[Mapping] | None = None,
         *,
         add_generation_prompt: bool = False,
-        default_system: bool = True,
+        system: str | None = None,
     ) -> Rendered:
         """A conversation's text and the spans that the assistant writes; arguments as `render`."""
         parsed = [m if isinstance(m, Message) else parse_message(m) for m in messages]
         chat = self.chat
-        if not default_system:
+        if system and not (parsed and parsed[0].role == "system"):
+            parsed = [Message(role="system", content=system), *parsed]
+        if system == "":
             kept = tuple((name, value) for name, value in chat.variables if name != "default_system")
             chat = dataclasses.replace(chat, variables=kept)
         return chat.render(parsed, tools, add_generation_prompt=add_generation_prompt)

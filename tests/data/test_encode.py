@@ -55,6 +55,7 @@ def test_completion_with_a_system_prompt_put_before(trained):
     assert text.startswith("<|im_start|>system\nCount.<|im_end|>\n<|im_start|>user\nOne?")
     own = {"messages": [{"role": "system", "content": "Mine."}, U1, A1]}
     assert "Count." not in trained(own, system_prompt="Count.")[1]
+    assert trained(PAIR, mask="completion", system_prompt="") == trained(PAIR, mask="completion")  # no empty turn
 
 
 def test_all_is_everything_but_the_first_token(trained):

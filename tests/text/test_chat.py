@@ -116,6 +116,17 @@ def test_a_family_is_recognised_by_what_its_own_template_renders(own, family, de
         assert tokenizer.render(turns, add_generation_prompt=prompt) == expected
 
 
+def test_a_system_turn_is_the_templates_own_none_or_the_one_that_is_given():
+    special, text = OWN["chatml_system"]
+    tokenizer = Tokenizer(fast_tokenizer(special, text))
+    user = {"role": U, "content": "Hi"}
+    given, own = {"role": "system", "content": "Count."}, {"role": "system", "content": "Mine."}
+    assert tokenizer.render([user]).startswith("<|im_start|>system\nYou are kind.<|im_end|>\n<|im_start|>user")
+    assert tokenizer.render([user], system="").startswith("<|im_start|>user\nHi")
+    assert tokenizer.render([user], system="Count.") == tokenizer.render([given, user])
+    assert tokenizer.render([own, user], system="Count.") == tokenizer.render([own, user], system="")
+
+
 def test_an_own_template_with_markers_is_used_as_it_is():
     own = builtin("chatml").replace("<|im_start|>", "<|begin|>")
     assert choose_template(own, {}) == ChatTemplate("own", own, ())
