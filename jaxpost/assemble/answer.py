@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from jaxpost.assemble.answer_file import Appending, Done, Prompt, digest, finished, write_all
+from jaxpost.assemble.answer_file import Appending, Done, Prompt, digest, finished, identity, write_all
 from jaxpost.assemble.commands import load_bound
 from jaxpost.assemble.matchers import make_matchers
 from jaxpost.assemble.supervised import chat_prompt, text_sampler
@@ -104,7 +104,7 @@ def generate(
             stream = sample.stream(params, encoded, wanted, seed=seed, example_ids=todo, matchers=each, errors="return")
         return len(failed) + total, chain(failed, ((completion, {}) for _, completion in stream))
 
-    by = {"model": model, "seed": seed, "system": system, "chat": chat, "shape": shape}
+    by = {"model": identity(model), "seed": seed, "system": system, "chat": chat, "shape": shape}
     yield from answered(prompts, wishes, make, by=by | {"thinking": thinking} | rules, out=out, progress=progress)
 
 

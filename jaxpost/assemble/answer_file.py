@@ -86,6 +86,12 @@ def digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
+def identity(model: str) -> list[Any]:
+    """What tells a model from another: its name, and of a folder when its weights were written."""
+    files = sorted(Path(model).glob("*.safetensors"))
+    return [model, *((file.name, file.stat().st_mtime_ns) for file in files)]
+
+
 def finished(out: Path, prompts: Sequence[Prompt], settings: Sequence[str]) -> Done:
     """Answers that a file holds already; a torn last line is cut off. Rows that failed are made again.
 

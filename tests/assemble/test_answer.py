@@ -1,6 +1,9 @@
 """`jaxpost generate` to a file, and conversations, on a tiny model."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -196,7 +199,8 @@ def test_the_loop_goes_on_after_complaints_and_interrupts(tiny_model):
     assert "does not fit" in said[-1]
 
 
-def test_a_file_takes_more_samples_but_no_other_parameters(tiny_model, tmp_path):
+def test_a_file_takes_more_samples_but_no_other_parameters_nor_weights(tiny_model, tmp_path):
+    tiny_model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     out = tmp_path / "o.jsonl"
     wish = {"max_tokens": 3, "temperature": 1.0, "n": 1}
     [first] = generate(str(tiny_model), ["Hi"], sampling=wish, seed=1, out=out)
@@ -217,3 +221,7 @@ def test_a_file_takes_more_samples_but_no_other_parameters(tiny_model, tmp_path)
         with pytest.raises(ValueError, match=r"line 1: answered by another model, or with other parameters"):
             list(generate(str(tiny_model), ["Hi"], out=out, **asked))
         assert out.read_text() == held
+    for weights in tiny_model.glob("*.safetensors"):  # the same folder after more training
+        os.utime(weights, (1, 1))
+    with pytest.raises(ValueError, match=r"line 1: answered by another model"):
+        list(generate(str(tiny_model), ["Hi"], sampling=wish, seed=1, out=out))
