@@ -4,7 +4,7 @@ MAIN = """\
 jaxpost turns a pretrained language model and data into a better model.
 
  1. see what it would train on    jaxpost data inspect configs/grpo/demo.yaml
- 2. train, changing what you want jaxpost train configs/grpo/demo.yaml --train.steps 20
+ 2. train with your changes      jaxpost train configs/grpo/demo.yaml --train.steps 20
  3. ask the result                jaxpost generate runs/demo/export "What is 17 + 25? Answer with a number." --system ''
  4. get more at test time         jaxpost search configs/search/self_consistency.yaml
 """
