@@ -181,7 +181,8 @@ class Conversation:
             # A character may still lack bytes.
             ready = len(whole) if over else len(whole.rstrip("\ufffd"))
             if ready > told:
-                yield stops.feed(whole[told:ready])
+                least = text.tokens[prompt_length:][: self.wish.min_tokens]  # what no stop string may end
+                yield stops.feed(whole[told:ready], max(0, len(self.tokenizer.decode(least)) - told))
                 told = ready
             if stops.found is not None:
                 if self.wish.include_stop_str_in_output:

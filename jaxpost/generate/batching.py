@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from jaxpost.generate.programs import Best, Decoded, Scores
 from jaxpost.generate.rows import GREEDY_BELOW
 from jaxpost.generate.samples import Completion, Finish, Sample, Table
 from jaxpost.generate.speculative import Lookup
+from jaxpost.text.stop import first_stop
 
 
 class Room(NamedTuple):
@@ -289,27 +290,25 @@ class Run:
         return None
 
     def _stop_string(self, sample: Sample) -> Completion | None:
-        """The completion that ends with the token at which the first stop string is whole."""
-        decode = self.decode
-        whole = decode(sample.tokens)
-        if not any(stop in whole for stop in sample.params.stop):
+        """The completion that ends with the token at which the first stop string is whole, after `min_tokens`."""
+        stops, least = sample.params.stop, sample.params.min_tokens
+        low, high = least + 1, len(sample.tokens)
+        early = len(self.decode(sample.tokens[:least])) if least else 0
+        if high < low or first_stop(self.decode(sample.tokens), stops, early) is None:
             return None
-        low, high = 1, len(sample.tokens)
         while low < high:
             middle = (low + high) // 2
-            text = decode(sample.tokens[:middle])
-            low, high = (low, middle) if any(stop in text for stop in sample.params.stop) else (middle + 1, high)
+            none = first_stop(self.decode(sample.tokens[:middle]), stops, early) is None
+            low, high = (middle + 1, high) if none else (low, middle)
         sample.tokens, sample.logprobs = sample.tokens[:low], sample.logprobs[:low]
         sample.best = sample.best[:low]
         if self.room is not None:
             halting = self.room.halts[tuple(sample.params.stop)]
             halting[sample.tokens[-1] // 32] |= np.uint32(1 << sample.tokens[-1] % 32)
-        text = decode(sample.tokens)
-        # As `StopDetector`: the first that is whole, and of those that end together the longest.
-        at, begin = min((text.find(stop) + len(stop), text.find(stop)) for stop in sample.params.stop if stop in text)
-        stop = text[begin:at]
-        kept = text[: at if sample.params.include_stop_str_in_output else begin]
-        return self._completion(sample, "stop", stop=stop, text=kept)
+        text = self.decode(sample.tokens)
+        begin, end = cast("tuple[int, int]", first_stop(text, stops, early))
+        kept = text[: end if sample.params.include_stop_str_in_output else begin]
+        return self._completion(sample, "stop", stop=text[begin:end], text=kept)
 
     def _completion(self, sample: Sample, finish: Finish, *, text: str | None = None, **more: Any) -> Completion:
         scores, wanted = self.scores.get(tuple(sample.prompt)), sample.params.prompt_logprobs

@@ -43,7 +43,7 @@ class SamplingParams:
     max_tokens: int = 256
     """Most new tokens of a sample."""
     min_tokens: int = 0
-    """No end token before this many new ones."""
+    """No end token before this many new ones, and a stop string that is whole among them counts for nothing."""
     temperature: float | int = 1.0
     """0 is greedy."""
     top_k: int = 0

@@ -5,6 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def first_stop(text: str, stops: Sequence[str], after: int = 0) -> tuple[int, int] | None:
+    """Where the stop string that is whole first begins and ends; of two that end together, the longer one.
+
+    >>> first_stop("a END b END", ["END", "b "]), first_stop("a END b END", ["END"], after=5)
+    ((2, 5), (8, 11))
+
+    Args:
+      after: one counts if it ends beyond this many characters.
+    """
+    hits = [(at + len(s), at) for s in stops if (at := text.find(s, max(0, after - len(s) + 1))) >= 0]
+    end, begin = min(hits, default=(-1, -1))
+    return (begin, end) if hits else None
+
+
 class StopDetector:
     """Passes text through up to the first stop string; holds back an end that may yet become one.
 
@@ -23,19 +37,20 @@ class StopDetector:
         self._held = ""
         self.found: str | None = None
 
-    def feed(self, text: str) -> str:
+    def feed(self, text: str, early: int = 0) -> str:
         """Takes new text and gives what is certain to come before any stop string; '' after one was found.
 
-        The stop string that is complete first counts, so the result does not depend on how the text was cut; of two
-        that end together, the longer one.
+        The stop string that is complete first counts (`first_stop`), so the result does not depend on how the text was
+        cut; but none that is complete within the first `early` characters of this text.
         """
         if self.found is not None:
             return ""
+        early += len(self._held)
         self._held += text
-        hits = [(at + len(stop), at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if hits:
-            _, at, self.found = min(hits)
-            out, self._held = self._held[:at], ""
+        place = first_stop(self._held, self._stops, early)
+        if place is not None:
+            begin, end = place
+            self.found, out, self._held = self._held[begin:end], self._held[:begin], ""
             return out
         keep = max((self._overlap(stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,11 @@ def test_a_conversation_answers_as_if_read_anew(tiny_model, tmp_path):
     talk.undo()
     assert "".join(talk.say("And now?")) == said
     assert book.count - 1 - book.free == held, "pages of the old turn were given back"
+    stop = {"max_tokens": 12, "min_tokens": 4, "stop": [said[0]]}  # not where the answer begins with it
+    [want] = generate(str(tiny_model), [talk.messages[:-1]], sampling=stop, system="Be kind.")
+    talk.undo()
+    talk.wish = replace(talk.wish, min_tokens=4, stop=(said[0],))
+    assert "".join(talk.say("And now?")) == want["text"] != ""
     path = tmp_path / "talk.json"
     assert command(talk, f"/save {path}") == f"(wrote {path})"
     talk.reset()

@@ -135,6 +135,13 @@ def test_stop_strings_end_the_text_and_may_be_kept(shared):
     [kept] = sample(params, [[1, 2]], SamplingParams(**wish, stop=stop, include_stop_str_in_output=True), seed=1)
     assert kept.text == free.text[: at + 2]
 
+    # One that is whole among the first `min_tokens` is text like any other; the next one counts.
+    stop = free.text[4]
+    second = free.text.index(stop, free.text.index(stop) + 1)
+    for least in (free.text.index(stop) + 1, second):
+        [cut] = sample(params, [[1, 2]], SamplingParams(**wish, stop=stop, min_tokens=least), seed=1)
+        assert (cut.text, cut.stop, len(cut.tokens)) == (free.text[:second], stop, second + 1)
+
     # Of stop strings that end together the longest counts, whatever their alphabet (the last letter to come is A here).
     late = max(set(free.text), key=free.text.index)
     at = free.text.index(late)

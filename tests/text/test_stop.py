@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from jaxpost.text.stop import StopDetector
 
 
-def reference(text: str, stops: list[str]) -> tuple[str, str | None]:
-    for end in range(1, len(text) + 1):
+def reference(text: str, stops: list[str], early: int = 0) -> tuple[str, str | None]:
+    for end in range(early + 1, len(text) + 1):
         done = [stop for stop in stops if text[:end].endswith(stop)]
         if done:
             stop = max(done, key=len)
@@ -20,12 +20,14 @@ words = st.text("ab\n", min_size=1, max_size=4)
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.lists(st.text("ab\n", max_size=4), max_size=8), st.lists(words, max_size=3))
-def test_pieces_do_not_matter(pieces, stops):
-    detector = StopDetector(stops)
-    out = "".join(detector.feed(piece) for piece in pieces)
+@given(st.lists(st.text("ab\n", max_size=4), max_size=8), st.lists(words, max_size=3), st.integers(0, 12))
+def test_pieces_do_not_matter_nor_stops_that_come_too_early(pieces, stops, early):
+    detector, out, told = StopDetector(stops), "", 0
+    for piece in pieces:
+        out += detector.feed(piece, min(max(0, early - told), len(piece)))
+        told += len(piece)
     out += detector.flush()
-    assert (out, detector.found) == reference("".join(pieces), stops)
+    assert (out, detector.found) == reference("".join(pieces), stops, early)
 
 
 @settings(deadline=None)
