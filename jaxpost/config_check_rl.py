@@ -163,8 +163,8 @@ def _advantage(config: RLConfig) -> Iterator[str]:
         yield from at_least("advantage.eps", section.eps, 0)
     if isinstance(section, ProcessAdvantage) and not section.separator:
         yield "advantage.separator is empty; give the text that ends a step"
-    if isinstance(section, ReinforceAdvantage):
-        yield from fraction("advantage.decay", section.decay)
+    if isinstance(section, ReinforceAdvantage) and not 0 <= section.decay <= 1:
+        yield f"advantage.decay is {section.decay:g}; it must be from 0 to 1"
     if isinstance(section, GAEAdvantage):
         for name in ("discount", "trace"):
             if not 0 <= getattr(section, name) <= 1:
@@ -188,8 +188,10 @@ def _loss(config: RLConfig) -> Iterator[str]:
     if isinstance(loss, (PPOLoss, GSPOLoss)):
         yield from above("loss.clip_low", loss.clip_low, 0)
         yield from above("loss.clip_high", loss.clip_high, 0)
-        yield from above("loss.dual_clip", loss.dual_clip, 1)
+        if loss.dual_clip is not None and loss.dual_clip <= 1 + loss.clip_high:
+            yield f"loss.dual_clip is {loss.dual_clip:g}; it must exceed 1 + clip_high, {1 + loss.clip_high:g}"
     if isinstance(loss, CISPOLoss):
+        yield from at_least("loss.clip_low", loss.clip_low, 0)
         yield from above("loss.clip_high", loss.clip_high, 0)
 
 
@@ -226,6 +228,14 @@ def _kl(config: RLConfig) -> Iterator[str]:
     in_loss = config.kl.coef > 0 and config.kl.where == "loss"
     if in_loss and config.kl.estimator == "k1" and config.kl.gradient == "plain":
         yield "kl.estimator k1 has no penalty in its plain gradient (mean 0); set kl.gradient corrected, or take k2, k3"
+    if config.kl.coef > 0 and config.kl.where != "loss":
+        if config.kl.estimator in ("k2", "k3"):
+            yield (
+                f"kl.estimator {config.kl.estimator} has another gradient than the KL's where kl.where is "
+                f"{config.kl.where}; take k1 there, or set kl.where loss"
+            )
+        if config.kl.gradient != "plain":
+            yield f"kl.gradient {config.kl.gradient} belongs to kl.where loss, not {config.kl.where}; leave it out"
     if config.kl.target is not None and not config.kl.coef:
         yield "kl.target adapts kl.coef, which is 0; start it above 0"
 

@@ -127,7 +127,7 @@ class ReinforceAdvantage:
     baseline: Literal["none", "batch_mean", "running_mean"] = "running_mean"
     """running_mean: of the rewards of earlier steps, which keeps the estimate unbiased."""
     decay: float = 0.9
-    """How much of the running mean stays at each step."""
+    """How much less an earlier step weighs in the running mean than the next one; 1: all alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +265,8 @@ class KLSection:
     """0: no reference policy is kept or computed."""
     where: Literal["loss", "reward", "sample"] = "loss"
     """A term of the loss; in the tokens' rewards; or in a sample's, before samples are compared (RLOO, 2402.14740)."""
-    estimator: Literal["k1", "k2", "k3"] = "k3"
+    estimator: Literal["k1", "k2", "k3"] | None = None
+    """None: k3 in the loss, k1 elsewhere, the one whose gradient is the KL's there."""
     gradient: Literal["plain", "corrected"] = "plain"
     """In the loss: differentiate the estimate as it stands, or so that the gradient is the KL's."""
     target: float | None = None

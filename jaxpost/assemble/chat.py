@@ -182,7 +182,8 @@ class Conversation:
             ready = len(whole) if over else len(whole.rstrip("\ufffd"))
             if ready > told:
                 least = text.tokens[prompt_length:][: self.wish.min_tokens]  # what no stop string may end
-                yield stops.feed(whole[told:ready], max(0, len(self.tokenizer.decode(least)) - told))
+                early = len(self.tokenizer.decode(least).rstrip("\ufffd")) - told
+                yield stops.feed(whole[told:ready], max(0, early))
                 told = ready
             if stops.found is not None:
                 if self.wish.include_stop_str_in_output:

@@ -40,7 +40,7 @@ ESTIMATORS = {"k1": kl_terms.k1, "k2": kl_terms.k2, "k3": kl_terms.k3}
 def make_credit(section: AdvantageSection, *, kl: KLSection, loss: PolicyLossSection) -> CreditFn:
     """The composition that an `advantage` section names; compiled at its first call."""
     in_reward, in_sample = (kl.coef > 0 and kl.where == where for where in ("reward", "sample"))
-    estimator = ESTIMATORS[kl.estimator]
+    estimator = ESTIMATORS[kl.estimator or "k1"]
 
     def credit(known: Known, numbers: Mapping[str, Any]) -> Credit:
         rewards = known.rewards
@@ -49,8 +49,10 @@ def make_credit(section: AdvantageSection, *, kl: KLSection, loss: PolicyLossSec
         weights = advantages.trained_tokens(known.mask, rewards, known.truncated if loss.truncated == "mask" else None)
         penalty = estimator(known.logprobs - known.reference) if in_reward or in_sample else None
         if in_sample and penalty is not None:
-            total = jnp.sum(jnp.where(weights != 0, penalty, 0.0), axis=1)
+            total = jnp.sum(jnp.where(known.mask != 0, penalty, 0.0), axis=1)
             known, penalty = known._replace(rewards=known.rewards - numbers["kl_coef"] * total), None
+        if isinstance(section, BestWorst):  # a sample that is not trained is no side of a pair
+            known = known._replace(rewards=jnp.where(jnp.any(weights != 0, axis=1), known.rewards, jnp.nan))
         if isinstance(section, NashAdvantage):
             weights = jnp.where(known.opponent[:, None], 0.0, weights)
         per_token, targets = _assigned(section, known, weights, penalty, numbers)
@@ -72,7 +74,7 @@ def _assigned(
 ) -> tuple[Array, Array]:
     """Advantages and the critic's targets, [N, T]."""
     zeros = jnp.zeros_like(weights)
-    by_sample = _of_samples(section, known, numbers)
+    by_sample = _of_samples(section, known, weights, numbers)
     if by_sample is not None:
         return _priced(returns.per_token(by_sample, known.mask), known, penalty, numbers), zeros
     if isinstance(section, ProcessAdvantage) and known.steps is not None:
@@ -99,7 +101,7 @@ def _priced(credit: Array, known: Known, penalty: Array | None, numbers: Mapping
     return credit - numbers["kl_coef"] * returns.discounted_returns(penalty, known.mask)
 
 
-def _of_samples(section: AdvantageSection, known: Known, numbers: Mapping[str, Any]) -> Array | None:
+def _of_samples(section: AdvantageSection, known: Known, weights: Array, numbers: Mapping[str, Any]) -> Array | None:
     """Advantages of whole samples [N], for the methods that have them."""
     rewards, groups = jnp.asarray(known.rewards), jnp.asarray(known.groups)
     if isinstance(section, GRPOAdvantage):
@@ -109,7 +111,7 @@ def _of_samples(section: AdvantageSection, known: Known, numbers: Mapping[str, A
     if isinstance(section, BestWorst):
         return advantages.best_worst(rewards, groups)
     if isinstance(section, SelfPlay):
-        return advantages.self_play(groups, jnp.asarray(known.opponent))
+        return advantages.self_play(groups, jnp.asarray(known.opponent), jnp.any(weights != 0, axis=1))
     if isinstance(section, NashAdvantage):
         logistic = lambda x: jax.nn.sigmoid(x / section.scale)  # noqa: E731
         beats = advantages.by_order if section.preference == "order" else logistic
@@ -158,7 +160,7 @@ def step_rewards(
                     finish = episode.finish if end == len(episode.tokens) - 1 else "stop"
                     rows.append((g * each + s, end))
                     examples.append(group.problem.example)
-                    parts.append(Sample(decode(tokens), tokens, finish))
+                    parts.append(Sample(episode.opened + decode(tokens), tokens, finish))
         if by_step is not None:
             found, problems = by_step(examples, texts)
             scores = np.concatenate(found)
@@ -180,11 +182,18 @@ def step_rewards(
 
 
 def _step_ends(tokens: Sequence[int], separator: str, decode: Callable[[Sequence[int]], str]) -> list[int]:
-    """Index of each step's last token; the last step ends with the answer."""
-    ends, text = [], ""
+    """Index of each step's last token; the last step ends with the answer.
+
+    What adds no text (blank lines, the end token) belongs to the step before: more steps would be more reward.
+    """
+    ends, text, last = [], "", len(tokens) - 1
     for i, token in enumerate(tokens):
         text += decode([token])
-        if separator in text:
+        if separator not in text and i < last:
+            continue
+        if text.replace(separator, "").strip() or (i == last and not ends):
             ends.append(i)
-            text = ""
-    return ends if ends and ends[-1] == len(tokens) - 1 else [*ends, len(tokens) - 1]
+        elif ends:
+            ends[-1] = i
+        text = ""
+    return ends

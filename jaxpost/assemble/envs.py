@@ -75,7 +75,7 @@ class Environments:
             workers=section.workers,
         )
         return [
-            self._episode(i, k, env, one, draw.version)
+            self._episode(i, k, env, one, draw.version)._replace(opened=problems[i].opened)
             for (i, k), env, one in zip(order, envs, played, strict=True)
         ]  # fmt: skip
 
@@ -176,7 +176,8 @@ def _search(section: SearchTool, key: str, identity: dict[str, str]) -> Search:
 
 
 def judged(score: Callable[..., Scored]) -> Callable[..., Scored]:
-    """Rewards read of an answer of several turns its last one, and the tokens that the policy chose."""
+    """Rewards read of an answer of several turns its last one, and the tokens that the policy chose; and before a text
+    the tag of the thought that its prompt opened, without which an unfinished thought would look like an answer."""
 
     def of_last_turns(examples: Sequence[Example], completions: Sequence[Completion]) -> Scored:
         return score(examples, [_judged(completion) for completion in completions])
@@ -185,6 +186,6 @@ def judged(score: Callable[..., Scored]) -> Callable[..., Scored]:
 
 
 def _judged(completion: Completion) -> Completion:
-    if not isinstance(completion, Episode) or completion.transcript is None:
+    if not isinstance(completion, Episode) or (completion.transcript is None and not completion.opened):
         return completion
-    return Sample(completion.text, completion.own, completion.finish)
+    return Sample(completion.opened + completion.text, completion.own, completion.finish)

@@ -50,9 +50,12 @@ def answers(
         policy_version=draw.version,
     )
     return [
-        Episode(i // wish.samples, c.sample, c.tokens, (1,) * len(c.tokens), c.logprobs, c.finish, c.text, draw.version)
+        Episode(
+            i // wish.samples, c.sample, c.tokens, (1,) * len(c.tokens), c.logprobs, c.finish, c.text, draw.version,
+            opened=problems[i // wish.samples].opened,
+        )
         for i, c in enumerate(found)
-    ]
+    ]  # fmt: skip
 
 
 def given_answers(

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from jaxpost.adapters.bind import bind
 from jaxpost.assemble.credit import ESTIMATORS
 from jaxpost.assemble.model import Pretrained
 from jaxpost.assemble.preference_losses import make_preference_loss, preference_hyper
@@ -98,7 +99,7 @@ def measure_of(section: PolicyLossSection) -> Callable[[np.ndarray], float]:
 
 def _kl(section: KLSection) -> kl.KL:
     make = {"plain": kl.plain, "corrected": kl.corrected}[section.gradient]
-    return make(ESTIMATORS[section.estimator])
+    return make(ESTIMATORS[section.estimator or "k3"])
 
 
 def _correction(section: CorrectionSection) -> correction.Correction:
@@ -197,5 +198,7 @@ def keeps_reference(config: RLConfig) -> bool:
 
 
 def reference_of(frozen: Params) -> Params:
-    """The policy that the run started from: kept beside, or the base under an adapter."""
+    """The policy that the run started from: kept beside, or the base under an adapter, new or as it was loaded."""
+    if "start" in frozen:
+        return bind(frozen["base"], frozen["start"], frozen["scales"])
     return frozen["reference"] if "reference" in frozen else frozen["base"]

@@ -19,6 +19,7 @@ from jaxpost.config_rl import (
     PromptsSection,
 )
 from jaxpost.data.sources import Row, open_source
+from jaxpost.rewards.answers import THINK
 from jaxpost.rewards.gym import GymProblems
 from jaxpost.rewards.puzzles import Arithmetic, Countdown, Game24
 from jaxpost.rl.episodes import Problem
@@ -180,14 +181,21 @@ def _problem(
     if not section.chat:
         if not isinstance(prompt, str):
             raise DataError("a prompt of messages needs the chat format: set chat: true")
-        return Problem(number, tuple(tokenizer.encode(prompt, add_bos=tokenizer.adds_bos)), text, example)
+        return Problem(
+            number, tuple(tokenizer.encode(prompt, add_bos=tokenizer.adds_bos)), text, example, _opened(prompt)
+        )
     system = section.system_prompt
     if tools and turns[0]["role"] == "system":
         turns = [{"role": "system", "content": f"{turns[0]['content']}\n\n{tools}"}, *turns[1:]]
     elif tools:
         system = f"{system}\n\n{tools}" if system else tools
     rendered = tokenizer.render(turns, add_generation_prompt=True, system=system)
-    return Problem(number, tuple(tokenizer.encode(rendered)), text, example)
+    return Problem(number, tuple(tokenizer.encode(rendered)), text, example, _opened(rendered))
+
+
+def _opened(prompt: str) -> str:
+    """The tag with which a prompt's end begins a thought, as some chat templates do."""
+    return THINK[0] if prompt.rstrip().endswith(THINK[0]) else ""
 
 
 def _digest(parts: Any) -> str:

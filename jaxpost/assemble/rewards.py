@@ -136,6 +136,8 @@ def make_reward(section: RewardSection) -> RewardFn:
         value = COMBINED[section.combine](tuple(parts))
     if not section.gates:
         return value
+    if any(gate.weight != 1.0 for gate in section.gates):
+        raise ValueError("gates open or shut, and have no weight; leave it out, or set the threshold")
     gates = [_part(gate) for gate in section.gates]
     condition = gates[0] if len(gates) == 1 else combine.Min(tuple(gates), name="gates")
     value = replace(value, name="value") if isinstance(value, combine.Combined) else value

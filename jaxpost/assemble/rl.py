@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxpost import config_io, sharding
+from jaxpost.adapters import peft
 from jaxpost.assemble import policy
 from jaxpost.assemble.check_rl import check_problems
 from jaxpost.assemble.credit import make_credit, step_rewards
@@ -193,10 +194,16 @@ def _keeps_old(config: RLConfig) -> bool:
 
 
 def _reference(config: RLConfig, pretrained: Pretrained) -> dict[str, Params]:
-    """A copy of the first policy, where a KL term reads it and no adapter leaves it as the base."""
-    if not policy.keeps_reference(config) or isinstance(config.adapter, LoRASection):
+    """What the first policy differs by from what stands still anyway, where a KL term or an opponent reads it."""
+    adapter = config.adapter
+    if not policy.keeps_reference(config):
         return {}
-    return {"reference": pretrained.load()}
+    if not isinstance(adapter, LoRASection):
+        return {"reference": pretrained.load()}
+    if adapter.init_from is None:
+        return {}  # a new adapter starts at its base
+    start, _ = peft.load(adapter.init_from, pretrained.config)
+    return {"start": jax.device_put(start, sharding.replicated(pretrained.mesh))}
 
 
 def _running_baseline(config: RLConfig) -> float | None:

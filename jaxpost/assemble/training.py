@@ -247,7 +247,8 @@ def _lora_parts(pretrained: Pretrained, adapter: LoRASection, seed: int) -> _Par
         load = lambda: new()[0]  # noqa: E731
     else:
         loaded, scales = peft.load(adapter.init_from, pretrained.config)
-        abstract, load = jax.eval_shape(lambda: loaded), lambda: loaded
+        abstract = jax.eval_shape(lambda: loaded)
+        load = lambda: peft.load(adapter.init_from, pretrained.config)[0]  # noqa: E731  what is loaded is given away
     scales = jax.device_put(scales, sharding.replicated(pretrained.mesh))
     axes = lora.axes_tree(table, abstract)
     return _Parts(abstract, axes, load, {"base": pretrained.load(), "scales": scales}, _overlaid)

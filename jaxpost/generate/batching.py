@@ -293,7 +293,8 @@ class Run:
         """The completion that ends with the token at which the first stop string is whole, after `min_tokens`."""
         stops, least = sample.params.stop, sample.params.min_tokens
         low, high = least + 1, len(sample.tokens)
-        early = len(self.decode(sample.tokens[:least])) if least else 0
+        # A character that still lacks bytes is not there yet.
+        early = len(self.decode(sample.tokens[:least]).rstrip("\ufffd")) if least else 0
         if high < low or first_stop(self.decode(sample.tokens), stops, early) is None:
             return None
         while low < high:

@@ -102,7 +102,7 @@ class Sampler:
         samples: list[Sample] = []
         number = 0
         for at, (prompt, wish) in enumerate(zip(prompts, wishes, strict=True)):
-            problem = self.problem(at, prompt, wish)
+            problem = self.problem(ids[at], prompt, wish)
             if problem and errors == "raise":
                 raise ValueError(problem)
             for k in range(wish.n):

@@ -19,11 +19,12 @@ class ThinkFormat(RowReward):
     answer: str = ""
     """A tag that must enclose what follows, for instance "answer"; "" for none."""
     opened: bool = False
-    """The prompt ends with the opening tag, so the text begins inside it."""
+    """The prompt ends with the opening tag, so a text that does not bring it begins inside it."""
     name: str = "format"
 
     def row(self, example: Example, completion: Completion) -> float:
-        text = f"<{self.think}>{completion.text}" if self.opened else completion.text
+        text, opening = completion.text, f"<{self.think}>"
+        text = f"{opening}{text}" if self.opened and not text.lstrip().startswith(opening) else text
         tags = [f"<{self.think}>", f"</{self.think}>"]
         if self.answer:
             tags += [f"<{self.answer}>", f"</{self.answer}>"]

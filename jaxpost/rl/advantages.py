@@ -99,21 +99,24 @@ def best_worst(rewards: Float[Array, " N"], groups: Int[Array, " N"]) -> Float[A
     return jnp.where(g.scored & g.spread, sign * (groups + 1).astype(rewards.dtype), 0.0)
 
 
-def self_play(groups: Int[Array, " N"], opponent: Bool[Array, " N"]) -> Float[Array, " N"]:
-    """+n for the opponent's first and -n for the policy's first sample of group n (counted from 1), 0 for the others:
-    SPIN's pairs of a given answer and the policy's own (2401.01335).
+def self_play(groups: Int[Array, " N"], opponent: Bool[Array, " N"], usable: Bool[Array, " N"]) -> Float[Array, " N"]:
+    """+n for the opponent's first and -n for the policy's first usable sample of group n (counted from 1), 0 for the
+    others and for groups that lack one of the two: SPIN's pairs of a given answer and the policy's own (2401.01335).
 
     Args:
       groups: 0 and up.
+      usable: samples that may be trained.
 
     Example:
-      >>> self_play(jnp.array([0, 0, 0, 1, 1]), jnp.array([False, False, True, False, True])).tolist()
-      [-1.0, 0.0, 1.0, -2.0, 2.0]
+      >>> theirs = jnp.array([False, False, True, False, True])
+      >>> self_play(jnp.array([0, 0, 0, 1, 1]), theirs, jnp.array([True, True, True, False, True])).tolist()
+      [-1.0, 0.0, 1.0, 0.0, 0.0]
     """
     size, place = groups.shape[0], jnp.arange(groups.shape[0])
     first = lambda which: jax.ops.segment_min(jnp.where(which, place, size), groups, size)[groups]  # noqa: E731
-    sign = (place == first(opponent)).astype(jnp.float32) - (place == first(~opponent)).astype(jnp.float32)
-    return sign * (groups + 1).astype(jnp.float32)
+    theirs, own = first(opponent & usable), first(~opponent & usable)
+    sign = (place == theirs).astype(jnp.float32) - (place == own).astype(jnp.float32)
+    return jnp.where((theirs < size) & (own < size), sign * (groups + 1).astype(jnp.float32), 0.0)
 
 
 def nash(

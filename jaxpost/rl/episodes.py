@@ -20,6 +20,8 @@ class Problem:
     tokens: tuple[int, ...]
     text: str
     example: Mapping[str, Any]
+    opened: str = ""
+    """The tag of a thought that the prompt begins, and its answers go on with."""
 
 
 class Episode(NamedTuple):
@@ -46,6 +48,8 @@ class Episode(NamedTuple):
     """All turns as the policy read them; None: the text is all."""
     opponent: bool = False
     """An opponent drew it, not the policy."""
+    opened: str = ""
+    """Its problem's; rewards read it before the text."""
 
     @property
     def truncated(self) -> bool:

@@ -113,7 +113,8 @@ def collect(job: OnlineJob, first: Round, scored: Scored, refill: Callable[[int]
     by = job.rollout.refill_by
     step = Step([], grouped(job, first, scored), faults=[str(problem) for problem in scored.problems])
     wanted = job.rollout.prompts
-    if by is not None and by not in scored.rewards:
+    known = any(np.isfinite(column).any() for column in scored.rewards.values())
+    if by is not None and by not in scored.rewards and known:
         raise ValueError(f"rollout.refill_by {by!r} is none of the reward's columns: {', '.join(scored.rewards)}")
 
     def kept(group: Group) -> bool:

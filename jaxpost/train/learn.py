@@ -25,7 +25,9 @@ class Numbers:
     updates: int = 0
     kl_coef: float = 0.0
     baseline: float = 0.0
-    """Running mean of the rewards of earlier steps."""
+    """Running mean of the rewards of earlier steps, later ones weighing more; 0 before the first."""
+    measured: int = 0
+    """Steps in it."""
 
     @classmethod
     def of(cls, saved: Mapping[str, Any], job: OnlineJob) -> Numbers:
@@ -42,9 +44,18 @@ class Numbers:
             samples = sum(len(g.episodes) for g in found.groups)
             numbers = replace(numbers, kl_coef=job.adapt_kl(numbers.kl_coef, metrics["kl"], samples))
         if job.running_baseline is not None and np.isfinite(metrics.get("reward", np.nan)):
-            decay = job.running_baseline
-            numbers = replace(numbers, baseline=decay * numbers.baseline + (1 - decay) * metrics["reward"])
+            decay, measured = job.running_baseline, numbers.measured + 1
+            # Weights decay^k that sum to 1, from the first step on; with decay 1 all alike.
+            share = (1 - decay) / (1 - decay**measured) if decay < 1 else 1 / measured
+            mean = numbers.baseline + share * (metrics["reward"] - numbers.baseline)
+            numbers = replace(numbers, baseline=mean, measured=measured)
         return numbers
+
+    def logged(self, job: OnlineJob) -> dict[str, int | float]:
+        """What a record of the run tells of them."""
+        told: dict[str, int | float] = {"updates": self.updates}
+        told |= {} if job.adapt_kl is None else {"kl_coef": self.kl_coef}
+        return told if job.running_baseline is None else told | {"baseline": self.baseline}
 
 
 class Outcome(NamedTuple):

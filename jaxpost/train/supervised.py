@@ -132,7 +132,7 @@ class _Run(Attempt[SupervisedJob]):
         tokens, trained = int(metrics.pop("tokens")), int(metrics.pop("tokens_trained"))
         ended = time.perf_counter() if update.ended is None else update.ended
         self.meter.add(ended=ended, waited=update.waited, tokens=tokens, trained=trained)
-        lr = None if job.lr_at is None else float(job.lr_at(step - 1 - position.skipped))
+        lr = None if job.lr_at is None else float(job.lr_at(step - 1))
         position.add(metrics, tokens=tokens, trained=trained)
         try:
             position.skips = check_step(metrics, step, position.skips, job.train.guard, trained=trained)

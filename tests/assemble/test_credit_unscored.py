@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpost.assemble.credit import make_credit
+from jaxpost.assemble.credit import _step_ends, make_credit
 from jaxpost.config_rl import (
     BestWorst,
     GAEAdvantage,
@@ -22,6 +22,7 @@ from jaxpost.config_rl import (
     ReinforcePlusPlusAdvantage,
     ReMaxAdvantage,
     RLOOAdvantage,
+    SelfPlay,
 )
 from jaxpost.train.online_job import Known
 
@@ -88,3 +89,24 @@ def test_the_credit_of_the_scored_is_as_if_they_were_alone(section: Any, where: 
     assert not whole.advantages[gone].any()
     assert not whole.weights[gone].any()
     assert np.isfinite(np.concatenate([np.ravel(x) for x in whole])).all()
+
+
+def test_a_pair_has_two_sides_that_are_trained() -> None:
+    found, truncated = known(), jnp.arange(9) == 7  # 7 is the third group's best
+    for section in (BestWorst(), SelfPlay()):
+        credit = make_credit(section, kl=KLSection(), loss=PPOLoss(truncated="mask"))
+        seen = credit(found._replace(truncated=truncated, rewards=jnp.nan_to_num(found.rewards)), {"baseline": 0.0})
+        trained = seen.weights.any(axis=1)
+        signs = [sorted(np.sign(seen.advantages[(g == GROUPS) & trained][:, 0])) for g in range(3)]
+        assert signs == [[-1, 1]] * 2 + ([[-1, 1]] if isinstance(section, BestWorst) else [[]])
+
+
+def test_what_adds_no_text_is_no_step() -> None:
+    words = {0: "", 1: "4", 2: "\n", 3: "5\n"}
+    ends = lambda *tokens: _step_ends(tokens, "\n", lambda ids: "".join(words[i] for i in ids))  # noqa: E731
+    assert ends(1, 2, 1, 2, 0) == [1, 4]
+    assert ends(1, 2, 2, 2, 2, 0) == [5], "blank lines and the end token belong to the line before"
+    assert ends(2, 2, 3, 1) == [2, 3], "and those at the start to the first"
+    assert ends(1, 1) == [1]
+    assert ends(2, 0) == [1]
+    assert ends(0) == [0]

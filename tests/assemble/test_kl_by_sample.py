@@ -35,3 +35,13 @@ def test_other_estimators_and_advantages_read_it_too():
     total = (REWARDS - 0.1 * np.sum(MASK * x**2 / 2, axis=1))[:3]
     found = credit(GRPOAdvantage(scale="none"), estimator="k2")
     np.testing.assert_allclose(found.advantages[:3], MASK[:3] * (total - total.mean())[:, None], rtol=1e-5)
+
+
+def test_a_truncated_sample_that_is_masked_has_its_kl_among_the_others():
+    known = Known(np.ones(4, np.float32), np.zeros(4, np.int32), MASK, np.array([False, False, False, True]),
+                  np.full(4, np.nan, np.float32), LOGPROBS, REFERENCE, np.zeros_like(MASK), None)  # fmt: skip
+    one = lambda truncated: make_credit(  # noqa: E731
+        RLOOAdvantage(), kl=KLSection(coef=0.1, where="sample"), loss=ReinforceLoss(truncated=truncated)
+    )(known, {"kl_coef": 0.1, "baseline": 0.0})
+    np.testing.assert_allclose(one("mask").advantages[:3], one("keep").advantages[:3], rtol=1e-6)
+    assert not one("mask").weights[3].any()

@@ -55,8 +55,13 @@ def test_an_adapter_learns_and_its_base_is_the_reference(tiny_model, tmp_path, m
     trained = jax.tree.leaves(result.state.params)
     assert sum(x.size for x in trained) < sum(x.size for x in base) / 2
     again = job("again", init_from=str(tmp_path / "run" / "export"))
+    assert "reference" not in again.frozen, "the base is held once"
     for a, b in zip(trained, jax.tree.leaves(again.init_state().params), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-6)
+    run_online(again)
+    start, later = (r["kl"] for r in records(tmp_path / "again") if r["kind"] == "train")
+    assert abs(start) < 1e-6, "the reference is the policy that the run started from, its adapter too"
+    assert later > 1e-4
 
 
 @pytest.mark.slow
