@@ -9,7 +9,6 @@ casts another dtype in silence and reports another shape obscurely.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import shutil
@@ -22,7 +21,7 @@ import jax
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from jaxpost import __version__
+from jaxpost import __version__, disk
 
 Meta = dict[str, Any]
 _SHOWN = 6
@@ -257,12 +256,10 @@ def check_manifest(saved: Mapping[str, list[Any]], wanted: Mapping[str, list[Any
 
 
 def _disk_full(error: BaseException | None) -> bool:
-    # tensorstore reports the write error as text; the OSError itself may be a cause further down.
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return True
-        text = str(error)
-        if any(sign in text for sign in ("No space left", "Disk quota", "File too large", "RESOURCE_EXHAUSTED")):
+    if disk.is_full(error):
+        return True
+    while error is not None:  # tensorstore's word for it; elsewhere it is also an accelerator's full memory
+        if "RESOURCE_EXHAUSTED" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False

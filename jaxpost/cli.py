@@ -11,11 +11,12 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from jaxpost import cli_help, cli_lab, cli_score, cli_search, host_memory
+from jaxpost import cli_help, cli_lab, cli_score, cli_search, disk, host_memory
 from jaxpost.cli_arguments import parse, parser, split_flags
 from jaxpost.cli_search_export import COMMANDS as EXPORT_COMMANDS
 from jaxpost.config_check_rl import check_config
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def complain(error: Exception, *, debug: bool) -> int:
     """Say what went wrong in the error's own words; the exit code."""
     usage = is_usage(error)
-    text = str(error) if usage or type(error).__module__.startswith("jaxpost.") else f"{type(error).__name__}: {error}"
+    ours = usage or type(error).__module__.startswith("jaxpost.")
+    text = str(error) if ours else disk.told(error) if disk.is_full(error) else f"{type(error).__name__}: {error}"
     print(f"jaxpost: {'error' if usage else 'failed'}: {text}", file=sys.stderr)
     if not usage and not debug:
         print("(--debug shows where)", file=sys.stderr)
@@ -153,7 +155,7 @@ def run_generate(options: argparse.Namespace, flags: list[str]) -> int:
         own = [{}] * len(prompts) + parameters
         prompts += read
     failed, encoding = 0, sys.stdout.encoding or "utf-8"
-    for answer in _answers(options, prompts, sampling, own):
+    for answer in _kept(_answers(options, prompts, sampling, own), options.out):
         failed += "error" in answer
         if options.json:
             print(as_line(answer, encoding), flush=True)
@@ -166,6 +168,12 @@ def run_generate(options: argparse.Namespace, flags: list[str]) -> int:
     if failed:
         print(f"{failed} answers failed; their rows say why", file=sys.stderr)
     return FAILED if failed else OK
+
+
+def _kept(answers: Any, out: Path | None) -> Iterator[dict[str, Any]]:
+    """The answers; what fails as they are written to `out` names it."""
+    with nullcontext() if out is None else disk.writing(out):
+        yield from answers
 
 
 def _take_any_bytes() -> None:

@@ -1,17 +1,22 @@
 """The command line: exit codes, one sentence for an error, help that teaches. What commands do is tested elsewhere."""
 
+import errno
 import json
 import re
+import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
 import jaxpost
-from jaxpost import cli, cli_help
+from jaxpost import cli, cli_help, disk
 from jaxpost.config_io import METHODS, load, loads
+from jaxpost.report.page import write as write_page
+from jaxpost.weights.files import replaced_folder
 
 PRESET = "method: sft\ndata:\n  train: [{path: a.jsonl}]\n"
 COMMANDS = (
@@ -193,6 +198,50 @@ def test_a_failed_run_exits_with_1_and_shows_where_only_on_request(preset, assem
     monkeypatch.setenv("JAXPOST_DEBUG", "1")
     assert run("train", preset) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def full(*path):
+    return OSError(errno.ENOSPC, "No space left on device", *path)
+
+
+def test_a_full_disk_is_told_with_the_file_where_it_is_known(preset, assemble, capsys, tmp_path):
+    words = "jaxpost: failed: the disk is full, or a limit on it reached"
+    assemble.module.train = raising(full("runs/r"))
+    assert run("train", preset) == 1
+    assert capsys.readouterr().err.startswith(f"{words}, while writing runs/r; free some space and run the same")
+    assemble.module.train = raising(OSError(errno.EDQUOT, "Disk quota exceeded"))
+    assert run("train", preset) == 1
+    assert capsys.readouterr().err.startswith(f"{words} ([Errno {errno.EDQUOT}] Disk quota exceeded); free some space")
+    assemble.module.train = raising(OSError("1000 requested and 24 written"))  # NumPy's
+    assert run("train", preset) == 1
+    assert capsys.readouterr().err.startswith(words)
+
+    def generate(*_, **__):
+        yield {"prompt": "a", "text": "b", "finish": "stop"}
+        raise full()
+
+    assemble.module.generate = generate
+    assert run("generate", "m", "a", "--out", str(tmp_path / "o.jsonl")) == 1
+    assert capsys.readouterr().err.startswith(f"{words}, while writing {tmp_path / 'o.jsonl'}; free some space")
+
+
+def test_a_full_disk_names_what_was_written(tmp_path):
+    """RLIMIT_FSIZE makes the file system refuse further bytes."""
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, unlimited[1]))
+    try:
+        for write in (partial(write_page, tmp_path / "report.html"), partial(copy_into, tmp_path / "model")):
+            with pytest.raises(OSError, match="File too large") as caught:
+                write("x" * 1000)
+            assert disk.told(caught.value).split(" while writing ")[1].startswith(str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert not list(tmp_path.glob(".report*"))
+
+
+def copy_into(folder, text):
+    with replaced_folder(folder, overwrite=False) as new, (new / "a").open("w") as file:
+        file.write(text)
 
 
 def test_a_value_error_is_the_users_only_where_jaxpost_raised_it(preset, assemble, capsys):

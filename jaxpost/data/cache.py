@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxpost import disk
 from jaxpost.config import DataSection, SourceSection
 from jaxpost.data.encode import Coding
 from jaxpost.data.sources import Reader, open_source
@@ -187,12 +188,13 @@ def _write(folder: Path, arrays: dict[str, np.ndarray], stats: SourceStats, reje
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
     try:
-        for name, array in arrays.items():
-            np.save(draft / f"{name}.npy", array, allow_pickle=False)
-        with (draft / "rejected.jsonl").open("w", encoding="utf-8") as stream:
-            for reject in rejects:
-                stream.write(json.dumps(reject._asdict(), ensure_ascii=False) + "\n")
-        (draft / "stats.json").write_text(json.dumps(asdict(stats)), encoding="utf-8")
+        with disk.writing(folder):
+            for name, array in arrays.items():
+                np.save(draft / f"{name}.npy", array, allow_pickle=False)
+            with (draft / "rejected.jsonl").open("w", encoding="utf-8") as stream:
+                for reject in rejects:
+                    stream.write(json.dumps(reject._asdict(), ensure_ascii=False) + "\n")
+            (draft / "stats.json").write_text(json.dumps(asdict(stats)), encoding="utf-8")
         try:
             os.replace(draft, folder)
         except OSError:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxpost import disk
 from jaxpost.eval.statistics import Interval, PairedTest
 from jaxpost.metrics.charts import WIDTH, Chart, draw, frame
 from jaxpost.report.data import chart_table, embed
@@ -38,8 +39,13 @@ def page(title: str, body: str, data: Mapping[str, Any]) -> str:
 def write(path: Path, text: str) -> Path:
     """Write a file as a whole, so that a reader never sees half of it; returns it."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        with disk.writing(path):
+            temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     return path
 
 

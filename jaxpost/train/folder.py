@@ -27,6 +27,7 @@ import numpy as np
 import yaml
 from jax.experimental import multihost_utils
 
+from jaxpost import disk
 from jaxpost.checkpoint import versions
 
 HARMLESS_KEYS = (
@@ -49,8 +50,8 @@ HARMLESS_KEYS = (
 `train.eval_every` and `train.samples` change the metrics and samples that an uninterrupted run would have."""
 
 
-_BEFORE_A_RUN = (".lock", "rejected")
-"""What may lie in a folder before its run: the lock, and rows that reading the data left out."""
+_BEFORE_A_RUN = (".lock", "rejected", ".config.yaml.tmp")
+"""What may lie in a folder before its run: the lock, rows that reading left out, a configuration half written."""
 
 
 class RunFolderError(RuntimeError):
@@ -110,8 +111,13 @@ class RunFolder:
         """Replace a file as a whole, so that a crash never leaves half of it."""
         if self.writes:
             temporary = self.path / f".{name}.tmp"
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, self.path / name)
+            try:
+                with disk.writing(self.path / name):
+                    temporary.write_text(text, encoding="utf-8")
+                os.replace(temporary, self.path / name)
+            except OSError:
+                temporary.unlink(missing_ok=True)  # a full disk would keep what there is no space for
+                raise
 
     def record_start(self, command: Sequence[str], step: int) -> None:
         """Add this start to environment.json."""

@@ -20,6 +20,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from jaxpost import disk
+
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -189,7 +191,8 @@ def replaced_folder(folder: Path, *, overwrite: bool) -> Generator[Path, None, N
     new, old = (folder.parent / f".{folder.name}.{state}-{unique}" for state in ("new", "old"))
     new.mkdir()
     try:
-        yield new
+        with disk.writing(folder):
+            yield new
         if folder.exists():
             folder.rename(old)
         new.rename(folder)

@@ -2,11 +2,13 @@
 
 import json
 import os
+import resource
 
 import numpy as np
 import pytest
 from toy_text import CHATML, fast_tokenizer, save_tokenizer
 
+from jaxpost import disk
 from jaxpost.config import DataSection, SourceSection
 from jaxpost.data import cache as module
 from jaxpost.data.dataset import prepare
@@ -69,6 +71,20 @@ def test_no_rejected_file_where_nothing_was_rejected(section, tokenizer, tmp_pat
     data = section([chat("a")])
     prepare(data, data.train, tokenizer, cache_dir=tmp_path / "cache", rejected=tmp_path / "rejected.jsonl")
     assert not (tmp_path / "rejected.jsonl").exists()
+
+
+def test_a_full_disk_names_the_cache(section, tokenizer, tmp_path):
+    """RLIMIT_FSIZE makes the file system refuse further bytes; NumPy tells of it without a number or a name."""
+    data = section([chat("a", "b " * 80)])
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, unlimited[1]))
+    try:
+        with pytest.raises(OSError, match=r"written|too large") as caught:
+            prepare(data, data.train, tokenizer, cache_dir=tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert disk.is_full(caught.value)
+    assert str(tmp_path / "cache") in disk.told(caught.value)
 
 
 def test_sources_without_a_usable_row(section, tokenizer, tmp_path):

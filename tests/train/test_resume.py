@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import resource
 import socket
 import subprocess
 import sys
@@ -177,6 +179,25 @@ def test_folders_that_are_not_ours_to_use(tmp_path: Path):
     with pytest.raises(RunFolderError, match="no complete checkpoint"):
         run_supervised(toy_job(tmp_path / "run", run={"resume": "must"}))
     assert RunSection().resume == "auto"
+
+
+def test_a_full_disk_at_the_start_does_not_refuse_the_next_one(tmp_path: Path):
+    """RLIMIT_FSIZE makes the file system refuse further bytes."""
+    folder, text = tmp_path / "run", CONFIG + "#" * 100_000
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, unlimited[1]))
+    try:
+        with (
+            pytest.raises(OSError, match=re.escape(str(folder / "config.yaml"))),
+            open_folder(folder, config_text=text),
+        ):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert [p.name for p in folder.iterdir()] == [".lock"], "the file half written gives its space back"
+    (folder / ".config.yaml.tmp").write_text("method: s")  # what a process killed while it wrote leaves
+    with open_folder(folder, config_text=text) as opened:
+        assert (opened.path / "config.yaml").read_text() == text
 
 
 def test_two_processes_stop_at_the_same_update_and_one_goes_on(tmp_path: Path):
