@@ -190,7 +190,8 @@ def _write(folder: Path, arrays: dict[str, np.ndarray], stats: SourceStats, reje
     try:
         with disk.writing(folder):
             for name, array in arrays.items():
-                np.save(draft / f"{name}.npy", array, allow_pickle=False)
+                with (draft / f"{name}.npy").open("wb") as file:
+                    np.save(disk.Through(file), array, allow_pickle=False)
             with (draft / "rejected.jsonl").open("w", encoding="utf-8") as stream:
                 for reject in rejects:
                     stream.write(json.dumps(reject._asdict(), ensure_ascii=False) + "\n")

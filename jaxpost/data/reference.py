@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxpost import disk
+
 
 class GroupLogprobs(Sequence[np.ndarray]):
     """One array per group: its answers' tokens, one answer after another.
@@ -107,7 +109,7 @@ class ReferenceCache:
                 at += int(end - start)
         if np.isnan(values).any():
             raise ValueError(f"{self.parts}: {int(np.isnan(values).sum())} tokens have no finite log-probability")
-        _replace(self.file, lambda file: np.save(file, values, allow_pickle=False))
+        _replace(self.file, lambda file: np.save(disk.Through(file), values, allow_pickle=False))
         shutil.rmtree(self.parts, ignore_errors=True)
         found = self.read()
         assert found is not None
@@ -150,7 +152,7 @@ def _replace(path: Path, write: Callable[[Any], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(prefix=".draft-", dir=path.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with disk.writing(path), os.fdopen(handle, "wb") as file:
             write(file)
         os.replace(draft, path)
     except BaseException:

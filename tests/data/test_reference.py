@@ -1,6 +1,8 @@
 """Numbers of a reference on disk: kept whole or not at all, and a pass that goes on where it was."""
 
 import os
+import re
+import resource
 
 import numpy as np
 import pytest
@@ -43,6 +45,19 @@ def test_what_is_missing_or_not_finite_is_never_kept(tmp_path):
     assert cache.read() is None
     with pytest.raises(ValueError, match="5 log-probabilities do not fit 6 tokens"):
         GroupLogprobs(np.zeros(5, np.float32), OFFSETS)
+
+
+def test_a_full_disk_keeps_nothing_and_names_the_file(tmp_path):
+    """RLIMIT_FSIZE makes the file system refuse further bytes; NumPy alone would leave half an array in silence."""
+    cache = ReferenceCache(tmp_path, "key", np.array([0, 100]))
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, unlimited[1]))
+    try:
+        with pytest.raises(OSError, match=re.escape(str(cache.file))):
+            cache.finish([Part(np.array([0]), np.zeros(100, np.float32))])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_bytes_have_another_hash(tmp_path):
