@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -104,12 +104,12 @@ def prepare_sources(
     if any(weight is not None for weight in given) and any(weight is None or weight <= 0 for weight in given):
         raise DataError("give every source a weight > 0, or none of them one")
     parts = [_prepare_source(section, source, tokenizer, coding, Path(cache_dir), report) for source in sources]
-    folders = [folder for folder, _ in parts]
+    folders = [folder for folder, _, _ in parts]
     if rejected is not None:
-        _gather_rejected([folder / "rejected.jsonl" for folder in folders], Path(rejected))
+        _gather_rejected(parts, Path(rejected))
     digest = hashlib.sha256(repr(([folder.name for folder in folders], given)).encode())
     shares = None if given[0] is None else tuple(float(weight) for weight in given if weight is not None)
-    return Prepared(folders, [stats for _, stats in parts], shares, digest.hexdigest())
+    return Prepared(folders, [stats for _, stats, _ in parts], shares, digest.hexdigest())
 
 
 def _prepare_source(
@@ -119,7 +119,8 @@ def _prepare_source(
     coding: Coding,
     cache_dir: Path,
     report: Callable[[Progress], None] | None,
-) -> tuple[Path, SourceStats]:
+) -> tuple[Path, SourceStats, list[str]]:
+    """Where a source's arrays are, its counts, and the names of its files."""
     reader = open_source(source)
     read = {k: v for k, v in asdict(source).items() if k not in ("path", "weight", "split", "subset")}
     key = repr((_code(), reader.digest(), sorted(read.items()), coding, section.on_bad_row, tokenizer.fingerprint))
@@ -128,7 +129,7 @@ def _prepare_source(
         _tokenise(reader, tokenizer, coding, section, folder, report)
     stats = SourceStats(**json.loads((folder / "stats.json").read_text(encoding="utf-8")))
     stats.name = source.path
-    return folder, stats
+    return folder, stats, _names(reader)
 
 
 @cache
@@ -180,10 +181,10 @@ def _tokenise(
         truncated_tokens=counts.truncated_tokens,
         **{k: dict(+getattr(counts, k)) for k in ("bad", "dropped", "formats", "ignored", "notes")},
     )
-    _write(folder, arrays, stats, rejects)
+    _write(folder, arrays, stats, [_placed(reject, _names(reader)) for reject in rejects])
 
 
-def _write(folder: Path, arrays: dict[str, np.ndarray], stats: SourceStats, rejects: Sequence[Reject]) -> None:
+def _write(folder: Path, arrays: dict[str, np.ndarray], stats: SourceStats, rejects: Sequence[dict[str, Any]]) -> None:
     """Writes beside the folder and renames, so that a killed process leaves no half of a cache."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
@@ -194,7 +195,7 @@ def _write(folder: Path, arrays: dict[str, np.ndarray], stats: SourceStats, reje
                     np.save(disk.Through(file), array, allow_pickle=False)
             with (draft / "rejected.jsonl").open("w", encoding="utf-8") as stream:
                 for reject in rejects:
-                    stream.write(json.dumps(reject._asdict(), ensure_ascii=False) + "\n")
+                    stream.write(json.dumps(reject, ensure_ascii=False) + "\n")
             (draft / "stats.json").write_text(json.dumps(asdict(stats)), encoding="utf-8")
         try:
             os.replace(draft, folder)
@@ -206,8 +207,31 @@ def _write(folder: Path, arrays: dict[str, np.ndarray], stats: SourceStats, reje
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _gather_rejected(files: Sequence[Path], target: Path) -> None:
-    lines = "".join(path.read_text(encoding="utf-8") for path in files)
+def _names(reader: Reader) -> list[str]:
+    """What the place of a row may begin with: nothing of these, the source, or one of its files."""
+    return ["", reader.name, *map(str, reader.files)]
+
+
+def _placed(reject: Reject, names: Sequence[str]) -> dict[str, Any]:
+    """A row left out, with its place after the name in `names`: the same bytes may be read again from elsewhere.
+
+    >>> _placed(Reject("b/x.jsonl:3", "role", "why", "{}"), ["*/x.jsonl", "a/x.jsonl", "b/x.jsonl"])
+    {'where': ':3', 'kind': 'role', 'reason': 'why', 'row': '{}', 'name': 2}
+    """
+    fits = [number for number, name in enumerate(names) if reject.where.startswith(name)]
+    number = max(fits, key=lambda fit: len(names[fit]))
+    return reject._asdict() | {"where": reject.where[len(names[number]) :], "name": number}
+
+
+def _gather_rejected(parts: Sequence[tuple[Path, SourceStats, list[str]]], target: Path) -> None:
+    """Joins the rows that sources left out, under the names that the sources have now."""
+    lines = []
+    for folder, _, names in parts:
+        with (folder / "rejected.jsonl").open(encoding="utf-8", newline="\n") as stream:
+            for reject in map(json.loads, stream):
+                reject["where"] = names[reject.pop("name")] + reject["where"]
+                lines.append(json.dumps(reject, ensure_ascii=False) + "\n")
     if lines:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(lines, encoding="utf-8")
+        with disk.writing(target):
+            target.write_text("".join(lines), encoding="utf-8")

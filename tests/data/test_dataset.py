@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +66,40 @@ def test_skipped_rows_are_counted_and_saved(section, tokenizer, tmp_path):
         assert {row["kind"] for row in saved} == set(stats.bad)
         assert saved[0]["row"] == '{"messages": '
         file.unlink()
+
+
+def test_the_same_bytes_read_from_elsewhere_are_named_as_read(section, tokenizer, tmp_path, monkeypatch):
+    rows = Path(section(BAD).train[0].path).read_bytes()
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for name in ("x.jsonl", "y.jsonl"):
+            (tmp_path / folder / name).write_bytes(rows)
+    monkeypatch.setattr(module, "encoded_chunks", counted := Counted(module.encoded_chunks))
+
+    def places(path):
+        data, file = section([], on_bad_row="skip"), tmp_path / "rejected.jsonl"
+        prepare(data, [SourceSection(path=path)], tokenizer, cache_dir=tmp_path / "cache", rejected=file)
+        return [json.loads(line)["where"] for line in file.read_text(encoding="utf-8").splitlines()]
+
+    for folder in ("a", "b"):
+        one = str(tmp_path / folder / "x.jsonl")
+        assert places(one) == [f"{one}:{line}" for line in range(2, 8)]
+        files = [str(tmp_path / folder / name) for name in ("x.jsonl", "y.jsonl")]
+        assert places(str(tmp_path / folder / "*.jsonl")) == [
+            f"{file}:{line}" for file in files for line in range(2, 8)
+        ]
+    assert counted.calls == 2, "both are read from the cache the second time"
+
+
+class Counted:
+    """A function, and how often it was called."""
+
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        return self.function(*args)
 
 
 def test_no_rejected_file_where_nothing_was_rejected(section, tokenizer, tmp_path):
