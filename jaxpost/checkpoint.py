@@ -25,6 +25,7 @@ from jaxpost import __version__, disk
 
 Meta = dict[str, Any]
 _SHOWN = 6
+_LETTERS = 150
 _UNFINISHED = "*.orbax-checkpoint-tmp*"
 
 
@@ -115,8 +116,8 @@ class Checkpoints:
         found = self._manager.checkpointables_metadata(step).custom_metadata
         if not isinstance(found, dict) or "manifest" not in found:
             raise CheckpointError(
-                f"{self.folder / str(step)} was not written by jaxpost: its metadata has no manifest. "
-                "Start in another folder with --run.dir."
+                f"{self.folder / str(step)} is damaged, or was not written by jaxpost: its metadata has no manifest. "
+                f"If it is this run's, {self._without(step)}; else start in another folder with --run.dir."
             )
         return found
 
@@ -137,10 +138,15 @@ class Checkpoints:
         try:
             return self._manager.load(meta["step"], jax.tree.map(_placed, abstract_state)), meta
         except Exception as error:
+            advice = self._without(meta["step"])
             raise CheckpointError(
-                f"{where} is damaged or unreadable ({type(error).__name__}: {error}). "
-                "Delete that folder to go on from the checkpoint before it."
+                f"{where} is damaged or unreadable ({_short(error)}). {advice[0].upper()}{advice[1:]}."
             ) from error
+
+    def _without(self, step: int) -> str:
+        """What to do about a checkpoint that is of no use."""
+        before = [other for other in self.steps if other < step]
+        return f"delete that folder to go on from {f'step {before[-1]}' if before else 'the start'}"
 
     def wait(self) -> None:
         """Block until the save in the background is complete on disk.
@@ -191,16 +197,24 @@ class Checkpoints:
         )
 
 
+def _short(error: BaseException) -> str:
+    """An error's kind and the beginning of its text: Orbax writes pages."""
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else ""
+    return f"{type(error).__name__}: {text if len(text) <= _LETTERS else text[:_LETTERS] + ' ...'}"
+
+
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
     where = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
 
 class _OwnWords(logging.Filter):
-    """Drops Orbax's remarks, and the tracebacks that each of its threads logs of an error that it also raises."""
+    """Drops Orbax's remarks, what damaged files hold, and tracebacks that its threads log of errors that it raises."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        noise = record.exc_info or record.levelno <= logging.WARNING
+        damaged = "json parse" in str(record.msg)  # prints the file; `Checkpoints.meta` says what to do
+        noise = record.exc_info or damaged or record.levelno <= logging.WARNING
         return not (noise and "orbax" in record.pathname)
 
 

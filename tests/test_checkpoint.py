@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,6 +186,32 @@ def test_says_when_a_checkpoint_is_damaged_missing_or_foreign(tmp_path: Path):
         pytest.raises(CheckpointError, match="not written by jaxpost"),
     ):
         checkpoints.restore({"w": jnp.zeros(3)})
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("_CHECKPOINT_METADATA", r"is damaged, or was not written by jaxpost.* this run's, delete that folder"),
+        ("state/_METADATA", r"is damaged or unreadable \(\w+: .*\)\. Delete that folder"),
+    ],
+)
+@pytest.mark.parametrize("part", [0, 100])
+def test_a_damaged_checkpoint_says_in_short_where_to_go_on(
+    tmp_path: Path, file: str, words: str, part: int, capfd: pytest.CaptureFixture[str]
+):
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for step in (4, 7):
+            checkpoints.save(step, {"w": jnp.arange(3.0)}, {})
+        checkpoints.wait()
+    for step, where in ((7, "step 4"), (4, "the start")):
+        damaged = tmp_path / str(step) / file
+        damaged.write_bytes(damaged.read_bytes()[:part])
+        found = rf"{step} {words} to go on from {where}"
+        with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match=found) as caught:
+            checkpoints.restore({"w": jnp.zeros(3)})
+        assert len(str(caught.value)) < 450 + len(str(tmp_path))
+        shutil.rmtree(tmp_path / str(step))
+    assert "Failed to json parse" not in capfd.readouterr().err
 
 
 def test_keep_must_be_positive(tmp_path: Path):
