@@ -401,6 +401,12 @@ def test_real_commands_on_a_tiny_model(tiny_model, tmp_path, capsys, monkeypatch
     assert run("generate", str(tmp_path / "none"), "Hi") == 2
     assert str(tmp_path / "none") in capsys.readouterr().err
 
+    (tmp_path / "adapter").mkdir()
+    for content in ('{"base_model', "[]", '{"base_model_name_or_path": 3}'):
+        (tmp_path / "adapter" / "adapter_config.json").write_text(content)
+        assert run("convert", str(tmp_path / "adapter"), str(tmp_path / "merged")) == 2
+        assert f"{tmp_path}/adapter/adapter_config.json" in capsys.readouterr().err
+
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
     (tmp_path / "p.yaml").write_text(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,8 +42,8 @@ def bind_section(section: ModelSection) -> tuple[Pretrained, Params]:
     """
     path = section.path
     adapter = Path(path).expanduser() / peft.CONFIG
-    base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path") if adapter.is_file() else path
-    if not base:
+    base = huggingface.read_json(adapter).get("base_model_name_or_path") if adapter.is_file() else path
+    if not base or not isinstance(base, str):
         raise ValueError(f"{adapter} names no base model (base_model_name_or_path)")
     pretrained = load_model(replace(section, path=base), sampling_mesh)
     params = pretrained.load()

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxpost.text.chat import PROBES, ChatTemplate, Rendered, TemplateError, check_prefixes, choose_template
 from jaxpost.text.messages import DataError, Message, parse_message
+from jaxpost.weights.files import read_json
 
 
 class Pieces(NamedTuple):
@@ -181,7 +182,7 @@ def load_tokenizer(folder: str | Path, *, chat_template: str | None = None) -> T
     Raises: FileNotFoundError, TemplateError (at once where a template was asked for, else at first use).
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     folder = Path(folder)
     if not folder.is_dir():
@@ -189,20 +190,35 @@ def load_tokenizer(folder: str | Path, *, chat_template: str | None = None) -> T
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise FileNotFoundError(f"{folder} holds no tokenizer (no tokenizer.json, tokenizer.model or vocab.json)")
     try:
-        hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        hf = _read(folder)
+    except Exception as error:  # the libraries below raise many kinds, bare Exception among them
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"{folder}: the tokenizer cannot be read ({why}); download or export its tokenizer files again"
+        ) from error
+    if not isinstance(hf, PreTrainedTokenizerFast):
+        raise ValueError(f"the tokenizer in {folder} has no fast version (tokenizer.json), which is needed here")
+    return Tokenizer(hf, chat_template=chat_template, extra_eos_ids=_generation_eos(folder))
+
+
+def _read(folder: Path) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except ValueError:
         if not (folder / "tokenizer.json").is_file():
             raise
         # The folder names a class of its own, in code that is never run; tokenizer.json says all without it.
-        hf = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    if not isinstance(hf, PreTrainedTokenizerFast):
-        raise ValueError(f"the tokenizer in {folder} has no fast version (tokenizer.json), which is needed here")
-    return Tokenizer(hf, chat_template=chat_template, extra_eos_ids=_generation_eos(folder))
+        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
 
 
 def _generation_eos(folder: Path) -> tuple[int, ...]:
     path = folder / "generation_config.json"
     if not path.is_file():
         return ()
-    eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    return tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
+    eos = read_json(path).get("eos_token_id")
+    ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise ValueError(f"{path}: eos_token_id is {eos!r:.80}; it must be a token's number, a list of them, or null")
+    return ids

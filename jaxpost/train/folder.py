@@ -124,7 +124,7 @@ class RunFolder:
         if not self.writes:
             return
         path = self.path / "environment.json"
-        starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        starts = _starts(path) if path.exists() else []
         starts.append(environment(command) | {"from_step": step})
         self.write("environment.json", json.dumps(starts, indent=2) + "\n")
 
@@ -202,7 +202,7 @@ def _check(path: Path, config_text: str, resume: str, allow_changed_config: bool
             f"{path} already holds a run, and --run.resume never forbids going on with it. "
             "Choose another --run.name, or delete the folder."
         )
-    changes = config_changes(config.read_text(encoding="utf-8"), config_text)
+    changes = config_changes(_config_of(config), config_text)
     if changes and not allow_changed_config:
         raise RunFolderError(
             f"{path} holds a run with another configuration:\n  "
@@ -210,6 +210,35 @@ def _check(path: Path, config_text: str, resume: str, allow_changed_config: bool
             + "\nTo start a new run, choose another --run.name. To go on with this one under the new settings, "
             "add --run.allow-changed-config (its result will be neither run's)."
         )
+
+
+def _config_of(path: Path) -> str:
+    """A run's configuration as it was written. Raises: RunFolderError where it is damaged."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if isinstance(yaml.safe_load(text), dict):
+            return text
+        why = "it holds no settings"
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())[:200]
+    raise RunFolderError(
+        f"{path} cannot be read as this run's configuration ({why}). Put back the file that the run wrote, or start a "
+        "new run with --run.name."
+    )
+
+
+def _starts(path: Path) -> list[Any]:
+    """The earlier starts of a run. Raises: RunFolderError where they cannot be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, list):
+            return found
+        why = "it holds no list"
+    except (ValueError, RecursionError) as error:
+        why = str(error)
+    raise RunFolderError(
+        f"{path} is damaged ({why}). It only tells of this run's earlier starts: delete it and run the same command."
+    )
 
 
 def _hold(lock: Any, path: Path) -> None:

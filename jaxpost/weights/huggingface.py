@@ -19,7 +19,7 @@ from jaxpost.models.families import FAMILIES, config_from_hf, config_to_hf
 from jaxpost.models.families.common import Key
 from jaxpost.models.table import flatten, nest, parameter_table
 from jaxpost.types import Model, Params, ParamSpec
-from jaxpost.weights.files import Checkpoint, TensorInfo, replaced_folder, write_checkpoint
+from jaxpost.weights.files import Checkpoint, TensorInfo, read_json, replaced_folder, write_checkpoint
 
 # Buffers that old exporters wrote; they hold no parameter.
 _BUFFERS = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
@@ -49,19 +49,6 @@ class Source(NamedTuple):
     names: tuple[str, ...]
     transpose: bool
     stacked: bool
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises FileNotFoundError or ValueError naming the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} holds no {path.name}; a Hugging Face model folder needs it")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as err:
-        raise ValueError(f"{path} is not valid JSON: {err}") from err
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(content).__name__}")
-    return content
 
 
 def read_config(folder: Path | str) -> ModelConfig:

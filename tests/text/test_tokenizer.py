@@ -1,6 +1,7 @@
 """The tokenizer: ids and masks against transformers' own, prompts that are prefixes, folders, special ids."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -127,6 +128,34 @@ def test_folders_without_tokenizer(tmp_path):
         load_tokenizer(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"holds no tokenizer \(no tokenizer.json"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["", '{"version": "1.', "[]", "{}"])
+def test_damaged_tokenizer_files_name_the_folder(tmp_path, name, content):
+    folder = save_tokenizer(tmp_path / "t")
+    (folder / name).write_text(content)
+    if (name, content) == ("tokenizer_config.json", "{}"):  # nothing that must be there
+        assert load_tokenizer(folder).vocab_size
+        return
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(folder))}: the tokenizer cannot be read \(.+\); download"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", " is not valid JSON"),
+        ("[]", " must hold a JSON object"),
+        ('{"eos_token_id": "</s>"}', ": eos_token_id is '</s>'"),
+        ('{"eos_token_id": [1, null]}', r": eos_token_id is \[1, None\]"),
+    ],
+)
+def test_damaged_generation_settings_are_named(tmp_path, content, words):
+    folder = save_tokenizer(tmp_path / "t")
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"generation_config\.json{words}"):
+        load_tokenizer(folder)
 
 
 def test_a_tokenizer_file_cannot_name_code(tmp_path):

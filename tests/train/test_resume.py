@@ -181,6 +181,28 @@ def test_folders_that_are_not_ours_to_use(tmp_path: Path):
     assert RunSection().resume == "auto"
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.yaml", b"", "it holds no settings.* or start a new run"),
+        ("config.yaml", b"optim: {lr: 0.05", "while parsing a flow mapping"),
+        ("config.yaml", b"optim: \xff", "utf-8"),
+        ("environment.json", b"", "Expecting value.* delete it and run the same command"),
+        ("environment.json", b"{}", "it holds no list"),
+    ],
+)
+def test_a_damaged_file_of_the_run_is_named(tmp_path: Path, name: str, content: bytes, words: str):
+    with open_folder(tmp_path / "run", config_text=CONFIG) as folder:
+        folder.record_start(["jaxpost"], 0)
+    (tmp_path / "run" / name).write_bytes(content)
+    found = rf"{re.escape(str(tmp_path / 'run' / name))} .*\(.*{words}"
+    with (
+        pytest.raises(RunFolderError, match=found),
+        open_folder(tmp_path / "run", config_text=CONFIG) as folder,
+    ):
+        folder.record_start(["jaxpost"], 0)
+
+
 def test_a_full_disk_at_the_start_does_not_refuse_the_next_one(tmp_path: Path):
     """RLIMIT_FSIZE makes the file system refuse further bytes."""
     folder, text = tmp_path / "run", CONFIG + "#" * 100_000

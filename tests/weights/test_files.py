@@ -63,6 +63,23 @@ def test_damaged_folders_are_named(tmp_path):
         Checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "is not valid JSON"),
+        ('{"weight_map": {"a": "mo', "is not valid JSON"),
+        ("[1]", "must hold a JSON object, not list"),
+        ("{}", "has no weight_map"),
+        ('{"weight_map": ["a"]}', "has no weight_map"),
+        ('{"weight_map": {"a": 1}}', "has no weight_map"),
+    ],
+)
+def test_a_damaged_index_is_named(tmp_path, content, words):
+    (tmp_path / INDEX).write_text(content)
+    with pytest.raises(ValueError, match=rf"{INDEX} {words}"):
+        Checkpoint(tmp_path)
+
+
 def test_integer_tensors_are_refused(tmp_path):
     save_file({"a": np.zeros(2, np.int8)}, tmp_path / SINGLE)
     with pytest.raises(ValueError, match="a has dtype I8"):
