@@ -246,9 +246,10 @@ def _lora_parts(pretrained: Pretrained, adapter: LoRASection, seed: int) -> _Par
         abstract, scales = jax.eval_shape(new)[0], new()[1]
         load = lambda: new()[0]  # noqa: E731
     else:
-        loaded, scales = peft.load(adapter.init_from, pretrained.config)
+        read = partial(peft.load, adapter.init_from, pretrained.config)
+        loaded, scales = read()
         abstract = jax.eval_shape(lambda: loaded)
-        load = lambda: peft.load(adapter.init_from, pretrained.config)[0]  # noqa: E731  what is loaded is given away
+        load = lambda: read()[0]  # noqa: E731  read again, because the first state takes it over
     scales = jax.device_put(scales, sharding.replicated(pretrained.mesh))
     axes = lora.axes_tree(table, abstract)
     return _Parts(abstract, axes, load, {"base": pretrained.load(), "scales": scales}, _overlaid)
