@@ -1,13 +1,14 @@
-"""A full disk, told in one sentence. Imports nothing slow: the command line asks it about any error."""
+"""Files that cannot be written or read, each told in one sentence that names the file. Imports nothing slow."""
 
 from __future__ import annotations
 
 import errno
+import json
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What is not Python's own writing says it in words only; the last is NumPy's.
@@ -48,6 +49,19 @@ def writing(path: Path | str) -> Generator[None]:
         if error.filename is None and is_full(error):
             error.filename = str(path)
         raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises FileNotFoundError or ValueError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} holds no {path.name}; a Hugging Face model folder needs it")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as err:
+        raise ValueError(f"{path} is not valid JSON: {err}") from err
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {type(content).__name__}")
+    return content
 
 
 class Through:

@@ -23,13 +23,13 @@ from safetensors.numpy import save_file
 
 from jaxpost.adapters.bind import LowRank
 from jaxpost.adapters.lora import linear_kernels
+from jaxpost.disk import read_json
 from jaxpost.models.config import ModelConfig
 from jaxpost.models.families import keys_of
 from jaxpost.models.table import flatten, nest, parameter_table
 from jaxpost.types import Params
 from jaxpost.weights.files import replaced_folder
 from jaxpost.weights.heads import NAMES as HEAD_NAMES
-from jaxpost.weights.huggingface import read_json
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 ABOUT = "score_head.json"

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxpost.disk import read_json
 from jaxpost.text.chat import PROBES, ChatTemplate, Rendered, TemplateError, check_prefixes, choose_template
 from jaxpost.text.messages import DataError, Message, parse_message
-from jaxpost.weights.files import read_json
 
 
 class Pieces(NamedTuple):

@@ -87,19 +87,6 @@ def _open(path: Path) -> Any:
         raise ValueError(f"{path} is not a readable safetensors file ({err}); download or export it again") from err
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises FileNotFoundError or ValueError naming the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} holds no {path.name}; a Hugging Face model folder needs it")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as err:
-        raise ValueError(f"{path} is not valid JSON: {err}") from err
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(content).__name__}")
-    return content
-
-
 def _locate(folder: Path) -> tuple[list[Path], dict[str, str]]:
     """The safetensors files of a model folder, and what its index says ({} without one)."""
     if (folder / INDEX).is_file():
@@ -122,7 +109,7 @@ def _locate(folder: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    listed = read_json(path).get("weight_map")
+    listed = disk.read_json(path).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
         raise ValueError(f"{path} has no weight_map from tensors to files; download or export the model again")
     return listed

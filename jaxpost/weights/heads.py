@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxpost.disk import read_json
 from jaxpost.models.heads import head_table
 from jaxpost.types import Params, ParamSpec
 from jaxpost.weights.files import Checkpoint
-from jaxpost.weights.huggingface import Source, read_json
+from jaxpost.weights.huggingface import Source
 
 NAMES = {"kernel": "score.weight", "bias": "score.bias"}
 _SEQUENCE, _TOKEN = "ForSequenceClassification", "ForTokenClassification"

@@ -14,12 +14,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding, SingleDeviceSharding
 
+from jaxpost.disk import read_json
 from jaxpost.models.config import ModelConfig
 from jaxpost.models.families import FAMILIES, config_from_hf, config_to_hf
 from jaxpost.models.families.common import Key
 from jaxpost.models.table import flatten, nest, parameter_table
 from jaxpost.types import Model, Params, ParamSpec
-from jaxpost.weights.files import Checkpoint, TensorInfo, read_json, replaced_folder, write_checkpoint
+from jaxpost.weights.files import Checkpoint, TensorInfo, replaced_folder, write_checkpoint
 
 # Buffers that old exporters wrote; they hold no parameter.
 _BUFFERS = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
