@@ -19,6 +19,7 @@ ROLES = ("system", "user", "assistant", "tool")
 _ROLE_ALIASES = {"developer": "system", "function": "tool", "prompter": "user", "human": "user", "gpt": "assistant"}
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _WEIGHT_KEYS = ("loss_weight", "weight", "train")
+_WEIGHTS = (1.2e-38, 3.4e38)
 _KNOWN_KEYS = frozenset(
     {"role", "content", "name", "tool_call_id", "tool_calls", "function_call", *_REASONING_KEYS, *_WEIGHT_KEYS}
 )
@@ -145,16 +146,27 @@ def _parse_tool(tool: Any) -> dict:
 
 
 def _parse_weight(message: Mapping) -> float | None:
-    for key in _WEIGHT_KEYS:
-        value = message.get(key)
-        if value is None:
-            continue
-        if isinstance(value, bool):
-            return float(value)
-        if isinstance(value, int | float) and 0 <= value < float("inf"):
-            return float(value)
+    """The weight that the keys agree on: what any of them takes out is out, whatever the others say."""
+    given = {key: _weight(key, message[key]) for key in _WEIGHT_KEYS if message.get(key) is not None}
+    sizes = {key: value for key, value in given.items() if key != "train" or value not in (0.0, 1.0)}
+    if len(set(sizes.values())) > 1:
+        told = " and ".join(f"{key} {value:g}" for key, value in sizes.items())
+        raise DataError(f"a message has {told}, which differ; keep one of them", kind="weight")
+    if 0.0 in given.values():
+        return 0.0
+    return next(iter((sizes or given).values()), None)
+
+
+def _weight(key: str, value: Any) -> float:
+    if not isinstance(value, bool | int | float) or not value >= 0:
         raise DataError(f"{key} of a message must be true, false or a number >= 0, not {_show(value)}", kind="weight")
-    return None
+    if value and not _WEIGHTS[0] <= value <= _WEIGHTS[1]:  # a weight must not become 0 or infinite on its way
+        raise DataError(
+            f"{key} of a message must be 0 or lie between {_WEIGHTS[0]:g} and {_WEIGHTS[1]:g} (32-bit numbers), not "
+            f"{'a whole number of many digits' if isinstance(value, int) else value}",
+            kind="weight",
+        )
+    return float(value)
 
 
 def _parse_parts(parts: Sequence) -> tuple[str, str | None, tuple[ToolCall, ...]]:

@@ -59,6 +59,21 @@ def test_weights(key, value, weight):
 
 
 @pytest.mark.parametrize(
+    ("keys", "weight"),
+    [
+        ({"loss_weight": 1.0, "train": False}, 0.0),
+        ({"weight": 0.5, "train": False}, 0.0),
+        ({"loss_weight": 0, "train": True}, 0.0),
+        ({"loss_weight": 0.5, "weight": 0.5, "train": True}, 0.5),
+        ({"loss_weight": None, "weight": 2, "train": None}, 2.0),
+        ({"loss_weight": 3.4e38}, 3.4e38),
+    ],
+)
+def test_a_turn_that_any_key_takes_out_is_out(keys, weight):
+    assert parse_message({"role": "assistant", "content": "x", **keys}).weight == weight
+
+
+@pytest.mark.parametrize(
     ("message", "words"),
     [
         ({"role": "narrator", "content": "x"}, "unknown role 'narrator'; known roles: system, user"),
@@ -73,6 +88,11 @@ def test_weights(key, value, weight):
         ({"role": "assistant", "content": "x", "refusal": "I cannot"}, "'refusal'"),
         ({"role": "assistant", "content": "x", "loss_weight": -1}, "number >= 0, not -1"),
         ({"role": "assistant", "content": "x", "loss_weight": float("nan")}, "number >= 0, not nan"),
+        ({"role": "assistant", "content": "x", "loss_weight": 1e39}, "3.4e+38 (32-bit numbers), not 1e+39"),
+        ({"role": "assistant", "content": "x", "weight": 1e-60}, "weight of a message must be 0 or lie between"),
+        ({"role": "assistant", "content": "x", "weight": 10**5000}, "not a whole number of many digits"),
+        ({"role": "assistant", "content": "x", "loss_weight": 1, "train": "no"}, "train of a message must be true"),
+        ({"role": "assistant", "content": "x", "loss_weight": 1, "weight": 0.5}, "loss_weight 1 and weight 0.5, which"),
         ({"role": "assistant", "content": "", "tool_calls": "{"}, "not valid JSON"),
         ({"role": "assistant", "content": "", "tool_calls": [{"arguments": {}}]}, "has no name"),
         ("hello", "must be an object"),
