@@ -21,6 +21,7 @@ from zlib import error as ZlibError
 from etils import epath
 
 from jaxpost.config import SourceSection
+from jaxpost.text import strict_json
 from jaxpost.text.messages import DataError
 
 _DAMAGED = (EOFError, OSError, ZlibError)
@@ -154,10 +155,12 @@ def parse_line(line: bytes, where: str) -> Row:
         return Row(where, None, DataError(message, kind="encoding"), line.decode("utf-8", "replace"))
     text = text.rstrip("\r\n")
     try:
-        value = json.loads(text)
+        value = strict_json.loads(text)
     except json.JSONDecodeError as error:
         message = f"not valid JSON: {error.msg} at column {error.colno}"
         return Row(where, None, DataError(message, kind="malformed"), text)
+    except strict_json.RepeatedKey as error:
+        return Row(where, None, DataError(str(error), kind="malformed"), text)
     except RecursionError:
         return Row(where, None, DataError("not valid JSON: nested too deep", kind="malformed"), text)
     except ValueError:  # Python reads no whole number of more than some thousand digits
@@ -185,16 +188,18 @@ def _json_rows(path: epath.Path, stream: Any) -> Iterator[Row]:
     data = stream.read()
     try:
         data = gzip.decompress(data) if path.name.endswith(".gz") else data
-        value = json.loads(data.decode("utf-8-sig"))
+        value = strict_json.loads(data.decode("utf-8-sig"))
     except _DAMAGED as error:
         raise DataError(f"{path}: {error}; the file is damaged", kind="malformed") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8", kind="encoding") from None
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
+    except (json.JSONDecodeError, strict_json.RepeatedKey) as error:
+        repeated = isinstance(error, strict_json.RepeatedKey)
+        lines = data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") if repeated else error.msg == "Extra data"
+        if lines:
             yield from _jsonl_rows(path, io.BytesIO(data if not path.name.endswith(".gz") else gzip.compress(data)))
             return
-        raise DataError(f"{path}: not valid JSON: {error}", kind="malformed") from None
+        raise DataError(f"{path}: {'' if repeated else 'not valid JSON: '}{error}", kind="malformed") from None
     except (RecursionError, ValueError):
         message = f"{path}: not valid JSON: nested too deep, or a number of too many digits"
         raise DataError(message, kind="malformed") from None
@@ -217,14 +222,47 @@ def _parquet_rows(path: epath.Path, stream: Any) -> Iterator[Row]:
         file = pq.ParquetFile(stream)
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: not a Parquet file: {error}", kind="malformed") from None
+    names = file.schema_arrow.names
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{path}: the column {twice!r} stands twice; rename or take out one of them", kind="malformed")
     index = 0
     try:
         for batch in file.iter_batches(batch_size=1024):
-            for value in batch.to_pylist():
-                yield Row(f"{path}: row {index}", without_filling(value))
+            for row in _batch_rows(batch, path, index):
+                yield row
                 index += 1
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: reading stopped after row {index}: {error}; the file is damaged") from None
+
+
+def _batch_rows(batch: Any, path: epath.Path, first: int) -> Iterator[Row]:
+    """A batch's rows; where a text is no UTF-8 its row alone is bad."""
+    try:
+        values = batch.to_pylist()
+    except ValueError:
+        values = None
+    for n in range(batch.num_rows):
+        where = f"{path}: row {first + n}"
+        try:
+            value = _cells(batch.slice(n, 1)) if values is None else values[n]
+        except DataError as error:
+            yield Row(where, None, error)
+        else:
+            yield Row(where, without_filling(value))
+
+
+def _cells(batch: Any) -> dict[str, Any]:
+    """The only row of a batch. Raises: DataError naming the column."""
+    row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column.to_pylist()[0]
+        except UnicodeDecodeError:
+            raise DataError(f"{name} is not UTF-8; write the file with that encoding", kind="encoding") from None
+        except ValueError as error:
+            raise DataError(f"{name} cannot be read: {error}", kind="malformed") from None
+    return row
 
 
 def without_filling(row: dict[str, Any]) -> dict[str, Any]:

@@ -128,6 +128,8 @@ def test_the_digest_follows_the_content(make, tmp_path):
         (b'{"text": "\xff"}', "encoding", "not UTF-8 (byte 10 of the line)"),
         (b'{"a": ' * 100000, "malformed", "not valid JSON"),
         (b'{"a": 1' + b"0" * 5000 + b"}", "malformed", "too many digits"),
+        (b'{"text": "a", "n": {"b": 1, "b": 1}}', "malformed", "the key 'b' stands twice in an object with the keys b"),
+        (b'{"text": "a", "text": null}', "malformed", "the key 'text' stands twice"),
         (b'{"a": {"b": ["cut \\ud83d"]}}', "encoding", "half of a character (\\ud83d without its other half)"),
     ],
 )
@@ -157,6 +159,7 @@ def garbled(data):
     [
         ("a.json", b'{"text": "x"}', "must hold a list of rows, not dict"),
         ("a.json", b"[1,", "not valid JSON"),
+        ("a.json", b'[{"a": 1}, {"text": "x", "text": "y"}]', "the key 'text' stands twice in an object with the keys"),
         ("a.json", b'["\xff"]', "not UTF-8"),
         ("a.jsonl.gz", b"plain text", "reading stopped after line 0"),
         ("a.jsonl.gz", gzip.compress(b"\n".join(LINES) * 50, mtime=0)[:60], "the file is damaged"),
@@ -231,6 +234,33 @@ def test_a_table_does_not_add_arguments_of_other_rows(make, tmp_path):
         datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "set")
         path = tmp_path / "set"
     assert [row.value for row in read(path)] == rows
+
+
+def test_lines_in_a_json_file_fail_one_by_one(tmp_path):
+    path = write(tmp_path / "a.json", b'{"text": "x", "text": "y"}\n{"text": "z"}')
+    assert [row.value for row in read(path)] == [None, {"text": "z"}]
+
+
+def test_a_parquet_text_that_is_no_utf8_is_one_bad_row(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    broken = pa.array([b"one", b"\xff", b"three"]).cast(pa.string(), safe=False)
+    pq.write_table(pa.table({"n": [1, 2, 3], "text": broken}), tmp_path / "a.parquet")
+    rows = read(tmp_path / "a.parquet")
+    assert [row.value for row in rows] == [{"n": 1, "text": "one"}, None, {"n": 3, "text": "three"}]
+    assert rows[1].where.endswith("a.parquet: row 1")
+    assert (rows[1].error.kind, "text is not UTF-8" in str(rows[1].error)) == ("encoding", True)
+
+
+def test_a_parquet_column_that_stands_twice_is_refused(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: the column 'text' stands twice; rename"):
+        read(tmp_path / "a.parquet")
 
 
 def test_columns_rename_and_fill():
