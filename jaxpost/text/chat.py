@@ -167,7 +167,7 @@ def _check_complete(name: str, text: str, messages: Sequence[Message], tools: Se
             if call.name not in text:
                 raise _refused(f"the chat template {name} leaves out message {index}'s call of {call.name}")
     for tool in tools or ():
-        tool_name = tool.get("function", tool).get("name")
+        tool_name = str((tool.get("function") or tool).get("name"))
         if tool_name not in text:
             raise _refused(f"the chat template {name} cannot show tools ({tool_name} is not in the text)")
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+from jaxpost.text import strict_json
 
 ROLES = ("system", "user", "assistant", "tool")
 """Who may speak. `developer` is read as system, `function` as tool."""
@@ -37,6 +38,21 @@ class DataError(ValueError):
     def __init__(self, message: str, *, kind: str = "format"):
         super().__init__(message)
         self.kind = kind
+
+
+ODD = (TypeError, KeyError, AttributeError, IndexError, ValueError, OverflowError, RecursionError)
+"""What a value of a shape that nobody thought of raises, deep in a reader or a template."""
+
+
+def as_data_error(error: Exception) -> DataError:
+    """The error as one of the row: one that is no sentence of ours stands in a sentence that says what to do."""
+    if isinstance(error, DataError):
+        return error
+    reason = (str(error).splitlines() or [""])[0]
+    told = f"{type(error).__name__}: {reason:.150}"
+    found = DataError(f"something in it has a shape that cannot be read ({told}); mend it or leave it out")
+    found.__cause__ = error
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +107,8 @@ def parse_tool_call(value: Any) -> tuple[ToolCall, ...]:
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
+            value = strict_json.loads(value)
+        except (ValueError, RecursionError) as error:
             raise DataError(f"a tool call is not valid JSON ({error}): {_show(value)}", kind="tool_call") from None
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(call for item in value for call in parse_tool_call(item))
@@ -105,9 +121,17 @@ def parse_tool_call(value: Any) -> tuple[ToolCall, ...]:
     if not isinstance(name, str) or not name:
         raise DataError(f"a tool call has no name: {_show(value)}", kind="tool_call")
     if isinstance(arguments, str):
-        with suppress(json.JSONDecodeError):  # some tools take free text, and that is what the model must write
-            arguments = json.loads(arguments)
+        arguments = _arguments(name, arguments)
     return (ToolCall(name=name, arguments={} if arguments is None else arguments, id=call_id),)
+
+
+def _arguments(name: str, text: str) -> Any:
+    try:
+        return strict_json.loads(text)
+    except json.JSONDecodeError:
+        return text  # some tools take free text, and that is what the model must write
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"the arguments of a call of {name} cannot be read ({error})", kind="tool_call") from None
 
 
 def parse_tools(value: Any) -> tuple[dict, ...] | None:
@@ -120,8 +144,8 @@ def parse_tools(value: Any) -> tuple[dict, ...] | None:
         if not value.strip():
             return None
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
+            value = strict_json.loads(value)
+        except (ValueError, RecursionError) as error:
             raise DataError(f"tools is not valid JSON ({error}): {_show(value)}", kind="tools") from None
     if value is None:
         return None
@@ -136,11 +160,11 @@ def parse_tools(value: Any) -> tuple[dict, ...] | None:
 def _parse_tool(tool: Any) -> dict:
     if isinstance(tool, str):
         try:
-            tool = json.loads(tool)
-        except json.JSONDecodeError as error:
+            tool = strict_json.loads(tool)
+        except (ValueError, RecursionError) as error:
             raise DataError(f"a tool definition is not valid JSON ({error}): {_show(tool)}", kind="tools") from None
-    body = tool.get("function") if isinstance(tool, Mapping) else None
-    if not isinstance(tool, Mapping) or not isinstance((body or tool).get("name"), str):
+    body = (tool.get("function") or tool) if isinstance(tool, Mapping) else None
+    if not isinstance(tool, Mapping) or not isinstance(body, Mapping) or not isinstance(body.get("name"), str):
         raise DataError(f"a tool definition has no name: {_show(tool)}", kind="tools")
     return dict(tool)
 
@@ -178,7 +202,9 @@ def _parse_parts(parts: Sequence) -> tuple[str, str | None, tuple[ToolCall, ...]
         if not isinstance(part, Mapping):
             raise DataError(f"a content part must be an object with a type, not {_show(part)}", kind="content")
         kind = part.get("type")
-        value = next((part[key] for key in ("value", str(kind), "text", "content") if part.get(key) is not None), None)
+        if not isinstance(kind, str):
+            raise DataError(f"a content part's type is {_show(kind)}, not text: {_show(part)}", kind="content")
+        value = next((part[key] for key in ("value", kind, "text", "content") if part.get(key) is not None), None)
         if kind in _CALL_PARTS:
             calls.extend(parse_tool_call(part if value is None else value))
         elif kind in _TEXT_PARTS or kind in _REASONING_PARTS:
@@ -192,6 +218,20 @@ def _parse_parts(parts: Sequence) -> tuple[str, str | None, tuple[ToolCall, ...]
                 kind="content",
             )
     return "".join(text), "\n".join(reasoning) if reasoning else None, tuple(calls)
+
+
+def _reasoning(message: Mapping, found: str | None) -> str | None:
+    """What a turn thought, which parts of its content or a key say; several must say the same."""
+    for key in _REASONING_KEYS:
+        value = message.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise DataError(f"{key} of a message must be text, not {_show(value)}", kind="content")
+        if found and value and value != found:
+            raise DataError(f"{key} of a message is not the reasoning that it has besides; keep one", kind="content")
+        found = found or value
+    return found
 
 
 def parse_message(message: Any, ignored: Counter[str] | None = None) -> Message:
@@ -216,11 +256,7 @@ def parse_message(message: Any, ignored: Counter[str] | None = None) -> Message:
     for key in ("tool_calls", "function_call"):
         if message.get(key):
             calls += parse_tool_call(message[key])
-    for key in _REASONING_KEYS:
-        if isinstance(message.get(key), str):
-            reasoning = message[key] if reasoning is None else reasoning
-        elif message.get(key) is not None:
-            raise DataError(f"{key} of a message must be text, not {_show(message[key])}", kind="content")
+    reasoning = _reasoning(message, reasoning)
     if content is None and role == "assistant" and (calls or reasoning is not None):
         content = ""
     if not isinstance(content, str):

@@ -94,6 +94,26 @@ def test_a_turn_that_any_key_takes_out_is_out(keys, weight):
         ({"role": "assistant", "content": "x", "loss_weight": 1, "train": "no"}, "train of a message must be true"),
         ({"role": "assistant", "content": "x", "loss_weight": 1, "weight": 0.5}, "loss_weight 1 and weight 0.5, which"),
         ({"role": "assistant", "content": "", "tool_calls": "{"}, "not valid JSON"),
+        ({"role": "assistant", "content": "", "tool_calls": '{"name": "f", "name": "g"}'}, "'name' stands twice"),
+        ({"role": "assistant", "content": "", "tool_calls": "[" * 100_000}, "not valid JSON"),
+        ({"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": "9" * 5000}]}, "a call of f"),
+        (
+            {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": "[" * 100_000}]},
+            "a call of f",
+        ),
+        (
+            {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": '{"a":1,"a":2}'}]},
+            "'a' stands",
+        ),
+        ({"role": "user", "content": [{"type": ["text"], "text": "x"}]}, "type is ['text'], not text"),
+        (
+            {"role": "assistant", "content": "x", "reasoning_content": "a", "reasoning": "b"},
+            "reasoning of a message is not the reasoning that it has besides",
+        ),
+        (
+            {"role": "assistant", "content": [{"type": "thinking", "text": "a"}], "thinking": "b"},
+            "thinking of a message is not the reasoning",
+        ),
         ({"role": "assistant", "content": "", "tool_calls": [{"arguments": {}}]}, "has no name"),
         ("hello", "must be an object"),
     ],
@@ -137,7 +157,18 @@ def test_tools_as_json_text_or_lists(value, names):
     assert (tools and [tool.get("function", tool)["name"] for tool in tools]) == names
 
 
-@pytest.mark.parametrize("value", ["[", "3", [4], [{"description": "no name"}]])
+def test_reasoning_that_stands_twice_in_the_same_words_is_read_once():
+    message = {"role": "assistant", "content": "x", "reasoning_content": "", "reasoning": "a", "thinking": "a"}
+    assert parse_message(message).reasoning == "a"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("[", "3", [4], [{"description": "no name"}], [{"function": "f", "name": "f"}], "[" * 100_000),
+        '[{"name": "a", "name": "b"}]',
+    ],
+)
 def test_tools_that_are_none(value):
     with pytest.raises(DataError, match="tool"):
         parse_tools(value)
