@@ -63,14 +63,20 @@ def from_openai(row: Mapping[str, Any], ignored: Counter[str]) -> list[dict[str,
     """messages, tools (or functions), and label where the last turn is judged good or bad."""
     out = dict(row)
     for key in ("conversations", "conversation"):
-        if key in out and "messages" not in out:
+        if out.get(key) is not None and out.get("messages") is None:
             out["messages"] = out.pop(key)
     if not out.get("tools") and out.get("functions"):
         out["tools"] = out.pop("functions")
-    return [_judged(out)]
+    return [_judged(out, ignored)]
 
 
-def _judged(row: dict[str, Any]) -> dict[str, Any]:
+def _beside(rest: Mapping[str, Any], new: Mapping[str, Any], ignored: Counter[str]) -> dict[str, Any]:
+    """`new` in the place of what the rest has under the same keys, which is counted as not read."""
+    ignored.update(key for key in new if rest.get(key) is not None)
+    return {**rest, **new}
+
+
+def _judged(row: dict[str, Any], ignored: Counter[str]) -> dict[str, Any]:
     """messages + label is an unpaired preference on the last turn; messages + chosen is a preference's prompt."""
     messages = row.get("messages")
     if not isinstance(messages, Sequence) or isinstance(messages, str):
@@ -79,41 +85,53 @@ def _judged(row: dict[str, Any]) -> dict[str, Any]:
     if {"chosen", "rejected"} <= row.keys():
         both = [row[key] for key in ("chosen", "rejected")]
         if all(isinstance(answer, Mapping) for answer in both):
-            return {**rest, "prompt": messages, "chosen": [row["chosen"]], "rejected": [row["rejected"]]}
+            sides = {"chosen": [row["chosen"]], "rejected": [row["rejected"]]}
+            return {**_beside(rest, {"prompt": messages}, ignored), **sides}
         return row
     if isinstance(row.get("label"), bool) and len(messages) > 1:
-        return {**rest, "prompt": messages[:-1], "completion": messages[-1:]}
+        return _beside(rest, {"prompt": messages[:-1], "completion": messages[-1:]}, ignored)
     return row
 
 
 def from_sharegpt(row: Mapping[str, Any], ignored: Counter[str]) -> list[dict[str, Any]]:
     """conversations [{from, value}] -> messages. function_call turns join the assistant turn they belong to."""
-    key = "conversations" if "conversations" in row else "conversation"
+    key = "conversations" if row.get("conversations") is not None else "conversation"
     turns = row.get(key)
     if not isinstance(turns, Sequence) or isinstance(turns, str):
         raise DataError(f"a ShareGPT row needs conversations, a list of {{from, value}}; it has {', '.join(row)}")
     messages = [_sharegpt_turn(turn, index, ignored) for index, turn in enumerate(turns)]
-    if row.get("system") and not (messages and messages[0]["role"] == "system"):
+    first = messages[0] if messages and messages[0]["role"] == "system" else None
+    if row.get("system") and first is None:
         messages.insert(0, {"role": "system", "content": row["system"]})
+    elif row.get("system") and first is not None and first["content"] != row["system"]:
+        raise DataError("the row's system is not what its system turn says; keep one of them")
+    if row.get("messages") is not None and row["messages"] != messages:
+        raise DataError(f"the row has {key} and messages, which differ; keep one of them")
     out = {k: v for k, v in row.items() if k not in (key, "system")}
     for answer in ("chosen", "rejected"):
         if isinstance(row.get(answer), Mapping) and "from" in row[answer]:
             out[answer] = _sharegpt_turn(row[answer], answer, ignored)
     out["messages"] = messages
-    return [_judged(out)]
+    return [_judged(out, ignored)]
 
 
 def _sharegpt_turn(turn: Any, index: int | str, ignored: Counter[str]) -> dict[str, Any]:
     if not isinstance(turn, Mapping) or "from" not in turn or "value" not in turn:
         raise DataError(f"conversations[{index}] must have from and value, not {turn!r:.80}")
     speaker, value = turn["from"], turn["value"]
-    if speaker not in _SHAREGPT_ROLES:
+    if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
         known = ", ".join(_SHAREGPT_ROLES)
-        raise DataError(f"conversations[{index}]: unknown speaker {speaker!r}; known: {known}", kind="role")
-    extra = {k: v for k, v in turn.items() if k not in ("from", "value")}
+        raise DataError(f"conversations[{index}]: unknown speaker {speaker!r:.80}; known: {known}", kind="role")
+    message = {"role": _SHAREGPT_ROLES[speaker], "content": value}
     if speaker in _CALL_ROLES:
-        return {"role": "assistant", "content": None, "tool_calls": value, **extra}
-    return {"role": _SHAREGPT_ROLES[speaker], "content": value, **extra}
+        message = {"role": "assistant", "content": None, "tool_calls": value}
+    extra = {k: v for k, v in turn.items() if k not in ("from", "value") and v is not None}
+    if "role" in extra and isinstance(extra["role"], str):
+        extra["role"] = _SHAREGPT_ROLES.get(extra["role"], extra["role"])
+    for name in message.keys() & extra.keys():
+        if extra[name] != message[name]:
+            raise DataError(f"conversations[{index}] says {name} beside from and value, and otherwise; keep one")
+    return {**extra, **message}
 
 
 def from_alpaca(row: Mapping[str, Any], ignored: Counter[str]) -> list[dict[str, Any]]:
@@ -129,17 +147,22 @@ def from_alpaca(row: Mapping[str, Any], ignored: Counter[str]) -> list[dict[str,
     if "instances" in row:
         if not isinstance(row["instances"], Sequence) or not row["instances"]:
             raise DataError("instances must be a list of {input, output} that is not empty")
-        return [_alpaca_row({**row, **_instance(instance, n)}, rest) for n, instance in enumerate(row["instances"])]
-    return [_alpaca_row(row, rest)]
+        ignored.update(key for key in ("output", "response") if row.get(key) is not None)
+        shared = {key: value for key, value in row.items() if key not in ("output", "response")}
+        found = [_instance(instance, n, ignored) for n, instance in enumerate(row["instances"])]
+        return [_alpaca_row({**shared, **instance}, rest, ignored) for instance in found]
+    return [_alpaca_row(row, rest, ignored)]
 
 
-def _instance(instance: Any, index: int) -> Mapping[str, Any]:
+def _instance(instance: Any, index: int, ignored: Counter[str]) -> dict[str, Any]:
     if not isinstance(instance, Mapping) or "output" not in instance:
         raise DataError(f"instances[{index}] must have input and output")
-    return instance
+    used = ("input", "output")
+    ignored.update(f"instances[].{key}" for key, value in instance.items() if key not in used and value is not None)
+    return {key: instance[key] for key in used if key in instance}
 
 
-def _alpaca_row(row: Mapping[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
+def _alpaca_row(row: Mapping[str, Any], rest: dict[str, Any], ignored: Counter[str]) -> dict[str, Any]:
     given = row.get("input")
     if given is not None and not isinstance(given, str):
         raise DataError(f"input must be text, not {given!r:.80}")
@@ -152,13 +175,16 @@ def _alpaca_row(row: Mapping[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
         prompt += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     text = row["instruction"] + ("\n\n" + given if given and given.strip() else "")
     prompt.append({"role": "user", "content": text})
+    given = [row[key] for key in ("output", "response") if row.get(key) is not None]
     if {"chosen", "rejected"} <= row.keys():
+        ignored.update(key for key in ("output", "response") if row.get(key) is not None)
         answers = {key: [{"role": "assistant", "content": row[key]}] for key in ("chosen", "rejected")}
-        return {**rest, "prompt": prompt, **answers}
-    answer = row.get("output", row.get("response"))
-    if not isinstance(answer, str):
+        return _beside(rest, {"prompt": prompt, **answers}, ignored)
+    if not given or not isinstance(given[0], str):
         raise DataError(f"an Alpaca row needs output (or response) as text; it has {', '.join(row)}")
-    return {**rest, "prompt": prompt, "completion": [{"role": "assistant", "content": answer}]}
+    if given[0] != given[-1]:
+        raise DataError("the row has output and response, which differ; keep one of them")
+    return _beside(rest, {"prompt": prompt, "completion": [{"role": "assistant", "content": given[0]}]}, ignored)
 
 
 def from_oasst(row: Mapping[str, Any], ignored: Counter[str]) -> list[dict[str, Any]]:
@@ -192,12 +218,14 @@ def from_oasst(row: Mapping[str, Any], ignored: Counter[str]) -> list[dict[str, 
 
 def _paths(node: Mapping[str, Any], ignored: Counter[str]) -> Iterator[list[Mapping[str, Any]]]:
     """Root-to-leaf paths: all user turns, but of assistant replies only the best (lowest rank, else the first)."""
-    replies = [reply for reply in node.get("replies") or () if isinstance(reply, Mapping)]
+    replies = node.get("replies") or []
+    if not isinstance(replies, list | tuple) or not all(isinstance(reply, Mapping) for reply in replies):
+        raise DataError(f"replies must be a list of messages, not {replies!r:.80}")
     kept = [reply for reply in replies if not reply.get("deleted")]
     ignored["oasst: deleted messages"] += len(replies) - len(kept)
     answers = [reply for reply in kept if reply.get("role") == "assistant"]
     if len(answers) > 1:
-        best = min(answers, key=lambda reply: (reply.get("rank") is None, reply.get("rank") or 0))
+        best = min(answers, key=_rank)
         ignored["oasst: replies ranked lower"] += len(answers) - 1
         kept = [best, *(reply for reply in kept if reply.get("role") != "assistant")]
     if not kept:
@@ -205,6 +233,14 @@ def _paths(node: Mapping[str, Any], ignored: Counter[str]) -> Iterator[list[Mapp
     for reply in kept:
         for path in _paths(reply, ignored):
             yield [node, *path]
+
+
+def _rank(reply: Mapping[str, Any]) -> tuple[bool, int | float]:
+    """By which replies are sorted; those without a rank come last."""
+    rank = reply.get("rank")
+    if rank is not None and not isinstance(rank, int | float):
+        raise DataError(f"the rank of a reply is {rank!r:.80}; it must be a number or null")
+    return rank is None, rank or 0
 
 
 _ID_KEYS = (("message_id", "parent_id"), ("user_message_id", "parent_message_id"))
@@ -215,12 +251,22 @@ def is_linked(row: Mapping[str, Any]) -> bool:
     return {"text", "role"} <= row.keys() and any({a, b} <= row.keys() for a, b in _ID_KEYS)
 
 
-def link_messages(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def link_messages(rows: Sequence[Mapping[str, Any]], places: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Joins rows that are single messages into trees, by their parents' ids, in the order of the roots.
 
-    Raises: DataError where a parent is missing or an id is there twice.
+    Args:
+      places: where each row stands, for errors.
+
+    Raises: DataError where an id is missing, no row's, or there twice, and where parents go round in a circle.
     """
     own, parent = next(keys for keys in _ID_KEYS if set(keys) <= rows[0].keys())
+    for number, row in enumerate(rows):
+        where = f"{places[number]}: " if places else ""
+        if not isinstance(row.get(own), str | int):
+            raise DataError(f"{where}{own} must be a text or a number, not {row.get(own)!r:.80}")
+        if not isinstance(row.get(parent, ...), str | int | None):
+            found = f"not {row[parent]!r:.80}" if parent in row else "but the row has none"
+            raise DataError(f"{where}{parent} must be a text, a number, or null where a tree begins, {found}")
     nodes = {row[own]: {**row, "replies": []} for row in rows}
     if len(nodes) != len(rows):
         twice = [key for key, n in Counter(row[own] for row in rows).items() if n > 1]
@@ -233,6 +279,15 @@ def link_messages(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             nodes[node[parent]]["replies"].append(node)
         else:
             raise DataError(f"the message {node[own]!r} names a parent {node[parent]!r} that no row has")
+    reached, waiting = set(), list(roots)
+    while waiting:
+        node = waiting.pop()
+        reached.add(node[own])
+        waiting += node["replies"]
+    if lost := [key for key in nodes if key not in reached]:
+        number = next(n for n, row in enumerate(rows) if row[own] == lost[0])
+        where = f"{places[number]}: " if places else ""
+        raise DataError(f"{where}the parents of the message {lost[0]!r} go round in a circle; one of them must be null")
     return [{"prompt": root} for root in roots]
 
 
@@ -266,4 +321,7 @@ def convert(row: Mapping[str, Any], name: str, ignored: Counter[str], kind: str 
 
 def as_json(row: Mapping[str, Any]) -> str:
     """A row as one line of JSON, for the file of rejected rows."""
-    return json.dumps(row, ensure_ascii=False, default=str)
+    try:
+        return json.dumps(row, ensure_ascii=False, default=str)
+    except RecursionError:  # its keys tell which row it was
+        return json.dumps(dict.fromkeys(row, "nested too deep to be shown"), ensure_ascii=False)

@@ -138,17 +138,19 @@ def parse_example(row: Mapping[str, Any], name: str, ignored: Counter[str] | Non
         wanted = " or ".join(", ".join(sorted(required)) for required in options)
         raise DataError(f"a {name} row needs {wanted}; this row has {', '.join(map(str, row)) or 'no keys'}")
     tools = parse_tools(row.get("tools"))
+    content_key = "messages" if row.get("messages") is not None or "text" not in row else "text"
+    unread = {"text"} if content_key == "messages" else set()  # it is often the same conversation, rendered
     if ignored is not None:
         for key, value in row.items():
-            if key not in _USED[name] and value is not None:
+            if (key not in _USED[name] or key in unread) and value is not None:
                 ignored[key] += 1
 
     def text(key: str) -> Text:
         return parse_text(row[key], key, ignored)
 
     if name == "language_modeling":
-        content = text("messages") if "messages" in row else text("text")
-        if "messages" in row and isinstance(content, str):
+        content = text(content_key)
+        if content_key == "messages" and isinstance(content, str):
             raise DataError("messages must be a list of messages, not text")
         return LanguageModeling(content=content, tools=tools)
     if name == "prompt_only":

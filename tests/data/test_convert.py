@@ -143,6 +143,68 @@ def test_linked_rows_make_trees():
         link_messages([rows[0], rows[0]])
 
 
+def linked(own, parent, role="prompter", **extra):
+    return {"message_id": own, "parent_id": parent, "role": role, "text": "x", **extra}
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (linked("b", "b"), "f:2: the parents of the message 'b' go round in a circle"),
+        (linked(None, "a"), "f:2: message_id must be a text or a number, not None"),
+        (linked(["b"], "a"), "f:2: message_id must be a text or a number, not ['b']"),
+        (linked("b", {}), "f:2: parent_id must be a text, a number, or null where a tree begins, not {}"),
+        ({"message_id": "b", "role": "prompter", "text": "x"}, "begins, but the row has none"),
+    ],
+)
+def test_linked_rows_that_make_no_tree_are_named(bad, words):
+    with pytest.raises(DataError) as caught:
+        link_messages([linked("a", None), bad], ["f:1", "f:2"])
+    assert words in str(caught.value)
+
+
+ASK, TOLD = {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}
+
+
+def test_the_same_said_twice_is_read_once():
+    system = {"from": "system", "value": "Be kind."}
+    same = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
+    (example,) = read({"system": "Be kind.", "conversations": [system, ASK, TOLD]})
+    assert turns(example.content) == [("system", "Be kind."), ("user", "Q"), ("assistant", "A")]
+    (example,) = read({"messages": list(same), "conversations": [ASK, {**TOLD, "role": "assistant", "content": "A"}]})
+    assert turns(example.content) == [("user", "Q"), ("assistant", "A")]
+    (example,) = read({"messages": None, "conversations": list(same)})
+    assert turns(example.content) == [("user", "Q"), ("assistant", "A")]
+    (example,) = read({"conversations": None, "conversation": [ASK, TOLD]}, "sharegpt")
+    assert turns(example.content) == [("user", "Q"), ("assistant", "A")]
+    (example,) = read({"instruction": "Q", "output": "A", "response": "A"})
+    assert turns(example.completion) == [("assistant", "A")]
+    (example,) = read({"instruction": "Q", "output": None, "response": "A"})
+    assert turns(example.completion) == [("assistant", "A")]
+
+
+@pytest.mark.parametrize(
+    ("row", "counted"),
+    [
+        ({"instruction": "Q", "output": "A", "prompt": "P", "text": "T"}, ["prompt", "text"]),
+        ({"instruction": "Q", "chosen": "A", "rejected": "B", "output": "C"}, ["output"]),
+        (
+            {"instruction": "Q", "instances": [{"output": "A", "constraints": "short"}], "output": "B"},
+            ["instances[].constraints", "output"],
+        ),
+        (
+            {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}], "label": True}
+            | {"completion": "B"},
+            ["completion"],
+        ),
+    ],
+)
+def test_what_gives_way_to_another_key_is_counted(row, counted):
+    ignored = Counter()
+    read(row, ignored=ignored)
+    assert sorted(ignored) == counted
+
+
 @pytest.mark.parametrize(
     ("row", "name"),
     [
@@ -166,6 +228,26 @@ def test_shapes_are_recognised(row, name):
         ({"conversations": [{"from": "narrator", "value": "x"}]}, "auto", "unknown speaker 'narrator'; known: human"),
         ({"conversations": [{"from": "human"}]}, "auto", "conversations[0] must have from and value"),
         ({"conversations": [{"from": "human", "value": None}]}, "auto", "role user has no content"),
+        ({"conversations": [{"from": ["human"], "value": "x"}]}, "auto", "unknown speaker ['human']"),
+        ({"conversations": [ASK, {**TOLD, "content": "B"}]}, "auto", "conversations[1] says content beside from and"),
+        (
+            {"system": "Be kind.", "conversations": [{"from": "system", "value": "Be rude."}, ASK, TOLD]},
+            "auto",
+            "system is not what its system turn says",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "else"}], "conversations": [ASK, TOLD]},
+            "auto",
+            "conversations and messages, which differ",
+        ),
+        ({"instruction": "x", "output": "y", "response": "z"}, "auto", "output and response, which differ"),
+        ({"prompt": {"text": "x", "role": "prompter", "replies": 5}}, "auto", "replies must be a list of messages"),
+        ({"prompt": {"text": "x", "role": "prompter", "replies": [5]}}, "auto", "replies must be a list of messages"),
+        (
+            {"prompt": node("prompter", "Q", node("assistant", "A", rank="1"), node("assistant", "B", rank=0))},
+            "auto",
+            "the rank of a reply is '1'; it must be a number",
+        ),
         ({"text": "x"}, "sharegpt", "needs conversations"),
         ({"instruction": "x", "output": None}, "auto", "needs output (or response) as text"),
         ({"instruction": "x", "input": 5, "output": "y"}, "auto", "input must be text, not 5"),

@@ -134,6 +134,18 @@ def test_columns_that_nothing_reads_are_counted():
     assert ignored == {"url": 1}
 
 
+def test_null_is_absent_and_a_text_beside_messages_is_counted():
+    ignored = Counter()
+    row = {"text": "Hi", "messages": None}
+    assert parse_example(row, "language_modeling", ignored) == LanguageModeling(content="Hi")
+    row = {"text": None, "messages": [USER, ANSWER]}
+    assert parse_example(row, "language_modeling", ignored) == LanguageModeling(content=(U, A))
+    assert not ignored
+    row = {"text": "<user> 2+2?", "messages": [USER, ANSWER]}
+    assert parse_example(row, "language_modeling", ignored) == LanguageModeling(content=(U, A))
+    assert ignored == {"text": 1}
+
+
 @pytest.mark.parametrize(
     ("row", "name", "words"),
     [
