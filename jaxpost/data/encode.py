@@ -141,6 +141,8 @@ def _conversation(
 ) -> Pieced:
     """`completion` is the number of the completion's first turn (0: there is no prompt of its own)."""
     rendered = tokenizer.render_spans(turns, tools, system=options.system_prompt)
+    if unnamed := sum(message.name is not None and message.name not in rendered.text for message in turns):
+        notes["turns whose name the chat template does not show"] += unnamed
     if options.mask == "all":
         return Pieced([rendered.text], [1.0], False, None)
     written = [(n, message) for n, message in enumerate(turns) if message.role == "assistant"]

@@ -18,7 +18,7 @@ from jaxpost.data.loader import make_source
 from jaxpost.data.packing import Plan
 from jaxpost.data.sources import open_source
 from jaxpost.data.tokenise import Counts, examples_of, read_chunks
-from jaxpost.text.messages import DataError
+from jaxpost.text.messages import ODD, DataError, as_data_error
 from jaxpost.text.tokenizer import Tokenizer
 
 _TRAINED, _READ, _LABEL, _END = "\x1b[32m", "\x1b[2m", "\x1b[1m", "\x1b[0m"
@@ -102,10 +102,11 @@ def _sample(source: SourceSection, section: DataSection, rows: int) -> tuple[lis
         total += 1
         try:
             examples = examples_of(row, source, counts)
-        except DataError as error:
+        except ODD as found:
+            error = as_data_error(found)
             counts.bad[error.kind] += 1
             if section.on_bad_row == "error":
-                raise DataError(f"{row.where}: {error}", kind=error.kind) from None
+                raise DataError(f"{row.where}: {error}", kind=error.kind) from error.__cause__
             continue
         shown += [(row.where, example) for example in examples[: rows - len(shown)]]
         if len(shown) >= rows and isinstance(examples[0], TRAINABLE):
@@ -125,8 +126,8 @@ def show_example(example: Example, tokenizer: Tokenizer, options: EncodeOptions,
     if isinstance(example, TRAINABLE):
         try:
             pieced = to_pieces(example, tokenizer, options, Counter())
-        except DataError as error:
-            return f"(cannot be trained on: {error})"
+        except ODD as error:
+            return f"(cannot be trained on: {as_data_error(error)})"
         encoded = encode_batch([pieced], tokenizer, options)[0]
         if encoded is None or isinstance(encoded, DataError):
             return f"(left out: {encoded or 'longer than the window'})"

@@ -19,7 +19,7 @@ from jaxpost.data.encode import Coding
 from jaxpost.data.formats import Example, detect_format, parse_example, texts_of
 from jaxpost.data.sources import Reader, Row
 from jaxpost.text.chat import TemplateError
-from jaxpost.text.messages import DataError
+from jaxpost.text.messages import ODD, DataError, as_data_error
 from jaxpost.text.tokenizer import Tokenizer
 
 CHUNK = 256
@@ -103,10 +103,10 @@ def encode_rows(
     pieced: list[Any] = []
     origin: list[tuple[int, Mapping[str, Any]]] = []
 
-    def reject(number: int, error: DataError, item: Mapping[str, Any] | None = None) -> None:
-        row = rows[number]
+    def reject(number: int, found: Exception, item: Mapping[str, Any] | None = None) -> None:
+        row, error = rows[number], as_data_error(found)
         if on_bad_row == "error":
-            raise DataError(f"{row.where}: {error}", kind=error.kind) from None
+            raise DataError(f"{row.where}: {error}", kind=error.kind) from error.__cause__
         counts.bad[error.kind] += 1
         text = row.raw or as_json(item or row.value or {})
         rejects.append((number, Reject(row.where, error.kind, str(error), text)))
@@ -114,7 +114,7 @@ def encode_rows(
     for number, row in enumerate(rows):
         try:
             items = items_of(row, section, counts, coding.kind)
-        except DataError as error:
+        except ODD as error:
             reject(number, error)
             continue
         special = False
@@ -124,7 +124,7 @@ def encode_rows(
                 found = coding.split(example, tokenizer, counts.notes)
             except TemplateError:
                 raise
-            except DataError as error:
+            except ODD as error:
                 reject(number, error, item)
                 continue
             special |= any(tokenizer.holds_special(text) for text in texts_of(example))
@@ -161,16 +161,19 @@ def read_chunks(reader: Reader) -> Iterator[list[Row]]:
     first = list(islice(rows, 1))
     linked = first and first[0].value is not None and is_linked(first[0].value)
     if linked and reader.section.convert in ("auto", "oasst"):
-        everything = [*first, *rows]
-        for row in everything:
-            if row.error is not None:  # a missing message would break the tree that it belongs to
-                raise DataError(f"{row.where}: {row.error}", kind=row.error.kind)
-        trees = link_messages([row.value for row in everything if row.value is not None])
-        rows = iter([Row(f"{reader.name}: tree {n}", tree) for n, tree in enumerate(trees)])
+        rows = iter([Row(f"{reader.name}: tree {n}", tree) for n, tree in enumerate(_trees([*first, *rows]))])
         first = []
     while chunk := first + list(islice(rows, CHUNK - len(first))):
         first = []
         yield chunk
+
+
+def _trees(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Linked messages as trees. Raises: DataError: one bad row would break the tree that it belongs to."""
+    for row in rows:
+        if row.error is not None:
+            raise DataError(f"{row.where}: {row.error}", kind=row.error.kind)
+    return link_messages([row.value for row in rows if row.value is not None], [row.where for row in rows])
 
 
 _worker: dict[str, Any] = {}

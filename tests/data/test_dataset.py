@@ -13,6 +13,7 @@ from jaxpost import disk
 from jaxpost.config import DataSection, SourceSection
 from jaxpost.data import cache as module
 from jaxpost.data.dataset import prepare
+from jaxpost.data.inspect import inspect
 from jaxpost.text.chat import TemplateError
 from jaxpost.text.messages import DataError
 from jaxpost.text.tokenizer import Tokenizer, load_tokenizer
@@ -51,6 +52,61 @@ def test_a_bad_row_stops_with_file_and_line(bad, words, section, tokenizer, tmp_
         prepare(data, data.train, tokenizer, cache_dir=tmp_path / "cache")
     assert words in str(caught.value)
     assert not list((tmp_path / "cache").glob("*"))
+
+
+def deep(levels):
+    value = {}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+ODD = [
+    {"conversations": [{"from": ["human"], "value": "x"}]},
+    {"messages": [{"role": "user", "content": [{"type": ["text"], "text": "x"}]}]},
+    {"messages": chat("a")["messages"], "tools": [{"function": {"name": "f"}, "parameters": deep(900)}]},
+    {"prompt": {"role": "prompter", "text": "Q", "replies": 5}},
+    {"instruction": "a", "output": "b", "history": [[{}, []]]},
+]
+
+
+def test_rows_of_odd_shapes_are_bad_rows_and_no_errors_of_ours(section, tokenizer, tmp_path):
+    for odd in ODD:
+        data = section([chat("fine"), odd])
+        with pytest.raises(DataError, match=r"rows0\.jsonl:2: "):
+            prepare(data, data.train, tokenizer, cache_dir=tmp_path / "cache")
+    data = section([*ODD, chat("fine")], on_bad_row="skip")
+    stats = prepare(data, data.train, tokenizer, cache_dir=tmp_path / "cache").stats[0]
+    assert (stats.examples, sum(stats.bad.values())) == (1, len(ODD))
+
+
+def test_an_error_of_a_reader_or_a_template_names_its_row(section, tokenizer, tmp_path, monkeypatch):
+    def fail(*_):
+        raise KeyError("speaker")
+
+    monkeypatch.setattr("jaxpost.data.tokenise.convert", fail)
+    told = r"rows0\.jsonl:1: something in it has a shape that cannot be read \(KeyError: 'speaker'\); mend it"
+    data = section([chat("a")])
+    with pytest.raises(DataError, match=told) as caught:
+        prepare(data, data.train, tokenizer, cache_dir=tmp_path / "cache")
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(DataError, match=told):
+        inspect(data, tokenizer, cache_dir=tmp_path / "cache")
+
+
+def test_a_linked_message_without_its_id_is_named(section, tokenizer, tmp_path):
+    first = {"message_id": "a", "parent_id": None, "role": "prompter", "text": "Q"}
+    data = section([first, {"parent_id": "a", "role": "assistant", "text": "A"}], on_bad_row="skip")
+    with pytest.raises(DataError, match=r"rows0\.jsonl:2: message_id must be a text or a number, not None"):
+        prepare(data, data.train, tokenizer, cache_dir=tmp_path)
+
+
+def test_a_name_that_the_template_does_not_show_is_noted(section, tokenizer, tmp_path):
+    row = chat("Hi")
+    row["messages"][0]["name"] = "Bob"
+    data = section([row])
+    stats = prepare(data, data.train, tokenizer, cache_dir=tmp_path / "cache").stats[0]
+    assert stats.notes == {"turns whose name the chat template does not show": 1}
 
 
 def test_skipped_rows_are_counted_and_saved(section, tokenizer, tmp_path):
