@@ -76,13 +76,15 @@ def complain(error: Exception, *, debug: bool) -> int:
 def is_usage(error: Exception) -> bool:
     """Whether the user can mend it: a missing file, or a value that jaxpost itself turned down.
 
-    A ValueError from inside another library is a fault of ours, not the user's.
+    A ValueError from inside another library is a fault of ours, not the user's. One of a class of ours counts wherever
+    it comes up: from a worker process, multiprocessing raises it.
     """
     if type(error).__name__ in USAGE_ERRORS or isinstance(error, FILE_ERRORS):
         return True
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_in = frames[-1][0].f_globals.get("__name__", "") if frames else ""
-    return isinstance(error, ValueError) and raised_in.partition(".")[0] == "jaxpost"
+    ours = "jaxpost" in (raised_in.partition(".")[0], type(error).__module__.partition(".")[0])
+    return isinstance(error, ValueError) and ours
 
 
 FILE_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)

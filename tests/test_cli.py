@@ -18,6 +18,9 @@ from jaxpost.config_io import METHODS, load, loads
 from jaxpost.report.page import write as write_page
 from jaxpost.weights.files import replaced_folder
 
+
+from jaxpost.text.messages import DataError
+
 PRESET = "method: sft\ndata:\n  train: [{path: a.jsonl}]\n"
 COMMANDS = (
     ["train"],
@@ -248,6 +251,9 @@ def test_a_value_error_is_the_users_only_where_jaxpost_raised_it(preset, assembl
     assemble.module.train = lambda *_, **__: loads("method: sfd")
     assert run("train", preset) == 2
     assert capsys.readouterr().err.startswith("jaxpost: error: <text>: method: 'sfd'")
+    assemble.module.train = raising(DataError("a.jsonl:1: bad"))  # here, as from a worker, no module of jaxpost raises
+    assert run("train", preset) == 2
+    assert capsys.readouterr().err == "jaxpost: error: a.jsonl:1: bad\n"
     assemble.module.train = raising(FileExistsError("out exists already"))
     assert run("train", preset) == 2
     assert capsys.readouterr().err == "jaxpost: error: out exists already\n"
