@@ -153,7 +153,7 @@ def run_generate(options: argparse.Namespace, flags: list[str]) -> int:
 
     own: list[Any] | None = None
     if options.file is not None:
-        read, parameters = assemble.read_prompts(options.file)
+        read, parameters = assemble.read_prompts(options.file, notes=sys.stderr)
         own = [{}] * len(prompts) + parameters
         prompts += read
     failed, encoding = 0, sys.stdout.encoding or "utf-8"

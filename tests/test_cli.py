@@ -60,7 +60,7 @@ def assemble(monkeypatch) -> SimpleNamespace:
     fake.writes = lambda: False
     fake.generate = record("generate", [{"prompt": "a", "text": "b", "finish": "stop"}])
     fake.ask_server = record("ask_server", [{"prompt": "a", "text": "b", "finish": "stop"}])
-    fake.read_prompts = lambda path: (path.read_text().split(), [{"n": 2}, {}])
+    fake.read_prompts = lambda path, notes: (path.read_text().split(), [{"n": 2}, {}])
     fake.Conversation = record("Conversation", "a talk")
     fake.chat = record("chat", None)
     fake.convert = record("convert", "written")

@@ -13,7 +13,17 @@ from typing import Any
 
 import jax
 
-from jaxpost.assemble.answer_file import Appending, Done, Prompt, digest, finished, identity, write_all
+from jaxpost.assemble.answer_file import (
+    Appending,
+    Bare,
+    Done,
+    Prompt,
+    digest,
+    finished,
+    identity,
+    parts,
+    write_all,
+)
 from jaxpost.assemble.commands import load_bound
 from jaxpost.assemble.matchers import make_matchers
 from jaxpost.assemble.supervised import chat_prompt, text_sampler
@@ -22,6 +32,7 @@ from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.sampler import Sampler
 from jaxpost.generate.samples import Completion
 from jaxpost.text.console import as_line
+from jaxpost.text.messages import ODD, DataError, as_data_error
 from jaxpost.text.tokenizer import Tokenizer
 from jaxpost.weights.resolve import cache_folder
 
@@ -30,7 +41,7 @@ Make = Callable[[list[int], Done], tuple[int, Iterable[tuple[Completion, Mapping
 with what its row says besides."""
 
 
-def turns_of(prompt: Prompt, system: str | None) -> list[dict[str, Any]]:
+def turns_of(prompt: Bare, system: str | None) -> list[dict[str, Any]]:
     """The messages of a prompt; the system turn before them if they have none of their own."""
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
     own = bool(turns) and turns[0].get("role") == "system"
@@ -39,11 +50,16 @@ def turns_of(prompt: Prompt, system: str | None) -> list[dict[str, Any]]:
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, *, system: str | None, chat: bool) -> list[int]:
     """Token ids of a prompt: a user turn or a conversation in the chat format, or a bare text to be continued."""
-    if not isinstance(prompt, str):
-        return tokenizer.encode(tokenizer.render(prompt, add_generation_prompt=True, system=system))
+    bare, tools = parts(prompt)
+    if tools and isinstance(bare, str):
+        if not chat:
+            raise DataError("tools need the chat format; leave out --raw or the prompt's tools")
+        bare = turns_of(bare, None)
+    if not isinstance(bare, str):
+        return tokenizer.encode(tokenizer.render(bare, tools, add_generation_prompt=True, system=system))
     if chat:
-        return chat_prompt(tokenizer, prompt, system)
-    return tokenizer.encode(prompt, add_bos=tokenizer.adds_bos)
+        return chat_prompt(tokenizer, bare, system)
+    return tokenizer.encode(bare, add_bos=tokenizer.adds_bos)
 
 
 def generate(
@@ -114,14 +130,14 @@ def readable(
     """Numbers of the prompts that can be read, what `encode` makes of them, and the others' failed answers."""
     good, encoded, failed = [], [], []
     for number in numbers:
-        prompt = prompts[number]
+        bare, _ = parts(prompts[number])
         try:
-            if not (prompt.strip() if isinstance(prompt, str) else prompt):
-                raise ValueError("it is empty")
-            encoded.append(encode(prompt))
+            if not (bare.strip() if isinstance(bare, str) else bare):
+                raise DataError("it is empty")
+            encoded.append(encode(prompts[number]))
             good.append(number)
-        except ValueError as error:
-            problem = f"prompt {number}: {error}"
+        except ODD as error:
+            problem = f"prompt {number}: {as_data_error(error)}"
         if not good or good[-1] != number:
             for k in range(wishes[number].n):
                 failed.append((Completion((), (), "error", example=number, sample=k, error=problem), {}))
@@ -142,7 +158,10 @@ def answered(
     Args:
       by: what decides the answers beside prompts and wishes; a row of `out` keeps a digest of it all ("settings").
     """
-    settings = [digest({**by, "sampling": replace(wish, n=1)}) for wish in wishes]
+    settings = []
+    for prompt, wish in zip(prompts, wishes, strict=True):
+        _, tools = parts(prompt)
+        settings.append(digest({**by, "sampling": replace(wish, n=1), **({"tools": tools} if tools else {})}))
     done = {} if out is None else finished(out, prompts, settings)
     todo = [i for i in range(len(prompts)) if any((i, k) not in done for k in range(wishes[i].n))]
     if todo:
@@ -260,7 +279,9 @@ def keep_programs() -> None:
 
 
 def _row(prompt: Prompt, c: Completion) -> dict[str, Any]:
-    row: dict[str, Any] = {"index": c.example, "sample": c.sample, "prompt": prompt, "text": c.text}
+    bare, tools = parts(prompt)
+    row: dict[str, Any] = {"index": c.example, "sample": c.sample, "prompt": bare}
+    row |= ({"tools": list(tools)} if tools else {}) | {"text": c.text}
     row |= {"finish": c.finish, "tokens": len(c.tokens)}
     if c.stop is not None:
         row["stop"] = c.stop

@@ -5,27 +5,56 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxpost.generate.params import said
+from jaxpost.text import strict_json
 from jaxpost.text.console import as_line
+from jaxpost.text.messages import parse_tools
 
-Prompt = str | Sequence[Mapping[str, Any]]
+Bare = str | Sequence[Mapping[str, Any]]
 """A text, or the messages of a conversation."""
+
+
+@dataclass(frozen=True)
+class Tooled:
+    """A prompt, and definitions of the tools that the model may call."""
+
+    prompt: Bare
+    tools: tuple[Mapping[str, Any], ...]
+
+
+Prompt = Bare | Tooled
 
 Done = dict[tuple[int, int], dict[str, Any]]
 """(prompt, sample) -> row of the answer."""
 
+_KEYS = ("prompt", "messages", "tools", "sampling")
 _BEGIN = b'{"index": '
 """Of every row of answers."""
 
 
-def read_prompts(path: Path) -> tuple[list[Prompt], list[Mapping[str, Any]]]:
+def parts(prompt: Prompt) -> tuple[Bare, tuple[Mapping[str, Any], ...] | None]:
+    """The text or messages of a prompt, and its tools.
+
+    >>> parts("Hi")
+    ('Hi', None)
+    """
+    return (prompt.prompt, prompt.tools) if isinstance(prompt, Tooled) else (prompt, None)
+
+
+def read_prompts(path: Path, notes: Any = None) -> tuple[list[Prompt], list[Mapping[str, Any]]]:
     """The prompts of a file with sampling parameters of their own: one a line, or JSONL rows.
 
-    A row has "prompt" or "messages", and may have "sampling": parameters by name that go before the command's.
+    A row has "prompt" or "messages", and may have "tools", and "sampling": parameters by name that go before the
+    command's. A key that is null is absent.
+
+    Args:
+      notes: a text stream where to say which keys of the rows nothing reads.
 
     Raises:
       ValueError: a malformed row, a file that is not UTF-8, one without prompts; names file and line.
@@ -36,29 +65,55 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[Mapping[str, Any]]]:
         return list(found), [{}] * len(found)
     prompts: list[Prompt] = []
     own: list[Mapping[str, Any]] = []
+    unread: Counter[str] = Counter()
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            why = error.msg if isinstance(error, json.JSONDecodeError) else error
-            raise ValueError(f"{path}, line {number}: not JSON, of which each line is a row ({why})") from None
-        found = row.get("messages", row.get("prompt")) if isinstance(row, dict) else None
-        if not isinstance(found, str | list):
-            raise ValueError(f'{path}, line {number}: a row needs "prompt" (a text or messages) or "messages"')
-        if isinstance(found, list) and not all(isinstance(turn, dict) for turn in found):
-            raise ValueError(f'{path}, line {number}: a message is {{"role": "user", "content": "..."}}, not {found!r}')
-        sampling = row.get("sampling", {})
-        try:
-            if not isinstance(sampling, dict):
-                raise ValueError(f"it is {sampling!r}; write names and values in braces")
-            said(sampling)
-        except ValueError as error:
-            raise ValueError(f'{path}, line {number}: "sampling": {error}') from None
-        prompts.append(found)
-        own.append(sampling)
+        if line.strip():
+            row = _row(line, f"{path}, line {number}")
+            prompts.append(_prompt(row, f"{path}, line {number}"))
+            own.append(_sampling(row, f"{path}, line {number}"))
+            unread.update(key for key in row if key not in _KEYS)
+    if unread and notes is not None:
+        told = ", ".join(f"{key!r} ({count} row{'s' if count > 1 else ''})" for key, count in unread.items())
+        print(f"{path}: nothing reads {told}; a row may have {', '.join(_KEYS)}", file=notes)
     return prompts, own
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    """The keys of a row that are not null."""
+    try:
+        row = strict_json.loads(line)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, strict_json.RepeatedKey):
+            raise ValueError(f"{where}: {error}") from None
+        why = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise ValueError(f"{where}: not JSON, of which each line is a row ({why})") from None
+    return {key: value for key, value in row.items() if value is not None} if isinstance(row, dict) else {}
+
+
+def _prompt(row: Mapping[str, Any], where: str) -> Prompt:
+    if "prompt" in row and "messages" in row:
+        raise ValueError(f'{where}: a row has "prompt" or "messages", not both: leave one of them out')
+    found = row.get("messages", row.get("prompt"))
+    if not isinstance(found, str | list):
+        raise ValueError(f'{where}: a row needs "prompt" (a text or messages) or "messages"')
+    if isinstance(found, list) and not all(isinstance(turn, dict) for turn in found):
+        raise ValueError(f'{where}: a message is {{"role": "user", "content": "..."}}, not {found!r}')
+    try:
+        tools = parse_tools(row.get("tools"))
+    except ValueError as error:
+        raise ValueError(f'{where}: "tools": {error}') from None
+    return Tooled(found, tools) if tools else found
+
+
+def _sampling(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    sampling = row.get("sampling", {})
+    try:
+        if not isinstance(sampling, dict):
+            raise ValueError(f"it is {sampling!r}; write names and values in braces")
+        said(sampling)
+    except ValueError as error:
+        raise ValueError(f'{where}: "sampling": {error}') from None
+    return sampling
 
 
 def _lines(path: Path) -> list[str]:
@@ -110,7 +165,7 @@ def finished(out: Path, prompts: Sequence[Prompt], settings: Sequence[str]) -> D
                 raise ValueError("no numbers of a prompt and a sample")
         except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError(f"{out}, line {number}: not an answer of `jaxpost generate`; name another file") from None
-        if not 0 <= key[0] < len(prompts) or prompt != prompts[key[0]]:
+        if not 0 <= key[0] < len(prompts) or prompt != parts(prompts[key[0]])[0]:
             raise ValueError(f"{out}, line {number}: answers another prompt than number {key[0]}; name another file")
         if row.get("settings", settings[key[0]]) != settings[key[0]]:
             told = f"{out}, line {number}: answered by another model, or with other parameters, than are asked for now"

@@ -23,7 +23,7 @@ from jaxpost.assemble.answer import (
     readable,
     turns_of,
 )
-from jaxpost.assemble.answer_file import Done, Prompt
+from jaxpost.assemble.answer_file import Done, Prompt, parts
 from jaxpost.assemble.commands import load_bound
 from jaxpost.generate import external
 from jaxpost.generate.grammar import Constraint
@@ -31,6 +31,7 @@ from jaxpost.generate.reply import Answer
 from jaxpost.generate.samples import Completion
 from jaxpost.ops import platform
 from jaxpost.ops.logprobs import token_stats
+from jaxpost.text.messages import DataError
 from jaxpost.text.tokenizer import Tokenizer
 from jaxpost.types import Inputs, Model, Params
 
@@ -94,7 +95,14 @@ def ask_server(
 
 def _as_they_are(system: str | None, *, chat: bool) -> Callable[[Prompt], Any]:
     """What makes messages or a text of a prompt."""
-    return lambda prompt: turns_of(prompt, system) if chat or not isinstance(prompt, str) else prompt
+
+    def encode(prompt: Prompt) -> Any:
+        bare, tools = parts(prompt)
+        if tools:
+            raise DataError("its tools are shown by a chat format of ours: name the server's model in the place of -")
+        return turns_of(bare, system) if chat or not isinstance(bare, str) else bare
+
+    return encode
 
 
 def _by_our_model(

@@ -1,5 +1,6 @@
 """`jaxpost generate` to a file, and conversations, on a tiny model."""
 
+import io
 import json
 import os
 import shutil
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from jaxpost.assemble import Conversation, chat, generate, read_prompts
+from jaxpost.assemble.answer import encode_prompt
 from jaxpost.assemble.chat import HELP, command
+from jaxpost.assemble.commands import load_bound
 from jaxpost.generate.thinking import ThinkingBudget
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -130,6 +133,53 @@ def test_prompt_files_name_their_bad_line(tmp_path):
     path.write_text("{\n")
     with pytest.raises(ValueError, match=r"p.jsonl, line 1: not JSON"):
         read_prompts(path)
+    for row, told in (
+        ('{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}', "not both"),
+        ('{"prompt": "a", "prompt": "b"}', "the key 'prompt' stands twice"),
+        ('{"prompt": "a", "tools": [{"description": "no name"}]}', '"tools": a tool definition has no name'),
+        ('{"prompt": null, "messages": null}', "a row needs"),
+    ):
+        path.write_text('{"prompt": "fine"}\n' + row)
+        with pytest.raises(ValueError, match=rf"p\.jsonl, line 2: .*{told}"):
+            read_prompts(path)
+
+
+def test_null_is_absent_and_keys_that_nothing_reads_are_told_once(tmp_path):
+    path, notes = tmp_path / "p.jsonl", io.StringIO()
+    rows = [
+        {"messages": None, "prompt": "a", "sampling": None, "tools": None, "id": 1},
+        {"prompt": "b", "system": "Be kind.", "id": 2, "url": None},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert read_prompts(path, notes) == (["a", "b"], [{}, {}])
+    told = "nothing reads 'id' (2 rows), 'system' (1 row); a row may have prompt, messages, tools, sampling"
+    assert notes.getvalue() == f"{path}: {told}\n"
+
+
+TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {}}}]
+
+
+def test_tools_of_a_row_are_shown_to_the_model_and_decide_its_answers(tiny_model, tmp_path):
+    path, out = tmp_path / "p.jsonl", tmp_path / "o.jsonl"
+    turns = [{"role": "user", "content": "Hi"}]
+    rows = [{"prompt": "Hi", "tools": TOOLS}, {"messages": turns, "tools": json.dumps(TOOLS)}, {"prompt": "Hi"}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    prompts, _ = read_prompts(path)
+    tokenizer = load_bound(str(tiny_model))[0].tokenizer
+    shown = tokenizer.encode(tokenizer.render(turns, TOOLS, add_generation_prompt=True))
+    first, second, plain = (encode_prompt(tokenizer, prompt, system=None, chat=True) for prompt in prompts)
+    assert first == second == shown != plain
+    asked = {"sampling": {"max_tokens": 2}, "out": out}
+    found = list(generate(str(tiny_model), prompts[2:], **asked))
+    assert "tools" not in found[0]
+    with pytest.raises(ValueError, match="line 1: answered by another model, or with other parameters"):
+        list(generate(str(tiny_model), prompts[:1], **asked))
+    out.unlink()
+    found = list(generate(str(tiny_model), prompts, **asked))
+    assert [(row["prompt"], row.get("tools")) for row in found] == [("Hi", TOOLS), (turns, TOOLS), ("Hi", None)]
+    assert list(generate(str(tiny_model), prompts, **asked)) == found
+    [row] = generate(str(tiny_model), prompts[:1], chat=False)
+    assert "tools need the chat format" in row["error"]
 
 
 @pytest.mark.slow

@@ -12,7 +12,9 @@ import pytest
 
 from jaxpost import cli
 from jaxpost.assemble import Conversation, chat, generate, read_prompts
+from jaxpost.assemble.answer import readable
 from jaxpost.assemble.chat import command
+from jaxpost.generate.params import SamplingParams
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -29,6 +31,8 @@ def test_rows_that_cannot_be_read_say_so_and_the_others_go_on(tiny_model, tmp_pa
         {"prompt": "half \ud800"},
         {"prompt": "a\u2028b"},
         {"prompt": "x" * 600},
+        {"messages": [{"role": "user", "content": [{"type": ["text"], "text": "x"}]}]},
+        {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": "9" * 5000}]}]},
         {"prompt": "Hi"},
     ]
     text = "\r\n".join(json.dumps(row, ensure_ascii=row is rows[4]) for row in rows)
@@ -38,7 +42,9 @@ def test_rows_that_cannot_be_read_say_so_and_the_others_go_on(tiny_model, tmp_pa
     found = list(generate(str(tiny_model), prompts, own=own, sampling=GREEDY | {"n": 2}, rows=1, out=out))
     assert len(found) == 2 * len(rows)
     bad = {row["index"]: row.get("error", "") for row in found}
-    for number, told in enumerate(["", "empty", "empty", "role", "half a surrogate", "", "context", ""]):
+    for number, told in enumerate(
+        ["", "empty", "empty", "role", "half a surrogate", "", "context", "type is", "call of f", ""]
+    ):
         assert told in bad[number]
         assert bool(told) == bool(bad[number])
     texts = [row["text"] for row in found]
@@ -47,6 +53,17 @@ def test_rows_that_cannot_be_read_say_so_and_the_others_go_on(tiny_model, tmp_pa
     with pytest.raises(ValueError, match="line 1: a message is"):
         read_prompts(path)
     assert [json.loads(line) for line in out.read_text("utf-8").split("\n")[:-1]] == found
+
+
+def test_an_error_of_a_reader_or_a_template_fails_its_prompt_alone():
+    def encode(prompt):
+        return [1] if prompt == "Hi" else {}[prompt]
+
+    good, encoded, failed = readable(["Hi", "Ho"], [SamplingParams()] * 2, [0, 1], encode)
+    assert (good, encoded) == ([0], [[1]])
+    assert failed[0][0].error == (
+        "prompt 1: something in it has a shape that cannot be read (KeyError: 'Ho'); mend it or leave it out"
+    )
 
 
 @pytest.mark.parametrize(

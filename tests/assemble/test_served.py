@@ -11,6 +11,7 @@ from toy_server import Fake, echo
 
 from jaxpost import cli
 from jaxpost.assemble import ask_server, generate
+from jaxpost.assemble.answer_file import Tooled
 from jaxpost.assemble.commands import load_bound
 from jaxpost.generate.http_json import ServerError
 from jaxpost.types import Inputs
@@ -113,6 +114,10 @@ def test_without_a_model_the_server_has_the_chat_format(fake, tmp_path):
 
     fake.bodies.clear()
     fake.answer = lambda body, tried: (200, {"choices": [{"text": "x", "finish_reason": "length"}]})
+    tools = ({"type": "function", "function": {"name": "now", "parameters": {}}},)
+    [row] = ask_server(fake.url, [Tooled("Once", tools)])
+    assert "tools are shown by a chat format of ours" in row["error"]
+    assert not fake.bodies
     [row] = ask_server(fake.url, ["Once"], chat=False)
     assert fake.bodies[0]["prompt"] == "Once"
     assert (row["text"], row["tokens"]) == ("x", None)
