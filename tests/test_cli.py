@@ -16,10 +16,8 @@ import jaxpost
 from jaxpost import cli, cli_help, disk
 from jaxpost.config_io import METHODS, load, loads
 from jaxpost.report.page import write as write_page
-from jaxpost.weights.files import replaced_folder
-
-
 from jaxpost.text.messages import DataError
+from jaxpost.weights.files import replaced_folder
 
 PRESET = "method: sft\ndata:\n  train: [{path: a.jsonl}]\n"
 COMMANDS = (
