@@ -199,7 +199,8 @@ class PageBook:
         """`count` tokens were written; window pages that no later token sees are given back."""
         row.stored += count
         if self.window is not None:
-            passed = max(0, row.stored - self.window + 1) // self.page_size
+            # One token more than the next one sees: the last token can always be taken back.
+            passed = max(0, row.stored - self.window) // self.page_size
             for number in range(min(passed, len(row.window))):
                 if row.window[number]:
                     self.windowed.give_back([row.window[number]])
