@@ -25,6 +25,8 @@ from jaxpost.generate.matcher import masks
 from jaxpost.generate.noise import row_keys
 from jaxpost.generate.params import SamplingParams, said
 from jaxpost.generate.rows import RowParams, pack
+from jaxpost.generate.samples import why_stuck
+from jaxpost.generate.thinking import ThinkingMatcher
 from jaxpost.text.messages import parse_message
 from jaxpost.text.stop import StopDetector
 
@@ -104,7 +106,7 @@ class Conversation:
         """Adds a user turn and gives the answer in pieces; stopped early, what was said is kept.
 
         Raises:
-          ValueError: the conversation with the answer does not fit the context.
+          ValueError: the conversation with the answer does not fit the context, or nothing can be drawn.
         """
         turns = [*self.messages, {"role": "user", "content": text}]
         tokens = encode_prompt(self.tokenizer, turns, system=self.system, chat=True)
@@ -154,8 +156,19 @@ class Conversation:
         size, tokenizer = self.pretrained.config.vocab_size, self.tokenizer
         return pack([wish], vocab_size=size, eos_ids=tokenizer.eos_ids, encode=tokenizer.encode, seed=self.seed)
 
+    def _matcher(self, text: Text) -> ThinkingMatcher | None:
+        """The budget of thinking of an answer that follows a text."""
+        if self.thinking is None:
+            return None
+        matcher = start_thinking(self.pretrained, self.thinking, text.tokens)
+        return matcher.endless() if self.wish.ignore_eos else matcher
+
     def _draw(self, prompt_length: int) -> Iterator[str]:
-        """The answer in pieces, up to an end token, a stop string or `max_tokens`."""
+        """The answer in pieces, up to an end token, a stop string or `max_tokens`.
+
+        Raises:
+          ValueError: every token is banned, after the pieces before it.
+        """
         text = self._text
         assert text is not None
         text.prompt_length = prompt_length
@@ -164,7 +177,7 @@ class Conversation:
         keys = np.asarray(jax.random.key_data(row_keys(jnp.asarray(rows.seed), turn, first, first)))
         stops, told = StopDetector(self.wish.stop), 0
         limit, size = prompt_length + self.wish.max_tokens, self.pretrained.config.vocab_size
-        matcher = None if self.thinking is None else start_thinking(self.pretrained, self.thinking, text.tokens)
+        matcher = self._matcher(text)
         while True:
             # What may come next is known one token ahead.
             steps, mask = (_STEPS, None) if matcher is None else (1, masks([matcher], size))
@@ -191,6 +204,8 @@ class Conversation:
                 return
             if over:
                 yield stops.flush()
+                if decoded.stuck[0]:
+                    raise ValueError(why_stuck(self.wish, constrained=matcher is not None))
                 return
 
 

@@ -20,9 +20,11 @@ from jaxpost.generate.pages import OutOfPages
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.programs import Best, Decoded, Scores
 from jaxpost.generate.rows import GREEDY_BELOW
-from jaxpost.generate.samples import Completion, Finish, Sample, Table
+from jaxpost.generate.samples import Completion, Finish, Sample, Table, why_stuck
 from jaxpost.generate.speculative import Lookup
 from jaxpost.text.stop import first_stop
+
+_NO_ROOM = "a single row does not fit the cache: raise cache_tokens"
 
 
 class Room(NamedTuple):
@@ -69,6 +71,9 @@ class Run:
         try:
             while self.queue or self.live:
                 self._fill()
+                if not self.live:
+                    self._clear()
+                    continue
                 for constrained in (False, True):
                     group = [s for s in self.live if (s.matcher is not None) == constrained]
                     if group:
@@ -81,7 +86,7 @@ class Run:
     def _fill(self) -> None:
         """Moves samples from the queue into free rows; each distinct prompt is read once."""
         free = self.rows - len(self.live)
-        chosen = [self.queue[i] for i in range(min(free, len(self.queue)))]
+        chosen = self._scored([self.queue[i] for i in range(min(free, len(self.queue)))])
         keys = self._places(chosen)
         held = [_start(sample, key[0]) for sample, key in zip(chosen, keys, strict=True)]
         self._read([key for key, text in zip(keys, held, strict=True) if text is None])
@@ -90,18 +95,36 @@ class Run:
             text = _start(sample, key[0]) or self.prompts.get(key)
             if text is None:
                 break
-            if sample.params.prompt_logprobs is not None and tuple(sample.prompt) not in self.scores:
-                try:
-                    [found] = self.engine.score(self.weights, [sample.prompt], best=self.prompt_best)
-                except OutOfPages:
-                    break
-                self.scores[tuple(sample.prompt)] = found
             begin = len(sample.prompt) if sample.begin is None else sample.begin
             sample.text = self.engine.fork(text, prompt_length=begin)
             self.live.append(self.queue.popleft())
         waiting = {tuple(s.prompt + s.tokens) for s in self.queue}
         for key in [key for key in self.prompts if key[1] not in waiting]:
             self.engine.release([self.prompts.pop(key)])
+
+    def _scored(self, samples: list[Sample]) -> list[Sample]:
+        """Those before the first whose prompt's scores, where they are asked for, find no room now.
+
+        Before their prompts are read: scores hold pages of their own, and a cache need not have both.
+        """
+        for count, sample in enumerate(samples):
+            prompt = tuple(sample.prompt)
+            if sample.params.prompt_logprobs is None or prompt in self.scores:
+                continue
+            try:
+                [self.scores[prompt]] = self.engine.score(self.weights, [prompt], best=self.prompt_best)
+            except OutOfPages:
+                return samples[:count]
+        return samples
+
+    def _clear(self) -> None:
+        """Gives back what is held for later, where no sample found room and none decodes that would make some."""
+        held = list(self.prompts.values())
+        self.engine.release(held)
+        self.prompts.clear()
+        room = self.room
+        if not held and (room is None or not any(room.spare(shard) for shard in range(self.engine.shards))):
+            raise OutOfPages(_NO_ROOM)
 
     def _read(self, keys: Sequence[tuple[int, tuple[int, ...]]]) -> None:
         """Reads prompts that no text holds, as many as there is room for."""
@@ -211,8 +234,7 @@ class Run:
             return  # Single steps need less at once, and make room.
         for (sample, new), score in zip(forced, scores, strict=True):
             for token in new:
-                if sample.matcher is not None:
-                    sample.matcher.advance(token)
+                sample.takes(token)
             sample.tokens += new
             sure = sample.params.logprobs_mode == "processed"
             sample.logprobs += [0.0] * len(new) if sure else score.logprobs.tolist()
@@ -246,7 +268,7 @@ class Run:
         rows = [s for s in self.live if s.text is not None and s.text.pages.shard == shard]
         last = rows[-1]
         if len(rows) == 1:
-            raise OutOfPages("a single row does not fit the cache: raise cache_tokens", shard)
+            raise OutOfPages(_NO_ROOM, shard)
         self.live.remove(last)
         if last in group:
             group.remove(last)
@@ -266,21 +288,29 @@ class Run:
         if sample.params.logprobs is not None:
             rows = jax.tree.map(lambda x: x[i, :new], decoded.best)
             sample.best += _pairs(rows, sample.params.logprobs)
-        if sample.matcher is not None and new and not sample.matcher.advance(sample.tokens[-1]):
+        if new and not sample.takes(sample.tokens[-1]):
             # Refused, as an end marker that comes too early: the next mask says what to write in its place.
             self.engine.retract(sample.held, 1)
             sample.tokens.pop()
             sample.logprobs.pop()
             del sample.best[len(sample.tokens) :]
-            return None
+            return self._unforced(sample)
         return self._judge(sample, stuck=bool(decoded.stuck[i]), ended=bool(decoded.ended[i]))
+
+    def _unforced(self, sample: Sample) -> Completion | None:
+        """An error where a token was refused and none is dictated in its place: it would be drawn for ever."""
+        if sample.matcher is not None and sample.matcher.forced():
+            return None
+        told = "its grammar or thinking budget refuses a token that it allows: make it for the sampler's end tokens"
+        return self._completion(sample, "error", error=f"prompt of example {sample.example}: {told}")
 
     def _judge(self, sample: Sample, *, stuck: bool = False, ended: bool = False) -> Completion | None:
         """A sample's completion, if it has ended."""
         if sample.params.stop and (found := self._stop_string(sample)) is not None:
             return found
         if stuck:
-            return self._completion(sample, "error", error=f"prompt of example {sample.example}: {_why_stuck(sample)}")
+            why = why_stuck(sample.params, constrained=sample.matcher is not None)
+            return self._completion(sample, "error", error=f"prompt of example {sample.example}: {why}")
         if sample.matcher is not None and sample.matcher.problem:
             return self._completion(sample, "error", error=sample.matcher.problem)
         if ended:
@@ -335,17 +365,6 @@ def _start(sample: Sample, shard: int | None = None) -> Text | None:
     """The text that a sample may start from, in any part or in this one."""
     text = sample.start() if sample.start is not None and not sample.tokens else None
     return text if text is not None and shard in (None, text.pages.shard) else None
-
-
-def _why_stuck(sample: Sample) -> str:
-    """Why nothing can be drawn: what the sample's wishes ban together, or the model."""
-    names = ("allowed_token_ids", "bad_words", "no_repeat_ngram_size", "min_tokens")
-    bans = [f"{name}={value}" for name in names if (value := getattr(sample.params, name))]
-    bans += ["a grammar or a thinking budget"] * (sample.matcher is not None)
-    if not bans:
-        return "the model's logits are NaN or infinite here, so nothing can be drawn: look at its weights"
-    told = ", ".join(ban if len(ban) <= 100 else f"{ban[:100]} ..." for ban in bans)
-    return f"every token is banned here ({told}), so nothing can be drawn: ask for less"
 
 
 def told_width(best: int, vocab_size: int) -> int:

@@ -7,6 +7,7 @@ of (seed, draw, example, sample): not of its batch, its slot, or when it was adm
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import jax
@@ -23,6 +24,7 @@ from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.rows import Encode, RowParams, Widths, candidates, pack
 from jaxpost.generate.samples import Completion, Sample, Table
 from jaxpost.generate.speculative import Lookup
+from jaxpost.generate.thinking import ThinkingMatcher
 from jaxpost.generate.warm_up import Sizes, WarmUp, warm_up
 from jaxpost.sharding import row_shards
 from jaxpost.types import Model, Params
@@ -110,7 +112,8 @@ class Sampler:
                     yield number, Completion((), (), "error", example=ids[at], sample=k, error=problem)
                 else:
                     make = matchers[at] if matchers is not None else None
-                    samples.append(Sample(number, ids[at], k, list(prompt), wish, make() if make else None))
+                    own, matcher = _ending(wish, make() if make else None)
+                    samples.append(Sample(number, ids[at], k, list(prompt), own, matcher))
                 number += 1
         if not samples:
             return
@@ -141,7 +144,8 @@ class Sampler:
         """
         wishes = list(sampling) if isinstance(sampling, Sequence) else [sampling]
         size = self.model.config.vocab_size
-        packed = self.pack(wishes)
+        # A grammar ends its row even with `ignore_eos`.
+        packed = self.pack([*wishes, *(replace(wish, ignore_eos=False) for wish in wishes if constrained)])
         self._widths, self._beams = Widths.of(packed), max(self._beams, *beams, 1)
         self._longest = max(self._longest, prompt_tokens + max(wish.max_tokens for wish in wishes))
         engine, weights = self.ready(params, self._longest)
@@ -233,6 +237,14 @@ class Sampler:
         return None
 
 
+def _ending(wish: SamplingParams, matcher: Matcher | None) -> tuple[SamplingParams, Matcher | None]:
+    """`ignore_eos` beside an automaton: a budget of thinking ignores end tokens too; a whole grammar ends the row."""
+    if matcher is None or not wish.ignore_eos:
+        return wish, matcher
+    endless = matcher.endless() if isinstance(matcher, ThinkingMatcher) else None
+    return (replace(wish, ignore_eos=False), matcher) if endless is None else (wish, endless)
+
+
 def make_sampler(
     model: Model,
     *,
@@ -260,7 +272,9 @@ def make_sampler(
         encode: text -> token ids, for bad words. decode: token ids -> text, for texts and stop strings.
         speculate: tokens that each row guesses from its own text and verifies in one pass (0: none), or a `Lookup`.
             Texts stay as they are; worth it where few rows decode texts that repeat themselves or their prompts.
-        page_size, kv_dtype, prefill_tokens, max_steps, mesh, strict: as `Engine`.
+        kv_dtype: as `Engine`. int8 rounds keys and values as they are stored; a row that waited for room is read again
+            with those of its own pass unrounded, so its log-probabilities differ a little from an unbroken row's.
+        page_size, prefill_tokens, max_steps, mesh, strict: as `Engine`.
     """
     if rows < 1:
         raise ValueError(f"rows is {rows}; at least one answer must be written at a time")

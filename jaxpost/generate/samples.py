@@ -13,6 +13,7 @@ from jaxpost.generate.layout import Text, bucket
 from jaxpost.generate.matcher import Matcher
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.rows import RowParams
+from jaxpost.generate.thinking import ThinkingMatcher
 
 Finish = Literal["stop", "length", "error"]
 
@@ -76,9 +77,30 @@ class Sample:
             raise RuntimeError(f"sample {self.number} waits, so it holds no pages")
         return self.text
 
+    def takes(self, token: int) -> bool:
+        """Whether its automaton takes a token; one that asks for nothing more is dropped: free rows go faster."""
+        matcher = self.matcher
+        if matcher is None:
+            return True
+        taken = matcher.advance(token)
+        if isinstance(matcher, ThinkingMatcher) and matcher.over and matcher.leaf() is matcher:
+            self.matcher = None
+        return taken
+
     @property
     def limit(self) -> int:
         return len(self.prompt) + self.params.max_tokens
+
+
+def why_stuck(params: SamplingParams, *, constrained: bool) -> str:
+    """Why nothing can be drawn: what a row's wishes, and its automaton if it has one, ban together, or the model."""
+    names = ("allowed_token_ids", "bad_words", "no_repeat_ngram_size", "min_tokens")
+    bans = [f"{name}={value}" for name in names if (value := getattr(params, name))]
+    bans += ["a grammar or a thinking budget"] * constrained
+    if not bans:
+        return "the model's logits are NaN or infinite here, so nothing can be drawn: look at its weights"
+    told = ", ".join(ban if len(ban) <= 100 else f"{ban[:100]} ..." for ban in bans)
+    return f"every token is banned here ({told}), so nothing can be drawn: ask for less"
 
 
 @dataclass

@@ -146,6 +146,12 @@ class ThinkingMatcher:
         """The end marker came: what follows is as free as what was to come then."""
         return self._place.part == "over"
 
+    def endless(self) -> ThinkingMatcher | None:
+        """The same of a row whose end tokens are like any others; None where a grammar follows, which must end."""
+        if self._then is not None:
+            return None
+        return ThinkingMatcher(self._budget, self._place, self.vocab_size, frozenset(), None)
+
     @property
     def problem(self) -> str | None:
         """The problem of the grammar that follows, if it has one."""

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxpost.generate.batching import Run
 from jaxpost.generate.pages import OutOfPages
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.sampler import make_sampler
@@ -86,6 +87,22 @@ def test_prompt_log_probabilities_are_the_learners(shared):
         for i, pairs in enumerate(c.prompt_best):
             assert [t for t, _ in pairs] == list(np.argsort(-want[i])[:count])
             np.testing.assert_allclose([p for _, p in pairs], np.sort(want[i])[::-1][:count], atol=1e-4)
+
+
+@pytest.mark.parametrize(("length", "page"), [(40, 4), (200, 16)])
+def test_scores_of_a_prompt_need_no_second_copy_of_it(length, page, monkeypatch):
+    fills, fill = [], Run._fill
+
+    def limited(run):
+        fills.append(1)
+        assert len(fills) < 50, "no end"
+        fill(run)
+
+    monkeypatch.setattr(Run, "_fill", limited)
+    sample, _ = sampler(rows=1, page_size=page, context=300)
+    wish = SamplingParams(max_tokens=4, prompt_logprobs=0)
+    found = sample([[i % 5 for i in range(length)]] * 3, wish)
+    assert [len(c.prompt_logprobs) for c in found] == [length - 1] * 3
 
 
 def test_a_sample_depends_on_its_meaning_alone(shared):
