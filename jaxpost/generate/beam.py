@@ -37,6 +37,7 @@ class Beam(NamedTuple):
     logprobs: tuple[float, ...]
     """Of each token: log softmax(logits), after the penalties and bans asked for."""
     finish: Literal["stop", "length"]
+    """Also "length" where every next token was banned."""
     text: str = ""
     """Without special tokens; "" where the sampler has no `decode`."""
 
@@ -84,6 +85,8 @@ class _Search:
     candidates: int
     open: list[_Open] = field(default_factory=list)
     ended: list[Beam] = field(default_factory=list)
+    stuck: list[Beam] = field(default_factory=list)
+    """Texts that nothing may follow."""
 
     def step(self, engine: Engine, logprobs: np.ndarray, tokens: np.ndarray) -> bool:
         """Takes the best next tokens of each open beam [b, N]; whether the search goes on."""
@@ -93,6 +96,7 @@ class _Search:
             for logprob, token in zip(*row, strict=True)
             if np.isfinite(logprob)
         ]
+        self._keep_stuck({id(c.parent) for c in found})
         best = heapq.nsmallest(self.candidates, found, key=lambda c: -c.sum)
         length = len(self.open[0].logprobs) + 1
         over = length == self.max_tokens
@@ -118,6 +122,19 @@ class _Search:
         self.ended.sort(key=lambda beam: -beam.score)
         del self.ended[self.rules.beams :]
 
+    def _keep_stuck(self, going: set[int]) -> None:
+        """Keeps the open beams that have no candidate; one without a token is no text."""
+        for beam in self.open:
+            if id(beam) not in going and (length := len(beam.logprobs)):
+                tokens = tuple(beam.text.tokens[len(self.prompt) :])
+                score = beam.sum / length**self.rules.length_penalty
+                self.stuck.append(Beam(tokens, score, beam.logprobs, "length"))
+
+    def best(self, count: int) -> list[Beam]:
+        """The best texts that have ended, best first; texts that nothing may follow where those are too few."""
+        spare = sorted(self.stuck, key=lambda beam: -beam.score)
+        return sorted([*self.ended, *spare][:count], key=lambda beam: -beam.score)
+
     def _settled(self, length: int) -> bool:
         """Whether no open beam is expected to beat what has ended."""
         rules = self.rules
@@ -140,6 +157,8 @@ def beam_search(
     early_stopping: EarlyStopping = False,
 ) -> list[list[Beam]]:
     """The `sampling.n` best texts of every prompt that a search with `beams` beams finds, best first.
+
+    Fewer where bans leave no more texts.
 
     As transformers' `generate(num_beams=..., do_sample=False)`, of many prompts together.
 
@@ -170,7 +189,7 @@ def beam_search(
     queue = deque(_Search(i, list(p), rules, sampling.max_tokens, ends, most) for i, p in enumerate(prompts))
     found: dict[int, list[Beam]] = {}
     for search in _run(engine, weights, queue, wishes, together=rows // beams, longest=longest):
-        found[search.number] = search.ended[: sampling.n]
+        found[search.number] = search.best(sampling.n)
     decode = sampler.decode or (lambda ids: "")
     return [[beam._replace(text=decode(beam.tokens)) for beam in found[i]] for i in range(len(prompts))]
 
@@ -209,7 +228,7 @@ def _run(
                 # The last prompt begins anew when there is room.
                 last = live.pop()
                 engine.release([beam.text for beam in last.open])
-                last.open, last.ended = [], []
+                last.open, last.ended, last.stuck = [], [], []
                 queue.appendleft(last)
                 together = len(live)
                 continue

@@ -89,6 +89,16 @@ def test_what_a_search_cannot_do_is_said(shared):
         searcher(cache_tokens=40)[1]([[1] * 8], SamplingParams(max_tokens=24, min_tokens=24), beams=16)
 
 
+def test_beams_that_bans_end_are_texts(shared):
+    wish = SamplingParams(n=3, max_tokens=8, allowed_token_ids=(0, 1), no_repeat_ngram_size=1)
+    [found] = shared([[4]], wish, beams=3)
+    assert {beam.tokens for beam in found} == {(0, 1), (1, 0)}
+    assert [beam.finish for beam in found] == ["length"] * 2
+    assert found[0].score >= found[1].score
+    assert [beam.score for beam in found] == pytest.approx([sum(beam.logprobs) / 2 for beam in found])
+    assert shared([[0, 1]], wish, beams=3) == [[]], "no text at all"
+
+
 def test_a_token_is_pushed_only_where_it_was_ranked():
     sampler, search = searcher()
     search([[1]], SamplingParams(max_tokens=1), beams=1)
