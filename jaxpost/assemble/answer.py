@@ -168,10 +168,10 @@ def answered(
         total, stream = make(todo, done)
         rows = stream if out is None else ((c, {**more, "settings": settings[c.example]}) for c, more in stream)
         _kept(rows, prompts, done, out, _Meter(total, progress))
-    ordered = [done[key] for key in sorted(done)]
     if out is not None:
-        write_all(out, ordered)
-    return ordered
+        write_all(out, [done[key] for key in sorted(done)])
+    # The file may hold more samples than are asked for now.
+    return [done[i, k] for i, k in sorted(done) if k < wishes[i].n]
 
 
 def read_wishes(
@@ -261,6 +261,9 @@ def _searched(
         for i, beams in zip(fits, found, strict=True):
             for k, beam in enumerate(beams):
                 yield i, Completion(beam.tokens, beam.logprobs, beam.finish, beam.text, numbers[i], k, score=beam.score)
+            for k in range(len(beams), wish.n):
+                told = f"the search found {len(beams)} of n={wish.n} texts, all other tokens are banned: ask for less"
+                yield i, Completion((), (), "error", example=numbers[i], sample=k, error=told)
 
 
 def check_turns(system: str | None, *, chat: bool) -> None:

@@ -235,7 +235,8 @@ def test_a_conversation_keeps_a_budget_of_thinking(tiny_model):
     talk.set("max_tokens=2")
     assert "".join(talk.say("Hm")) == "<t", "the answer may end within a marker"
     talk.set("allowed_token_ids=[5]")
-    assert "".join(talk.say("Hm")) == "", "where nothing may be drawn, the answer ends"
+    with pytest.raises(ValueError, match=r"every token is banned here \(allowed_token_ids=\(5,\), a grammar or"):
+        list(talk.say("Hm"))
 
 
 def test_the_loop_goes_on_after_complaints_and_interrupts(tiny_model):
@@ -264,6 +265,8 @@ def test_a_file_takes_more_samples_but_no_other_parameters_nor_weights(tiny_mode
     assert [row["sample"] for row in both] == [0, 1]
     assert both[0] == first
     held = out.read_text()
+    assert list(generate(str(tiny_model), ["Hi"], sampling=wish, seed=1, out=out)) == [first]
+    assert out.read_text() == held, "samples that are not asked for now stay in the file"
     changes = [
         {"sampling": {**wish, "temperature": 0.5}},
         {"seed": 2},

@@ -14,6 +14,7 @@ from jaxpost import cli
 from jaxpost.assemble import Conversation, chat, generate, read_prompts
 from jaxpost.assemble.answer import readable
 from jaxpost.assemble.chat import command
+from jaxpost.generate.engine import Engine
 from jaxpost.generate.params import SamplingParams
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -127,6 +128,35 @@ def test_what_cannot_be_drawn_is_left_out_for_json_has_no_word_for_its_probabili
 def test_wishes_that_leave_nothing_to_draw_are_named(tiny_model, sampling, shape, told):
     [row] = generate(str(tiny_model), ["Hi"], sampling=GREEDY | sampling, shape=shape)
     assert told in row["error"]
+
+
+def test_beams_that_bans_leave_out_have_rows(tiny_model):
+    bans = {"max_tokens": 8, "allowed_token_ids": [16, 17], "no_repeat_ngram_size": 1, "num_beams": 3, "n": 3}
+    rows = list(generate(str(tiny_model), ["hi"], sampling=bans, chat=False))
+    assert [row["finish"] for row in rows] == ["length", "length", "error"]
+    assert [row["tokens"] for row in rows] == [2, 2, 0]
+    assert rows[2]["error"].startswith("the search found 2 of n=3 texts")
+
+
+def test_a_shape_ends_an_answer_that_ignores_end_tokens(tiny_model, monkeypatch):
+    calls, extend = [], Engine.extend
+
+    def limited(*arguments, **options):
+        calls.append(1)
+        assert len(calls) < 50, "no end"
+        return extend(*arguments, **options)
+
+    monkeypatch.setattr(Engine, "extend", limited)
+    wish = {"max_tokens": 12, "ignore_eos": True}
+    [row] = generate(str(tiny_model), ["hi"], sampling=wish, shape={"choice": ["yes", "no"]})
+    assert (row["text"] in ("yes", "no"), row["finish"]) == (True, "stop")
+
+
+def test_a_conversation_says_why_nothing_can_be_drawn(tiny_model):
+    talk = Conversation(str(tiny_model), sampling={"max_tokens": 6, "temperature": 0.0, "no_repeat_ngram_size": 1})
+    talk.set("allowed_token_ids=[66]")
+    with pytest.raises(ValueError, match="every token is banned here"):
+        list(talk.say("Hi"))
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
