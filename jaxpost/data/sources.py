@@ -162,7 +162,9 @@ def parse_line(line: bytes, where: str) -> Row:
     except strict_json.RepeatedKey as error:
         return Row(where, None, DataError(str(error), kind="malformed"), text)
     except RecursionError:
-        return Row(where, None, DataError("not valid JSON: nested too deep", kind="malformed"), text)
+        return Row(
+            where, None, DataError(f"nested too deep (over {strict_json.DEEPEST} levels)", kind="malformed"), text
+        )
     except ValueError:  # Python reads no whole number of more than some thousand digits
         return Row(where, None, DataError("a number has too many digits to be read", kind="malformed"), text)
     if not isinstance(value, dict):
@@ -201,7 +203,7 @@ def _json_rows(path: epath.Path, stream: Any) -> Iterator[Row]:
             return
         raise DataError(f"{path}: {'' if repeated else 'not valid JSON: '}{error}", kind="malformed") from None
     except (RecursionError, ValueError):
-        message = f"{path}: not valid JSON: nested too deep, or a number of too many digits"
+        message = f"{path}: nested too deep (over {strict_json.DEEPEST} levels), or a number of too many digits"
         raise DataError(message, kind="malformed") from None
     if not isinstance(value, list):
         raise DataError(f"{path}: a .json file must hold a list of rows, not {type(value).__name__}", kind="malformed")

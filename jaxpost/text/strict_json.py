@@ -1,9 +1,15 @@
-"""JSON in which no key of an object stands twice: Python's own reader keeps the last and drops the others."""
+"""JSON in which no key of an object stands twice: Python's own reader keeps the last and drops the others.
+
+Nor is it nested deeper than DEEPEST: how deep Python can go differs by its version and by who called, so that a file
+would be read here and refused there.
+"""
 
 from __future__ import annotations
 
 import json
 from typing import Any
+
+DEEPEST = 200
 
 
 class RepeatedKey(ValueError):
@@ -16,9 +22,22 @@ def loads(text: str) -> Any:
     >>> loads('{"a": [1]}')
     {'a': [1]}
 
-    Raises: RepeatedKey, and what json.loads raises: ValueError, RecursionError.
+    Raises: RepeatedKey; RecursionError for what is nested more than 200 levels deep; ValueError as json.loads.
     """
-    return json.loads(text, object_pairs_hook=_once)
+    value = json.loads(text, object_pairs_hook=_once)
+    if text.count("[") + text.count("{") > DEEPEST and isinstance(value, dict | list):
+        _refuse_deep(value)
+    return value
+
+
+def _refuse_deep(value: Any) -> None:
+    level = [value]
+    for _ in range(DEEPEST):
+        inner = (part for parts in level for part in (parts.values() if isinstance(parts, dict) else parts))
+        level = [part for part in inner if isinstance(part, dict | list)]
+        if not level:
+            return
+    raise RecursionError(f"nested more than {DEEPEST} levels deep")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
