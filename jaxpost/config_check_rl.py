@@ -10,29 +10,26 @@ from jaxpost.config_check_reward import check_reward
 from jaxpost.config_check_search import check_search
 from jaxpost.config_env import EnvSection, PythonTool, SearchTool
 from jaxpost.config_io import Config, ConfigError
+from jaxpost.config_policy_losses import CISPOLoss, GMPOLoss, GSPOLoss, OnlinePreferenceLoss, PPOLoss, SAPOLoss
 from jaxpost.config_preference import PreferenceConfig
 from jaxpost.config_reward import RewardConfig
 from jaxpost.config_rewards import JudgeSection, RewardSection
 from jaxpost.config_rl import (
+    GROUP_RELATIVE,
     ArithmeticPrompts,
     BestWorst,
-    CISPOLoss,
     EvalSection,
     FilePrompts,
     GAEAdvantage,
     GRPOAdvantage,
-    GSPOLoss,
     GymPrompts,
     MaskedCorrection,
     NashAdvantage,
-    OnlinePreferenceLoss,
-    PPOLoss,
     ProcessAdvantage,
     PromptsSection,
     ReinforceAdvantage,
     ReinforcePlusPlusAdvantage,
     RLConfig,
-    RLOOAdvantage,
     SelfPlay,
     TruncatedCorrection,
 )
@@ -103,12 +100,12 @@ def _rollout(config: RLConfig) -> Iterator[str]:
     if rollout.min_tokens > rollout.max_tokens:
         yield f"rollout.min_tokens {rollout.min_tokens} exceeds rollout.max_tokens {rollout.max_tokens}"
     yield from _opponent(config)
-    compares = isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage, ProcessAdvantage, BestWorst))
+    compares = isinstance(config.advantage, (*GROUP_RELATIVE, ProcessAdvantage))
     if compares and rollout.samples < 2:
         yield f"rollout.samples is {rollout.samples}; {config.advantage.kind} compares a group's samples: at least 2"
     if rollout.samples < 2 and _judges_pairs(config.reward):
         yield f"rollout.samples is {rollout.samples}; a judge of mode pair compares a problem's samples: at least 2"
-    if rollout.max_refills and not isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage, BestWorst)):
+    if rollout.max_refills and not isinstance(config.advantage, GROUP_RELATIVE):
         yield (
             f"rollout.max_refills asks for informative groups, which advantage {config.advantage.kind} does not need; "
             "set it to 0, or take advantage.kind grpo or rloo"
@@ -190,6 +187,12 @@ def _loss(config: RLConfig) -> Iterator[str]:
         yield from above("loss.clip_high", loss.clip_high, 0)
         if loss.dual_clip is not None and loss.dual_clip <= 1 + loss.clip_high:
             yield f"loss.dual_clip is {loss.dual_clip:g}; it must exceed 1 + clip_high, {1 + loss.clip_high:g}"
+    if isinstance(loss, GMPOLoss):
+        yield from above("loss.clip_low", loss.clip_low, 0)
+        yield from above("loss.clip_high", loss.clip_high, 0)
+    if isinstance(loss, SAPOLoss):
+        yield from above("loss.tau_positive", loss.tau_positive, 0)
+        yield from above("loss.tau_negative", loss.tau_negative, 0)
     if isinstance(loss, CISPOLoss):
         yield from at_least("loss.clip_low", loss.clip_low, 0)
         yield from above("loss.clip_high", loss.clip_high, 0)

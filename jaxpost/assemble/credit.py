@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxpost.config_policy_losses import PolicyLossSection
 from jaxpost.config_rl import (
     AdvantageSection,
     BestWorst,
@@ -18,7 +19,7 @@ from jaxpost.config_rl import (
     GRPOAdvantage,
     KLSection,
     NashAdvantage,
-    PolicyLossSection,
+    OPOAdvantage,
     ProcessAdvantage,
     ReinforceAdvantage,
     ReinforcePlusPlusAdvantage,
@@ -108,6 +109,8 @@ def _of_samples(section: AdvantageSection, known: Known, weights: Array, numbers
         return advantages.grpo(rewards, groups, scale=SCALES[section.scale], eps=section.eps)
     if isinstance(section, RLOOAdvantage):
         return advantages.rloo(rewards, groups)
+    if isinstance(section, OPOAdvantage):
+        return advantages.opo(rewards, jnp.sum(jnp.asarray(known.mask), axis=1), groups)
     if isinstance(section, BestWorst):
         return advantages.best_worst(rewards, groups)
     if isinstance(section, SelfPlay):

@@ -17,21 +17,25 @@ from jaxpost.assemble.model import Pretrained
 from jaxpost.assemble.preference_losses import make_preference_loss, preference_hyper
 from jaxpost.assemble.training import Network, head_network
 from jaxpost.config_check_preference import needs_reference
-from jaxpost.config_rl import (
+from jaxpost.config_policy_losses import (
     CISPOLoss,
-    CorrectionSection,
-    GAEAdvantage,
+    GMPOLoss,
     GSPOLoss,
-    KLSection,
     OnlinePreferenceLoss,
     PolicyLossSection,
     PPOLoss,
+    SAPOLoss,
+)
+from jaxpost.config_rl import (
+    CorrectionSection,
+    GAEAdvantage,
+    KLSection,
     RLConfig,
     SelfPlay,
     TruncatedCorrection,
 )
 from jaxpost.config_rollout import MixtureOpponent, ReferenceOpponent
-from jaxpost.losses import aggregate, correction, kl, policy, rescore, value
+from jaxpost.losses import aggregate, correction, kl, rescore, surrogates, value
 from jaxpost.losses.policy import hidden_states, joined, policy_gradient
 from jaxpost.losses.preference.online import of_samples
 from jaxpost.losses.rescore import RescoreFn
@@ -45,7 +49,13 @@ LEVELS = {
     "sequence": correction.sequence_weights,
     "sequence_mean": correction.mean_sequence_weights,
 }
-SURROGATES = {"ppo": policy.ppo, "gspo": policy.gspo, "reinforce": policy.reinforce}
+SURROGATES = {
+    "ppo": surrogates.ppo,
+    "gspo": surrogates.gspo,
+    "gmpo": surrogates.gmpo,
+    "sapo": surrogates.sapo,
+    "reinforce": surrogates.reinforce,
+}
 
 
 def make_policy_loss(config: RLConfig, model: Model, mesh: Mesh) -> LossFn | Coupled:
@@ -77,9 +87,9 @@ def _chunk_tokens(section: PolicyLossSection, mesh: Mesh) -> int:
     return each * math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "seq"))
 
 
-def _surrogate(section: PolicyLossSection) -> policy.SurrogateFn:
+def _surrogate(section: PolicyLossSection) -> surrogates.SurrogateFn:
     if isinstance(section, CISPOLoss):
-        return policy.cispo if section.sides == "upper" else policy.cispo_two_sided
+        return surrogates.cispo if section.sides == "upper" else surrogates.cispo_two_sided
     return SURROGATES[section.kind]
 
 
@@ -116,7 +126,9 @@ def loss_hyper(config: RLConfig) -> dict[str, float]:
     if isinstance(section, (PPOLoss, GSPOLoss)):
         hyper |= {"clip_low": section.clip_low, "clip_high": section.clip_high}
         hyper |= {} if section.dual_clip is None else {"dual_clip": section.dual_clip}
-    if isinstance(section, CISPOLoss):
+    if isinstance(section, SAPOLoss):
+        hyper |= {"tau_positive": section.tau_positive, "tau_negative": section.tau_negative}
+    if isinstance(section, (CISPOLoss, GMPOLoss)):
         hyper |= {"clip_low": section.clip_low, "clip_high": section.clip_high}
     if isinstance(section, OnlinePreferenceLoss):
         hyper |= preference_hyper(section.losses)

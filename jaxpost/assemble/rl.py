@@ -25,14 +25,12 @@ from jaxpost.assemble.supervised import exporter, model_identity
 from jaxpost.assemble.training import Training, make_training
 from jaxpost.config import LoRASection
 from jaxpost.config_rl import (
-    BestWorst,
+    GROUP_RELATIVE,
     EvalSection,
-    GRPOAdvantage,
     ProcessAdvantage,
     ReinforceAdvantage,
     ReMaxAdvantage,
     RLConfig,
-    RLOOAdvantage,
 )
 from jaxpost.generate.sampler import Sampler
 from jaxpost.rl.episodes import Episode, Problem
@@ -154,7 +152,7 @@ def _of_method(config: RLConfig, pretrained: Pretrained, training: Training, jud
         "answer_tokens": config.answer_tokens,
         "rescore": policy.make_rescore(config, pretrained.model, pretrained.mesh, training.policy, asks_learner),
         "keeps_old": keeps_old,
-        "group_relative": isinstance(config.advantage, (GRPOAdvantage, RLOOAdvantage, BestWorst)),
+        "group_relative": isinstance(config.advantage, GROUP_RELATIVE),
         "greedy": isinstance(config.advantage, ReMaxAdvantage),
         "always_trained": bool(config.kl.coef or config.loss.entropy_coef),
         "running_baseline": _running_baseline(config),

@@ -1,19 +1,12 @@
 """Policy gradients: what to differentiate on the policy's own samples.
 
-Let a token have the log-probability log pi, the ratio rho = pi / pi_old and the advantage A. Each token's loss is
+`policy_gradient` runs the model, takes each token's loss from a surrogate (`losses.surrogates`) and adds what is common
+to all: which tokens share a mean (`losses.aggregate`), a KL term (`losses.kl`), an entropy bonus, a correction between
+sampler and learner (`losses.correction`), the metrics.
 
-| function | loss of a token | its hyper-parameters |
-|---|---|---|
-| `reinforce` | -A log pi | |
-| `ppo` | -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) (1707.06347) | clip_low, clip_high, dual_clip |
-| `gspo` | the same with the sample's ratio exp(mean_t log rho_t) (2507.18071) | the same |
-| `cispo` | -sg(min(rho, 1 + clip_high)) A log pi (2506.13585) | clip_high |
-| `cispo_two_sided` | -sg(clip(rho, 1 - clip_low, 1 + clip_high)) A log pi | clip_low, clip_high |
-
-`policy_gradient` runs the model and adds what is common to all: which tokens share a mean (`losses.aggregate`), a KL
-term (`losses.kl`), an entropy bonus, a correction between sampler and learner (`losses.correction`), the metrics.
 Methods are combinations: GRPO is `ppo` with group advantages, `sequence_mean` and `plain(k3)`; Dr.GRPO has
-`constant_mean`, undivided advantages and no KL; DAPO `token_mean` and clip_high above clip_low (clip-higher).
+`constant_mean`, undivided advantages and no KL; DAPO `token_mean` and clip_high above clip_low (clip-higher); LUSPO
+(2602.05261) is `gspo` with `constant_mean(1)`, so that a sample counts by its length.
 """
 
 from __future__ import annotations
@@ -24,116 +17,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxpost.losses.aggregate import Aggregate, segment_sums, token_mean
+from jaxpost.losses.aggregate import Aggregate, token_mean
 from jaxpost.losses.correction import Correction
-from jaxpost.losses.kl import KL, LIMIT, k3
+from jaxpost.losses.kl import KL, k3
 from jaxpost.losses.supervised import next_tokens
+from jaxpost.losses.surrogates import PER_TOKEN, Surrogate, SurrogateFn, Tokens, ppo, ratio
 from jaxpost.losses.value import value_loss
 from jaxpost.ops import platform
 from jaxpost.ops.logprobs import TokenStats, Unembed, stats_of_logits, token_stats, weighted_sum
 from jaxpost.types import AnswerBatch, Hyper, Inputs, LossFn, Model, Params, RolloutBatch, Term, Terms
 
-
-class Tokens(NamedTuple):
-    """What a surrogate reads of every token; all 0 where the weight is 0."""
-
-    logprobs: Float[Array, "B T"]
-    """Of the policy that is being differentiated."""
-    old_logprobs: Float[Array, "B T"]
-    advantages: Float[Array, "B T"]
-    weights: Float[Array, "B T"]
-    segments: Int[Array, "B T"]
-
-
-class Surrogate(NamedTuple):
-    """Each token's loss, and where its ratio was held."""
-
-    value: Float[Array, "B T"]
-    low: Bool[Array, "B T"]
-    high: Bool[Array, "B T"]
-
-
-SurrogateFn = Callable[[Tokens, Hyper], Surrogate]
 ValueHead = Callable[[Params, Float[Array, "B T D"]], Float[Array, "B T"]]
 """(all params, hidden states) -> the value after reading the tokens up to and including each position."""
-
-
-def ratio(log_ratio: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """exp(log rho), constant where |log rho| exceeds `kl.LIMIT`."""
-    return jnp.exp(jnp.clip(log_ratio, -LIMIT, LIMIT))
-
-
-def reinforce(tokens: Tokens, hyper: Hyper) -> Surrogate:
-    """-A log pi: REINFORCE, for samples of the current policy."""
-    never = jnp.zeros(tokens.logprobs.shape, bool)
-    return Surrogate(-tokens.advantages * tokens.logprobs, never, never)
-
-
-def ppo(tokens: Tokens, hyper: Hyper) -> Surrogate:
-    """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) (1707.06347; clip-higher: 2503.14476).
-
-    With hyper["dual_clip"] = c > 1 + clip_high, the loss of a token with A < 0 is at most -c A, however large rho is:
-    dual clip (1912.09729), the same as holding rho below c first (two-sided clip, 2505.07291).
-
-    Example:
-      >>> row = lambda *x: jnp.array([x])
-      >>> tokens = Tokens(jnp.log(row(2.0, 2.0)), row(0.0, 0.0), row(1.0, -1.0), row(1.0, 1.0), row(1, 1))
-      >>> [round(float(x), 3) for x in ppo(tokens, {"clip_low": 0.2, "clip_high": 0.25}).value[0]]
-      [-1.25, 2.0]
-      >>> hyper = {"clip_low": 0.2, "clip_high": 0.25, "dual_clip": 1.5}
-      >>> [round(float(x), 3) for x in ppo(tokens, hyper).value[0]]
-      [-1.25, 1.5]
-    """
-    return _clipped(ratio(tokens.logprobs - tokens.old_logprobs), tokens.advantages, hyper)
-
-
-def gspo(tokens: Tokens, hyper: Hyper) -> Surrogate:
-    """`ppo` with one ratio for all tokens of a sample, s = exp(mean_t log rho_t) (2507.18071).
-
-    Written s sg(pi)^-1 pi per token, the paper's GSPO-token: where a sample has one advantage and each token its share
-    1/|o| of the sample's mean, value and gradient are GSPO's; advantages may also differ within a sample.
-    """
-    on = (tokens.weights != 0).astype(tokens.logprobs.dtype)
-    log_ratio = on * (tokens.logprobs - tokens.old_logprobs)
-    mean = segment_sums(log_ratio, tokens.segments) / jnp.maximum(segment_sums(on, tokens.segments), 1.0)
-    per_token = jax.lax.stop_gradient(mean) + tokens.logprobs - jax.lax.stop_gradient(tokens.logprobs)
-    return _clipped(ratio(per_token), tokens.advantages, hyper)
-
-
-def cispo(tokens: Tokens, hyper: Hyper) -> Surrogate:
-    """-sg(min(rho, 1 + clip_high)) A log pi: the weight is held from above only, no token loses its gradient.
-
-    This is how the paper (2506.13585) trains. Some libraries call the cap itself, 1 + clip_high, "epsilon high".
-    """
-    rho = ratio(jax.lax.stop_gradient(tokens.logprobs) - tokens.old_logprobs)
-    cap = 1.0 + hyper["clip_high"]
-    high = rho > cap
-    return Surrogate(-jnp.minimum(rho, cap) * tokens.advantages * tokens.logprobs, jnp.zeros_like(high), high)
-
-
-def cispo_two_sided(tokens: Tokens, hyper: Hyper) -> Surrogate:
-    """-sg(clip(rho, 1 - clip_low, 1 + clip_high)) A log pi: the paper's formula, both sides held (2506.13585)."""
-    rho = ratio(jax.lax.stop_gradient(tokens.logprobs) - tokens.old_logprobs)
-    floor, cap = 1.0 - hyper["clip_low"], 1.0 + hyper["clip_high"]
-    held = jnp.clip(rho, floor, cap)
-    return Surrogate(-held * tokens.advantages * tokens.logprobs, rho < floor, rho > cap)
-
-
-def _clipped(rho: Array, advantages: Array, hyper: Hyper) -> Surrogate:
-    floor, cap = 1.0 - hyper["clip_low"], 1.0 + hyper["clip_high"]
-    value = -jnp.minimum(rho * advantages, jnp.clip(rho, floor, cap) * advantages)
-    low, high = (advantages < 0) & (rho < floor), (advantages > 0) & (rho > cap)
-    if "dual_clip" in hyper:
-        most = hyper["dual_clip"]
-        high |= (advantages < 0) & (rho > most)
-        value = jnp.where(advantages < 0, jnp.minimum(value, -most * advantages), value)
-    return Surrogate(value, low, high)
-
-
-PER_TOKEN = (reinforce, ppo, cispo, cispo_two_sided)
-"""Surrogates in which a token's loss depends on its own log-probability alone."""
 
 
 def policy_gradient(
@@ -158,7 +55,7 @@ def policy_gradient(
       params: {"policy": the model's parameters}.
       hyper: the surrogate's; "kl_coef" with a KL term; "entropy_coef" turns the entropy bonus on; "temperature" T
         makes the policy softmax(logits / T), as it has to be where the samples were drawn with T (default 1).
-      surrogate, aggregate: one of the table above; which tokens share a mean.
+      surrogate, aggregate: one of `losses.surrogates`; which tokens share a mean.
       kl: penalty on the distance from `batch.ref_logprobs`.
       correction: importance weights of the surrogate, between `batch.sampler_logprobs` and the old policy.
       value_head: the critic as a head on the policy's hidden states; adds the term and metrics of `losses.value`.

@@ -76,6 +76,27 @@ def rloo(rewards: Float[Array, " N"], groups: Int[Array, " N"]) -> Float[Array, 
     return jnp.where(g.scored & g.spread, rewards - others, 0.0)
 
 
+def opo(rewards: Float[Array, " N"], lengths: Float[Array, " N"], groups: Int[Array, " N"]) -> Float[Array, " N"]:
+    """OPO: A_i = r_i - sum_j |o_j| r_j / sum_j |o_j| over its group (2505.23585).
+
+    The baseline of least variance is E[|g|^2 r] / E[|g|^2], g the gradient of a sample's log-probability; |g|^2 is
+    taken to grow with the sample's length |o|.
+
+    Args:
+      lengths: the policy's own tokens of each sample.
+
+    Returns: exactly 0 in groups whose scored rewards are all equal, and where unscored.
+
+    Example:
+      >>> opo(jnp.array([1.0, 0.0]), jnp.array([1.0, 3.0]), jnp.array([0, 0])).tolist()
+      [0.75, -0.25]
+    """
+    g = _Groups(rewards, groups)
+    total = g.sum(lengths)
+    baseline = g.sum(lengths * jnp.where(g.scored, rewards, 0.0)) / jnp.where(total == 0, 1.0, total)
+    return jnp.where(g.scored & g.spread, rewards - baseline, 0.0)
+
+
 def best_worst(rewards: Float[Array, " N"], groups: Int[Array, " N"]) -> Float[Array, " N"]:
     """+n for the best and -n for the worst sample of group n (counted from 1), 0 for the others and for groups whose
     rewards are all equal: the pairs of online preference optimisation (`losses.preference.online`).

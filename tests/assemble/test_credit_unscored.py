@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from jaxpost.assemble.credit import _step_ends, make_credit
+from jaxpost.config_policy_losses import PPOLoss
 from jaxpost.config_rl import (
     BestWorst,
     GAEAdvantage,
     GRPOAdvantage,
     KLSection,
     NashAdvantage,
-    PPOLoss,
     ProcessAdvantage,
     ReinforceAdvantage,
     ReinforcePlusPlusAdvantage,

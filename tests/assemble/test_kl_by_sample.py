@@ -3,7 +3,8 @@
 import numpy as np
 
 from jaxpost.assemble.credit import make_credit
-from jaxpost.config_rl import GRPOAdvantage, KLSection, ReinforceLoss, RLOOAdvantage
+from jaxpost.config_policy_losses import ReinforceLoss
+from jaxpost.config_rl import GRPOAdvantage, KLSection, RLOOAdvantage
 from jaxpost.train.online_job import Known
 
 RNG = np.random.default_rng(0)

@@ -13,7 +13,14 @@ from jaxpost.config import AdamWSection, MeshSection, ModelSection, RunSection, 
 from jaxpost.config_check_rl import check_rl
 from jaxpost.config_env import CalculatorTool, EnvSection, PythonTool, SearchTool
 from jaxpost.config_rewards import FinishedSection, RewardSection
-from jaxpost.config_rl import ArithmeticPrompts, EvalSection, LearnerSection, OnlineSection, RLConfig, RolloutSection
+from jaxpost.config_rl import (
+    ArithmeticPrompts,
+    EvalSection,
+    LearnerSection,
+    OnlineSection,
+    RLConfig,
+    RolloutSection,
+)
 from jaxpost.rl.episodes import Episode, from_json, to_json
 from jaxpost.sandbox.run import available
 from jaxpost.text.tokenizer import load_tokenizer

@@ -16,7 +16,13 @@ from jaxpost.config import (
 )
 from jaxpost.config_check_rl import check_rl
 from jaxpost.config_rewards import FinishedSection, RewardSection
-from jaxpost.config_rl import ArithmeticPrompts, KLSection, OnlineSection, RLConfig, RolloutSection
+from jaxpost.config_rl import (
+    ArithmeticPrompts,
+    KLSection,
+    OnlineSection,
+    RLConfig,
+    RolloutSection,
+)
 from jaxpost.train.online import run_online
 from tests.train.toy_online import InProcess, records, scored_by
 

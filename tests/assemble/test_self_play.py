@@ -10,13 +10,13 @@ from jaxpost import assemble
 from jaxpost.config import AdamWSection, MeshSection, ModelSection, RunSection, ScheduleSection, SourceSection
 from jaxpost.config_check_rl import check_rl
 from jaxpost.config_io import ConfigError
+from jaxpost.config_policy_losses import OnlinePreferenceLoss
 from jaxpost.config_preference_losses import DPOLoss
 from jaxpost.config_rewards import FinishedSection, RewardSection
 from jaxpost.config_rl import (
     BestWorst,
     FilePrompts,
     LearnerSection,
-    OnlinePreferenceLoss,
     OnlineSection,
     RLConfig,
     SelfPlay,

@@ -19,8 +19,9 @@ from jaxpost import sharding
 from jaxpost.losses.aggregate import constant_mean, sequence_mean
 from jaxpost.losses.correction import masked, mean_sequence_weights, truncated
 from jaxpost.losses.kl import corrected, k1, k3, plain
-from jaxpost.losses.policy import cispo_two_sided, gspo, joined, policy_gradient, ppo
+from jaxpost.losses.policy import joined, policy_gradient
 from jaxpost.losses.supervised import cross_entropy, dft
+from jaxpost.losses.surrogates import cispo_two_sided, gmpo, gspo, ppo, sapo
 from jaxpost.losses.value import value_loss
 from jaxpost.metrics.terms import means
 from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig, StackConfig
@@ -68,6 +69,8 @@ def actor_and_critic(model: Any, *args: Any) -> Any:
 GRPO = partial(policy_gradient, surrogate=ppo, aggregate=sequence_mean, kl=plain(k3), correction=truncated())
 GSPO = partial(policy_gradient, surrogate=gspo, aggregate=constant_mean(LENGTH), kl=corrected(k1))
 CISPO = partial(policy_gradient, surrogate=cispo_two_sided, correction=masked(mean_sequence_weights))
+GMPO = partial(policy_gradient, surrogate=gmpo, aggregate=sequence_mean, kl=plain(k3))
+SAPO = partial(policy_gradient, surrogate=sapo, aggregate=sequence_mean)
 CLIP = {"clip_low": 0.2, "clip_high": 0.3}
 
 CASES = [
@@ -77,6 +80,8 @@ CASES = [
     Case("grpo", rollout(partial(GRPO, chunk_tokens=24)), CLIP | {"kl_coef": 0.1, "temperature": 0.8}),
     Case("gspo", rollout(GSPO), CLIP | {"kl_coef": 0.1, "entropy_coef": 0.05}),
     Case("cispo", rollout(CISPO), CLIP),
+    Case("gmpo", rollout(GMPO), CLIP | {"kl_coef": 0.1}),
+    Case("sapo", rollout(SAPO), {"tau_positive": 1.0, "tau_negative": 1.05}),
     Case("ppo", rollout(actor_and_critic), CLIP | {"dual_clip": 3.0, "value_clip": 0.2, "value_coef": 0.5}),
 ]
 every_loss = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

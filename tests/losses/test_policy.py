@@ -13,7 +13,8 @@ import pytest
 
 from jaxpost.losses import correction, kl
 from jaxpost.losses.aggregate import constant_mean, sequence_mean, token_mean
-from jaxpost.losses.policy import Tokens, cispo, cispo_two_sided, gspo, joined, policy_gradient, ppo, reinforce
+from jaxpost.losses.policy import joined, policy_gradient
+from jaxpost.losses.surrogates import Tokens, cispo, cispo_two_sided, gmpo, gspo, ppo, reinforce, sapo
 from jaxpost.losses.value import squared_error, value_loss
 from jaxpost.metrics.terms import means, reduce_terms
 from jaxpost.rl import advantages as adv
@@ -22,6 +23,7 @@ from jaxpost.types import Inputs, Model, Outputs, RolloutBatch, Term
 
 V, D = 5, 4
 HYPER = {"clip_low": 0.2, "clip_high": 0.3, "kl_coef": 0.7, "entropy_coef": 0.4, "temperature": 1.7}
+TAUS = {"tau_positive": 1.2, "tau_negative": 1.9}
 INTS = ("tokens", "positions", "segment_ids", "row_ids")
 
 
@@ -94,6 +96,15 @@ def oracle(kind: str, mean: str, kl_kind: str, correct: str) -> tuple[float, dic
         elif kind.startswith("cispo"):
             weight = np.minimum(rho, high) if kind == "cispo" else np.clip(rho, low, high)
             value, slope, held = -weight * A * chosen, -weight * A, weight != rho
+        elif kind == "sapo":
+            tau = np.where(A > 0, TAUS["tau_positive"], TAUS["tau_negative"])
+            gate = 1 / (1 + np.exp(-tau * (rho - 1)))
+            value, slope, held = -A * 4 / tau * gate, -A * 4 * gate * (1 - gate) * rho, np.zeros(len(ts), bool)
+        elif kind == "gmpo":
+            step = chosen - old
+            held = ((A > 0) & (step > 0.3)) | ((A < 0) & (step < -0.2))
+            value = -A * np.exp(np.mean(np.where(held, np.clip(step, -0.2, 0.3), step)))
+            slope = 0 * value  # of the whole sample, below
         else:
             held = ((A > 0) & (r > high)) | ((A < 0) & (r < low))
             value, slope = np.where(held, -np.clip(r, low, high) * A, -r * A), np.where(held, 0.0, -r * A)
@@ -114,6 +125,8 @@ def oracle(kind: str, mean: str, kl_kind: str, correct: str) -> tuple[float, dic
         else:
             penalty, kl_slope = rho * d, rho * d
         share = {"token": w / n_tokens, "sequence": w / w.sum() / n_samples, "constant": w / 4.0 / n_samples}[mean]
+        if kind == "gmpo":
+            slope = np.where(held, 0.0, np.sum(share * factor * value) / len(ts) / (share * factor))
         for i, t in enumerate(ts):
             p = np.exp(logps[i])
             entropy = -(p * logps[i]).sum()
@@ -140,6 +153,8 @@ CASES = [
     ("gspo", "sequence", "corrected", "none"),
     ("cispo", "token", "plain", "token"),
     ("cispo_two_sided", "constant", "corrected", "masked"),
+    ("sapo", "sequence", "plain", "token"),
+    ("gmpo", "sequence", "plain", "token"),
 ]
 
 
@@ -147,16 +162,16 @@ CASES = [
 def test_value_gradient_and_metrics_equal_the_closed_form(case: tuple[str, str, str, str]) -> None:
     kind, mean, kl_kind, correct = case
     loss, gradient, watched = oracle(*case)
-    hyper = HYPER | ({"dual_clip": 1.5} if kind == "dual" else {})
+    hyper = HYPER | TAUS | ({"dual_clip": 1.5} if kind == "dual" else {})
     corrections = {
         "none": None,
         "token": correction.truncated(cap=2.0),
         "sequence": correction.truncated(correction.sequence_weights),
         "masked": correction.masked(),
     }
-    surrogates = {"reinforce": reinforce, "gspo": gspo, "cispo": cispo, "cispo_two_sided": cispo_two_sided}
+    named = (reinforce, gspo, gmpo, sapo, cispo, cispo_two_sided)
     how: dict[str, Any] = {
-        "surrogate": surrogates.get(kind, ppo),
+        "surrogate": {f.__name__: f for f in named}.get(kind, ppo),
         "aggregate": {"token": token_mean, "sequence": sequence_mean, "constant": constant_mean(4)}[mean],
         "kl": kl.plain(kl.k3) if kl_kind == "plain" else kl.corrected(kl.k1),
         "correction": corrections[correct],
@@ -181,7 +196,7 @@ def test_value_gradient_and_metrics_equal_the_closed_form(case: tuple[str, str, 
 
 
 def test_the_cases_reach_every_branch() -> None:
-    for kind, mean in (("ppo", "token"), ("dual", "token"), ("gspo", "token"), ("cispo", "token")):
+    for kind, mean in (("ppo", "token"), ("dual", "token"), ("gspo", "token"), ("gmpo", "token"), ("cispo", "token")):
         assert 0 < oracle(kind, mean, "plain", "none")[2]["clip_fraction"] < 1, kind
     plain, dual = (oracle(kind, "token", "plain", "none")[2]["clip_fraction"] for kind in ("ppo", "dual"))
     assert dual > plain
@@ -221,27 +236,29 @@ def test_ppo_by_hand(rho: float, advantage: float, hyper: dict[str, float], valu
 
 def test_extreme_ratios_stay_finite() -> None:
     row = lambda *x: jnp.asarray([x], jnp.float32)  # noqa: E731
-    for surrogate in (ppo, gspo, cispo, cispo_two_sided, reinforce):
+    for surrogate in (ppo, gspo, gmpo, sapo, cispo, cispo_two_sided, reinforce):
 
         def f(logprobs: Any, surrogate: Any = surrogate) -> Any:
             t = Tokens(logprobs, row(-1e4, 0.0), row(-1.0, -1.0), row(1.0, 1.0), jnp.asarray([[1, 2]]))
-            return jnp.sum(surrogate(t, {"clip_low": 0.2, "clip_high": 0.2}).value)
+            return jnp.sum(surrogate(t, {"clip_low": 0.2, "clip_high": 0.2} | TAUS).value)
 
         value, grad = jax.value_and_grad(f)(row(0.0, -1e4))
         assert np.isfinite(value)
         assert np.isfinite(grad).all()
 
 
-@pytest.mark.parametrize("surrogate", [reinforce, ppo, gspo, cispo, cispo_two_sided])
+@pytest.mark.parametrize("surrogate", [reinforce, ppo, gspo, gmpo, sapo, cispo, cispo_two_sided])
 def test_on_policy_every_surrogate_has_the_policy_gradient(surrogate: Any) -> None:
     """Ratio 1: nothing is held, the gradient is that of -A log pi, and giving the old policy or not is the same."""
     rng = np.random.default_rng(1)
     logprobs, advantages = (jnp.asarray(rng.normal(size=(2, 6)), jnp.float32) for _ in range(2))
     segments = jnp.asarray([[1, 1, 1, 2, 2, 2], [1] * 6])
+    if surrogate is gmpo:  # its samples have one ratio, and so one advantage
+        advantages = jnp.asarray([[0.7] * 3 + [-1.3] * 3, [0.4] * 6])
 
     def f(x: Any) -> Any:
         out = surrogate(
-            Tokens(x, logprobs, advantages, jnp.ones((2, 6)), segments), {"clip_low": 0.2, "clip_high": 0.2}
+            Tokens(x, logprobs, advantages, jnp.ones((2, 6)), segments), {"clip_low": 0.2, "clip_high": 0.2} | TAUS
         )
         return jnp.sum(out.value), out
 
@@ -253,7 +270,7 @@ def test_on_policy_every_surrogate_has_the_policy_gradient(surrogate: Any) -> No
     policy = {"policy": jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)}
     batch.pop("old_logprobs")
     f = partial(policy_gradient, bigram_model(), surrogate=surrogate)
-    metrics = means(reduce_terms(*f(policy, {}, to_batch(batch), jax.random.key(0), HYPER)))
+    metrics = means(reduce_terms(*f(policy, {}, to_batch(batch), jax.random.key(0), HYPER | TAUS)))
     assert metrics["ratio"] == 1
     assert metrics["old_kl"] == 0
     assert metrics["clip_fraction"] == 0
@@ -276,7 +293,7 @@ def mean_gradient(size: int, advantages_of: Any, surrogate: Any = reinforce) -> 
         logprobs = jax.nn.log_softmax(theta)[groups]
         segments = jnp.broadcast_to(jnp.arange(size), groups.shape)
         t = Tokens(logprobs, jax.lax.stop_gradient(logprobs), advantages, jnp.ones(groups.shape), segments)
-        value = surrogate(t, {"clip_low": 0.2, "clip_high": 0.2}).value
+        value = surrogate(t, {"clip_low": 0.2, "clip_high": 0.2} | TAUS).value
         return jnp.sum(jnp.asarray(prob, jnp.float32) * jnp.mean(value, axis=1))
 
     return -np.asarray(jax.grad(total)(jnp.asarray(THETA, jnp.float32)))
@@ -297,11 +314,12 @@ def exact_gradient() -> np.ndarray:
         ("rloo", adv.rloo, lambda n: 1.0),
         # The sample's own reward is part of its baseline, which shrinks the gradient by (n - 1) / n, nothing else.
         ("dr_grpo", partial(adv.grpo, scale=None), lambda n: (n - 1) / n),
+        ("opo", lambda r, g: adv.opo(r, jnp.ones_like(r), g), lambda n: (n - 1) / n),
     ],
 )
 def test_mean_gradient_is_the_exact_policy_gradient(name: str, advantages_of: Any, factor: Any, size: int) -> None:
     want = factor(size) * exact_gradient()
-    for surrogate in (reinforce, ppo, gspo, cispo):
+    for surrogate in (reinforce, ppo, gspo, gmpo, sapo, cispo):
         np.testing.assert_allclose(mean_gradient(size, advantages_of, surrogate), want, rtol=1e-4, atol=1e-7)
 
 

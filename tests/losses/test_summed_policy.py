@@ -8,18 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_policy import HYPER, arrays, bigram_model, to_batch
+from test_policy import HYPER, TAUS, arrays, bigram_model, to_batch
 
-from jaxpost.losses import correction, policy
+from jaxpost.losses import correction, policy, surrogates
 from jaxpost.losses.aggregate import constant_mean, sequence_mean, token_mean
 from jaxpost.metrics.terms import means, reduce_terms
 
 CASES = [
-    (policy.ppo, token_mean, None, True),
-    (policy.ppo, constant_mean(4), correction.masked(correction.mean_sequence_weights), True),
-    (policy.cispo, sequence_mean, correction.truncated(), True),
-    (policy.cispo_two_sided, constant_mean(4), None, True),
-    (policy.reinforce, sequence_mean, None, False),
+    (surrogates.ppo, token_mean, None, True),
+    (surrogates.ppo, constant_mean(4), correction.masked(correction.mean_sequence_weights), True),
+    (surrogates.cispo, sequence_mean, correction.truncated(), True),
+    (surrogates.cispo_two_sided, constant_mean(4), None, True),
+    (surrogates.reinforce, sequence_mean, None, False),
+    (surrogates.sapo, sequence_mean, correction.truncated(), True),
 ]
 
 
@@ -29,7 +30,7 @@ def test_both_ways_give_one_loss(case: Any, monkeypatch: pytest.MonkeyPatch) -> 
     params, batch = arrays()
     batch |= {} if old else {"old_logprobs": None}
     batch = to_batch({name: x for name, x in batch.items() if x is not None})
-    hyper = {name: jnp.float32(x) for name, x in HYPER.items() if name != "entropy_coef"}
+    hyper = {name: jnp.float32(x) for name, x in (HYPER | TAUS).items() if name != "entropy_coef"}
 
     def total(p: Any) -> Any:
         how = {"surrogate": surrogate, "aggregate": aggregate, "correction": corrected, "chunk_tokens": 6}

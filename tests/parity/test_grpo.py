@@ -18,13 +18,15 @@ from trl import GRPOTrainer  # noqa: E402
 
 from jaxpost.losses.aggregate import constant_mean, sequence_mean, token_mean  # noqa: E402
 from jaxpost.losses.kl import k3, plain  # noqa: E402
-from jaxpost.losses.policy import cispo, gspo, policy_gradient, ppo  # noqa: E402
+from jaxpost.losses.policy import policy_gradient  # noqa: E402
+from jaxpost.losses.surrogates import cispo, gspo, ppo, sapo  # noqa: E402
 from jaxpost.metrics.terms import means, reduce_terms  # noqa: E402
 from jaxpost.rl.advantages import grpo, rloo  # noqa: E402
 from jaxpost.types import Model, Outputs, RolloutBatch  # noqa: E402
 
 ROWS, PROMPT, ANSWER, VOCAB, WIDTH = 6, 3, 7, 11, 5
 LOW, HIGH, DELTA, BETA = 0.2, 0.28, 1.6, 0.15
+TAUS = {"tau_positive": 0.8, "tau_negative": 1.3}
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -55,7 +57,10 @@ def theirs(loss_type: str, level: str, delta: float | None, beta: float, high: f
     accelerator = SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x)
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *args, **kwargs: (now, entropies.detach(), None),
-        args=SimpleNamespace(delta=delta, use_bias_correction_kl=False, steps_per_generation=1),
+        args=SimpleNamespace(
+            delta=delta, use_bias_correction_kl=False, steps_per_generation=1,
+            sapo_temperature_pos=TAUS["tau_positive"], sapo_temperature_neg=TAUS["tau_negative"],
+        ),
         model=SimpleNamespace(training=True), _metrics=defaultdict(lambda: defaultdict(list)), accelerator=accelerator,
         aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, beta=beta, use_vllm=False,
         importance_sampling_level=level, loss_type=loss_type, epsilon_low=LOW, epsilon_high=high,
@@ -82,7 +87,9 @@ def ours(high: float, delta: float | None, beta: float, **how: Any) -> tuple[dic
         ids, jnp.cumsum(ones, 1) - 1, ones, whole(a["mask"]), jnp.arange(ROWS),
         whole(np.broadcast_to(a["advantages"][:, None], (ROWS, ANSWER))), whole(a["old"]), None, whole(a["ref"]),
     )  # fmt: skip
-    hyper = {"clip_low": LOW, "clip_high": high, "kl_coef": beta} | ({} if delta is None else {"dual_clip": delta})
+    hyper = (
+        TAUS | {"clip_low": LOW, "clip_high": high, "kl_coef": beta} | ({} if delta is None else {"dual_clip": delta})
+    )
 
     def total(params: Any) -> Any:
         key = jax.random.key(0)
@@ -125,6 +132,21 @@ def test_cispo() -> None:
     """Its epsilon_high is the cap itself, ours the distance from 1."""
     metrics, grad = ours(0.4, None, 0.0, surrogate=cispo, aggregate=token_mean)
     value, want, _ = theirs("cispo", "token", None, 0.0, 1.4)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    np.testing.assert_allclose(grad, want, rtol=1e-4, atol=1e-6)
+
+
+def test_sapo() -> None:
+    metrics, grad = ours(HIGH, None, BETA, surrogate=sapo, aggregate=sequence_mean, kl=plain(k3))
+    value, want, _ = theirs("sapo", "token", None, BETA, HIGH)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    np.testing.assert_allclose(grad, want, rtol=1e-4, atol=1e-6)
+
+
+def test_luspo() -> None:
+    """GSPO's loss times the sample's length is the sum over its tokens, where each has the sample's ratio."""
+    metrics, grad = ours(HIGH, None, 0.0, surrogate=gspo, aggregate=constant_mean(1))
+    value, want, _ = theirs("luspo", "sequence", None, 0.0, HIGH)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     np.testing.assert_allclose(grad, want, rtol=1e-4, atol=1e-6)
 

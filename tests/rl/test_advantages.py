@@ -18,6 +18,9 @@ GROUPS = np.asarray([7, 3, 7, 7, 5, 5, 5, 9, 3, 2**30])
 """In any order: 7 holds an unscored sample, 5 no spread (and a mean that rounds), 9 and the last nothing scored."""
 
 
+LENGTHS = np.asarray([4, 1, 9, 2, 3, 1, 2, 5, 7, 0])
+
+
 def f32(x: Any) -> Any:
     return jnp.asarray(x, jnp.float32)
 
@@ -27,11 +30,14 @@ def loop(kind: str) -> np.ndarray:
     out = np.zeros(len(REWARDS))
     scored = REWARDS[~np.isnan(REWARDS)]
     for i, (r, g) in enumerate(zip(REWARDS, GROUPS, strict=True)):
-        mates = [x for x, h in zip(REWARDS, GROUPS, strict=True) if h == g and not np.isnan(x)]
+        where = (g == GROUPS) & ~np.isnan(REWARDS)
+        mates = list(REWARDS[where])
         if np.isnan(r) or len(set(mates)) < 2:
             continue
         if kind == "rloo":
             out[i] = r - (sum(mates) - r) / (len(mates) - 1)
+        elif kind == "opo":  # argmin_b of sum |o| (r - b)^2
+            out[i] = r - np.average(mates, weights=LENGTHS[where])
         else:
             deviation = {"none": 1.0, "group": np.std(mates, ddof=1) + 1e-4, "batch": np.std(scored, ddof=1) + 1e-4}
             out[i] = (r - np.mean(mates)) / deviation[kind]
@@ -46,6 +52,7 @@ def loop(kind: str) -> np.ndarray:
         ("batch", partial(adv.grpo, scale=adv.batch_std)),
         ("none", partial(adv.grpo, scale=None)),
         ("none", adv.group_centred),
+        ("opo", lambda r, g: adv.opo(r, f32(LENGTHS), g)),
     ],
 )
 def test_group_advantages_equal_the_loop(kind: str, fn: Any) -> None:

@@ -32,6 +32,7 @@ from toy_online import (
 from jaxpost.assemble import rl
 from jaxpost.assemble.rewards import make_pool
 from jaxpost.config import MeshSection
+from jaxpost.config_policy_losses import ReinforceLoss
 from jaxpost.config_rewards import FunctionSection, RewardSection
 from jaxpost.config_rl import (
     CriticSection,
@@ -42,7 +43,6 @@ from jaxpost.config_rl import (
     LearnerSection,
     OnlineSection,
     ReinforceAdvantage,
-    ReinforceLoss,
     RolloutSection,
     TruncatedCorrection,
 )

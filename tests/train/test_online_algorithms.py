@@ -22,24 +22,29 @@ from toy_online import (
 )
 from toy_online import train as train_table
 
+from jaxpost.config_policy_losses import (
+    CISPOLoss,
+    GMPOLoss,
+    GSPOLoss,
+    OnlinePreferenceLoss,
+    PPOLoss,
+    ReinforceLoss,
+    SAPOLoss,
+)
 from jaxpost.config_preference_losses import DPOLoss, XPOLoss
 from jaxpost.config_rl import (
     BestWorst,
-    CISPOLoss,
     CriticSection,
     GAEAdvantage,
     GRPOAdvantage,
-    GSPOLoss,
     KLSection,
     LearnerSection,
     MaskedCorrection,
     NashAdvantage,
-    OnlinePreferenceLoss,
     OnlineSection,
-    PPOLoss,
+    OPOAdvantage,
     ProcessAdvantage,
     ReinforceAdvantage,
-    ReinforceLoss,
     ReinforcePlusPlusAdvantage,
     ReMaxAdvantage,
     RLOOAdvantage,
@@ -122,6 +127,14 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "sampler's ratios": {"rollout": EARLY, "learner": replace(ONE, old_logprobs="sampler")},
     "entropy bonus": {"loss": PPOLoss(entropy_coef=0.003)},
     "two-sided clip": {"loss": PPOLoss(dual_clip=3.0), "learner": PASSES},
+    "gmpo": {"loss": GMPOLoss(aggregate="sequence_mean"), "learner": TWO},
+    "sapo": {"loss": SAPOLoss(aggregate="sequence_mean"), "learner": PASSES},
+    "luspo": {
+        "loss": GSPOLoss(aggregate="constant_mean", divisor=1, clip_low=0.2, clip_high=0.27),
+        "learner": TWO,
+    },
+    "opo": {"advantage": OPOAdvantage(), "loss": REINFORCE},
+    "gpg": {"advantage": GRPOAdvantage(scale="none"), "loss": REINFORCE},
     "nash": {
         "advantage": NashAdvantage(),
         "loss": REINFORCE,

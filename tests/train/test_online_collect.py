@@ -12,7 +12,8 @@ import optax
 import pytest
 from toy_online import VOCAB, first_table, log_policy, scored_by, toy_config, toy_job
 
-from jaxpost.config_rl import GRPOAdvantage, PPOLoss, RolloutSection
+from jaxpost.config_policy_losses import PPOLoss
+from jaxpost.config_rl import GRPOAdvantage, RolloutSection
 from jaxpost.rewards.runner import Problem as Fault
 from jaxpost.rewards.runner import Scored
 from jaxpost.rl.episodes import Episode, Problem

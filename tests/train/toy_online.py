@@ -30,7 +30,13 @@ from jaxpost.assemble.prompts import Problems
 from jaxpost.config import AdamWSection, ModelSection, RunSection, ScheduleSection
 from jaxpost.config_check_rl import check_rl
 from jaxpost.config_rewards import FinishedSection, RewardSection
-from jaxpost.config_rl import LearnerSection, OnlineSection, RLConfig, RolloutSection, TruncatedCorrection
+from jaxpost.config_rl import (
+    LearnerSection,
+    OnlineSection,
+    RLConfig,
+    RolloutSection,
+    TruncatedCorrection,
+)
 from jaxpost.generate.sampler import Sampler
 from jaxpost.generate.samples import Completion
 from jaxpost.models.config import BlockConfig, ModelConfig, RopeConfig, StackConfig

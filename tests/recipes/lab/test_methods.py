@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxpost import config_rl
+from jaxpost import config_policy_losses
 from jaxpost.config_check_rl import check_rl
 from jaxpost.config_io import ConfigError
 from jaxpost.recipes.lab import methods, model, runner
@@ -65,7 +65,7 @@ def test_penalties_of_a_preset_stay_and_its_task_goes(lab, tmp_path):
     )  # fmt: skip
     assert [part.kind for part in config.reward.parts] == ["math", "overlong"]
     assert config.reward.parts[0].key == "answer"
-    assert isinstance(config.loss, config_rl.CISPOLoss)
+    assert isinstance(config.loss, config_policy_losses.CISPOLoss)
     assert config.learner.minibatches == 4
     sft = tmp_path / "sft.yaml"
     sft.write_text("method: sft\n")
