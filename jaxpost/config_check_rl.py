@@ -13,7 +13,7 @@ from jaxpost.config_io import Config, ConfigError
 from jaxpost.config_policy_losses import CISPOLoss, GMPOLoss, GSPOLoss, OnlinePreferenceLoss, PPOLoss, SAPOLoss
 from jaxpost.config_preference import PreferenceConfig
 from jaxpost.config_reward import RewardConfig
-from jaxpost.config_rewards import JudgeSection, RewardSection
+from jaxpost.config_rewards import JudgeSection, OverlongSection, RewardSection
 from jaxpost.config_rl import (
     GROUP_RELATIVE,
     ArithmeticPrompts,
@@ -69,11 +69,22 @@ def check_rl(config: RLConfig) -> RLConfig:
     ]
     problems += [*_train(config), *_env(config), *adapter(config.adapter), *optim(config.optim)]
     problems += [*mesh(config.mesh), *run(config.run)]
-    if not config.reward.parts:
-        problems.append("reward.parts is empty; add one, such as --reward.parts '[{kind: math}]'")
+    problems += [*_reward(config)]
     if problems:
         raise ConfigError("\n".join(problems))
     return config
+
+
+def _reward(config: RLConfig) -> Iterator[str]:
+    if not config.reward.parts:
+        yield "reward.parts is empty; add one, such as --reward.parts '[{kind: math}]'"
+    for i, part in enumerate(config.reward.parts):
+        free = part.max_tokens - part.buffer if isinstance(part, OverlongSection) else 0
+        if free >= config.answer_tokens:
+            yield (
+                f"reward.parts.{i}: its penalty begins above {free} tokens (max_tokens - buffer), "
+                f"which an answer of at most {config.answer_tokens} never has; set max_tokens and buffer to fit"
+            )
 
 
 def _prompts(key: str, prompts: PromptsSection) -> Iterator[str]:

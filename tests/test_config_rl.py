@@ -124,6 +124,9 @@ WRONG = {
     "evals: [{items: 0}]": "evals.0.items",
     "evals: [{pass_at: [2]}]": "evals.0.pass_at (2,) must lie within 1 .. samples = 1",
     "evals: [{samples: 4}]": "evals.0 draws 4 samples at temperature 0, all alike",
+    "loss: {kind: gmpo, clip_high: 0.0}": "loss.clip_high",
+    "loss: {kind: sapo, tau_negative: 0.0}": "loss.tau_negative",
+    "advantage: {kind: opo}\nrollout: {samples: 1}": "opo compares a group's samples: at least 2",
     "train: {steps: 0}": "train.steps",
     "train: {save_every: -1}": "train.save_every",
     "train: {guard: {max_skips: 0}}": "train.guard.max_skips",
@@ -154,6 +157,13 @@ def test_what_cannot_be_is_said_with_its_key(text: str) -> None:
     with pytest.raises(ConfigError) as error:
         check_config(read(text))
     assert WRONG[text] in str(error.value)
+
+
+def test_a_penalty_that_no_answer_can_have_is_refused() -> None:
+    reward = "method: rl\nreward: {parts: [{kind: math}, {kind: overlong, max_tokens: 512, buffer: 128}]}\n"
+    check_config(loads(reward + "rollout: {max_tokens: 385}\n", source="p.yaml"))
+    with pytest.raises(ConfigError, match=r"reward\.parts\.1: its penalty begins above 384 tokens"):
+        check_config(loads(reward + "rollout: {max_tokens: 384}\n", source="p.yaml"))
 
 
 def test_a_run_without_a_reward_is_refused() -> None:
