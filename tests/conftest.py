@@ -35,11 +35,16 @@ def _uncached_on_several_devices(computation, devices, *rest):
 compiler._resolve_compilation_strategy = _uncached_on_several_devices
 
 
-@pytest.fixture(scope="module")
-def quick_compiler():
-    """For modules whose programs are so small that they run long before they would be optimised."""
+QUICK = ("adapters", "assemble", "envs", "generate", "rl", "search", "train")
+"""Folders whose programs are so small that they run long before they would be optimised. A module may say otherwise by
+`QUICK_COMPILER`."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler_effort(request):
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    quick = getattr(request.module, "QUICK_COMPILER", request.path.parent.name in QUICK)
+    jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
 

@@ -7,8 +7,10 @@ import importlib.util
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
+from jaxpost import sharding
 from jaxpost.config import SFTConfig
 from jaxpost.config_check_preference import data_kind
 from jaxpost.config_check_rl import check_config as check
@@ -20,7 +22,7 @@ from jaxpost.config_rl import FilePrompts, RLConfig
 from jaxpost.config_search import SearchConfig
 from jaxpost.config_search_trees import SearchMethodSection
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
+QUICK_COMPILER = True
 
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted((ROOT / "configs").glob("*/*.yaml"))
@@ -46,6 +48,18 @@ def composition(config: RLConfig) -> tuple:
 
 
 ONLINE = {composition(config): preset for preset, config in CONFIGS.items() if isinstance(config, RLConfig)}
+
+
+SHARDED = ("demo", "tulu3_rlvr", "chitchat", "local_dpo", "deepconf")
+"""Presets that run on every device."""
+
+
+@pytest.fixture
+def few_devices(monkeypatch, request):
+    """One device for most presets: its programs compile sooner and are cached, so that many presets share them."""
+    if request.node.callspec.params["preset"].stem not in SHARDED:
+        make_mesh = sharding.make_mesh
+        monkeypatch.setattr(sharding, "make_mesh", lambda section: make_mesh({"data": 1}, jax.devices()[:1]))
 
 
 def ids(path: Path) -> str:
@@ -84,6 +98,7 @@ def test_preset_is_sound_and_says_where_it_comes_from(preset):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_devices")
 @pytest.mark.parametrize("preset", SUPERVISED, ids=ids)
 def test_preset_runs_three_steps_on_a_tiny_model(preset, tiny_model, tmp_path, monkeypatch):
     from jaxpost import assemble
@@ -140,6 +155,7 @@ REWARD_RUNS = list({reward_composition(CONFIGS[preset]): preset for preset in RE
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_devices")
 @pytest.mark.parametrize("preset", REWARD_RUNS, ids=ids)
 def test_preset_trains_a_reward_model_for_three_steps_on_a_tiny_model(preset, tiny_model, tmp_path, monkeypatch):
     from jaxpost import assemble
@@ -171,6 +187,7 @@ PREFERENCE_RUNS = list({preference_composition(CONFIGS[preset]): preset for pres
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_devices")
 @pytest.mark.parametrize("preset", PREFERENCE_RUNS, ids=ids)
 def test_preset_learns_preferences_for_three_steps_on_a_tiny_model(preset, tiny_model, tmp_path, monkeypatch):
     from jaxpost import assemble
@@ -236,6 +253,7 @@ ONLINE_RUNS = [
 ]
 
 
+@pytest.mark.usefixtures("few_devices")
 @pytest.mark.parametrize("preset", ONLINE_RUNS)
 def test_preset_learns_online_for_two_steps_on_a_tiny_model(preset, tiny_model, tmp_path, monkeypatch):
     from jaxpost import assemble
@@ -328,6 +346,7 @@ SEARCH_RUNS = [
 ]
 
 
+@pytest.mark.usefixtures("few_devices")
 @pytest.mark.parametrize("preset", SEARCH_RUNS)
 def test_preset_searches_two_prompts_on_a_tiny_model(preset, tiny_model, tmp_path, monkeypatch):
     from jaxpost.assemble.search import search

@@ -15,8 +15,6 @@ from jaxpost.assemble.chat import HELP, command
 from jaxpost.assemble.commands import load_bound
 from jaxpost.generate.thinking import ThinkingBudget
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 SAMPLING = {"max_tokens": 6, "temperature": 1.0, "n": 2}
 PROMPTS = ["Hi", "Count", [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
 

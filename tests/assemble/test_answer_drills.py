@@ -17,8 +17,6 @@ from jaxpost.assemble.chat import command
 from jaxpost.generate.engine import Engine
 from jaxpost.generate.params import SamplingParams
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 GREEDY = {"max_tokens": 4}
 
 

@@ -42,9 +42,6 @@ SECTIONS = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
-
 def known() -> Known:
     rng = np.random.default_rng(0)
     numbers = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731

@@ -16,8 +16,6 @@ from jaxpost.rewards.scored import JudgeScore
 from jaxpost.rewards.verdicts import question
 from jaxpost.sharding import make_mesh
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 PROBLEM = {"prompt": "What is 2 + 2?", "answer": "4"}
 ANSWERS = [Sample("4"), Sample("5"), Sample("22")]
 

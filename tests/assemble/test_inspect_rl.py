@@ -26,8 +26,6 @@ from jaxpost.config_rl import (
     RolloutSection,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 ROWS = [{"prompt": f"What is {i} + {i}?", "answer": 2 * i, "note": "x" * 300} for i in range(5)]
 
 

@@ -35,8 +35,6 @@ from jaxpost.metrics.terms import add, to_host
 from jaxpost.models.table import flatten
 from jaxpost.weights import huggingface
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 @pytest.fixture(scope="module")
 def world(tiny_model, tmp_path_factory):

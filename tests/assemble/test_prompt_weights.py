@@ -14,8 +14,6 @@ from jaxpost.config_io import ConfigError
 from jaxpost.config_preference import LiveReference, PreferenceConfig
 from jaxpost.config_preference_losses import BCOLoss
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def test_the_regression_is_the_minimum_and_its_ratio_the_densities():
     rng = np.random.default_rng(0)

@@ -51,8 +51,6 @@ from jaxpost.report import write_report
 from jaxpost.rewards.contract import Sample
 from jaxpost.train.compiled import CompiledEval
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def written(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

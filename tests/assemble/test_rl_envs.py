@@ -31,7 +31,6 @@ from jaxpost.train.online import run_online
 from jaxpost.train.online_job import Draw, Wish
 from tests.train.toy_online import InProcess, records, scored_by
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
 STOPS = tuple(chr(c) for c in range(33, 127))
 """A random model of bytes ends a turn within a few tokens."""
 

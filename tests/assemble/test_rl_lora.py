@@ -26,8 +26,6 @@ from jaxpost.config_rl import (
 from jaxpost.train.online import run_online
 from tests.train.toy_online import InProcess, records, scored_by
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 
 def test_an_adapter_learns_and_its_base_is_the_reference(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(

@@ -22,8 +22,6 @@ from jaxpost.config import (
     TrainSection,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 PROMPTS = ("hello there", "what is it?")
 ADAPTERS = [
     LoRASection(rank=2, alpha=4.0),

@@ -19,8 +19,6 @@ from jaxpost.report.search import write_search
 from jaxpost.search.contract import Verdict
 from tests.search.toy import ToyPolicy, ToyVerifier
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 TINY = """
 method: search
 prompts: {kind: arithmetic, high: 9}

@@ -23,8 +23,6 @@ from jaxpost.config_rl import (
 )
 from jaxpost.config_rollout import GivenOpponent, ReferenceOpponent, RolloutSection
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 ROWS = [{"prompt": f"say {i}", "completion": "yes " * (1 + i % 2)} for i in range(4)]
 
 

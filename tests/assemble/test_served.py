@@ -16,8 +16,6 @@ from jaxpost.assemble.commands import load_bound
 from jaxpost.generate.http_json import ServerError
 from jaxpost.types import Inputs
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 PROMPTS = ["Hi", "Count", [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
 
 

@@ -24,8 +24,6 @@ from jaxpost.config import (
 from jaxpost.models.table import flatten
 from jaxpost.weights import huggingface
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 PROMPTS = ("hello there", "what is it?")
 
 

@@ -10,7 +10,7 @@ from jaxpost.generate.sampler import make_sampler
 from tests.generate.toy_lm import EOS, PAGE, learner_logits, log_softmax, toy
 
 
-@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.slow), 6])
 def test_log_probabilities_are_those_of_both_logits_weighed(window):
     model, first = toy(window)
     other = model.init(jax.random.key(8))

@@ -84,8 +84,11 @@ CASES = [
     Case("sapo", rollout(SAPO), {"tau_positive": 1.0, "tau_negative": 1.05}),
     Case("ppo", rollout(actor_and_critic), CLIP | {"dual_clip": 3.0, "value_clip": 0.2, "value_coef": 0.5}),
 ]
-every_loss = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-policy_losses = pytest.mark.parametrize("case", CASES[3:], ids=lambda c: c.name)
+VARIANTS = ("smoothed", "cispo", "gmpo", "sapo")
+"""Whose programs differ little from another's; see `make slow`."""
+MARKED = [pytest.param(c, marks=pytest.mark.slow if c.name in VARIANTS else (), id=c.name) for c in CASES]
+every_loss = pytest.mark.parametrize("case", MARKED)
+policy_losses = pytest.mark.parametrize("case", MARKED[3:])
 
 
 # Models and batches

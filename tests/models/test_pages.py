@@ -15,6 +15,7 @@ from jaxpost.ops import platform
 from jaxpost.ops.linear import Panels
 from jaxpost.types import Inputs
 
+QUICK_COMPILER = True
 SIZE = 4
 
 

@@ -54,9 +54,6 @@ SCORE = scored_by(halves)
 EVAL = EvalSection(name="held_out", items=5, samples=4, temperature=1.0, pass_at=(1, 4))
 
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
-
 def test_the_reward_rises_and_the_files_say_how(tmp_path: Path) -> None:
     config = toy_config(
         tmp_path, train=OnlineSection(steps=25, save_every=0, eval_every=10), evals=(EVAL,),

@@ -54,9 +54,6 @@ from jaxpost.config_rl import (
 from jaxpost.config_rollout import ReferenceOpponent
 from jaxpost.train.online import run_online
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
-
 BANDIT, PROCESS = (4,), (1, 4)
 """Prompts: "?" pays for an answer that begins with b, "a?" for the answer ba and no other."""
 
