@@ -196,9 +196,8 @@ def _loss(config: RLConfig) -> Iterator[str]:
     if isinstance(loss, (PPOLoss, GSPOLoss, GMPOLoss)):
         yield from above("loss.clip_low", loss.clip_low, 0)
         yield from above("loss.clip_high", loss.clip_high, 0)
-    if isinstance(loss, (PPOLoss, GSPOLoss)):
-        if loss.dual_clip is not None and loss.dual_clip <= 1 + loss.clip_high:
-            yield f"loss.dual_clip is {loss.dual_clip:g}; it must exceed 1 + clip_high, {1 + loss.clip_high:g}"
+    if isinstance(loss, (PPOLoss, GSPOLoss)) and loss.dual_clip is not None and loss.dual_clip <= 1 + loss.clip_high:
+        yield f"loss.dual_clip is {loss.dual_clip:g}; it must exceed 1 + clip_high, {1 + loss.clip_high:g}"
     if isinstance(loss, SAPOLoss):
         yield from above("loss.tau_positive", loss.tau_positive, 0)
         yield from above("loss.tau_negative", loss.tau_negative, 0)
