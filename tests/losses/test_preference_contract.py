@@ -65,12 +65,13 @@ def groups() -> tuple[Group, ...]:
     rng = np.random.default_rng(7)
     out = []
     for _ in range(ROWS):
-        lengths = rng.integers(1, 6, 3)
+        lengths, firsts = rng.integers(1, 6, 3), rng.permutation(VOCAB)[:3]
         answers = []
-        for rank, n in zip((0, 1, -1), lengths, strict=True):
+        for rank, n, first in zip((0, 1, -1), lengths, firsts, strict=True):
             weights = rng.choice([0.0, 1.0], n, p=[0.2, 0.8])
             weights[0] = 1.0
-            answers.append((rng.integers(0, VOCAB, n), weights, rank))
+            # Answers of a group differ: of two equal ones, rounding alone would say which is better.
+            answers.append((np.append(first, rng.integers(0, VOCAB, n - 1)), weights, rank))
         out.append(Group(rng.integers(0, VOCAB, rng.integers(1, 5)), tuple(answers)))
     return tuple(out)
 
