@@ -21,6 +21,7 @@ from jaxpost.config_rl import (
     EvalSection,
     FilePrompts,
     GAEAdvantage,
+    GDPOAdvantage,
     GRPOAdvantage,
     GymPrompts,
     MaskedCorrection,
@@ -167,8 +168,10 @@ def _opponent(config: RLConfig) -> Iterator[str]:
 
 def _advantage(config: RLConfig) -> Iterator[str]:
     section = config.advantage
-    if isinstance(section, (GRPOAdvantage, ProcessAdvantage)):
+    if isinstance(section, (GRPOAdvantage, ProcessAdvantage, GDPOAdvantage)):
         yield from at_least("advantage.eps", section.eps, 0)
+    if isinstance(section, GDPOAdvantage):
+        yield from _gdpo(section, config)
     if isinstance(section, ProcessAdvantage) and not section.separator:
         yield "advantage.separator is empty; give the text that ends a step"
     if isinstance(section, ReinforceAdvantage) and not 0 <= section.decay <= 1:
@@ -186,11 +189,28 @@ def _advantage(config: RLConfig) -> Iterator[str]:
         yield "advantage.kind grpo_process has rewards by step; set kl.where to reward or loss"
 
 
+def _gdpo(section: GDPOAdvantage, config: RLConfig) -> Iterator[str]:
+    columns, weights = section.columns, section.weights
+    if len(set(columns)) < 2 or len(set(columns)) < len(columns):
+        yield (
+            f"advantage.columns is {list(columns)}; name two or more different columns of the reward, such as the "
+            "names of its parts"
+        )
+    if weights and len(weights) != len(columns):
+        yield f"advantage.weights has {len(weights)} numbers for {len(columns)} columns; give one each, or none"
+    if config.kl.coef > 0 and config.kl.where == "sample":
+        yield "advantage.kind gdpo compares each reward by itself; set kl.where to reward or loss"
+
+
 def _loss(config: RLConfig) -> Iterator[str]:
     loss = config.loss
     yield from at_least("loss.entropy_coef", loss.entropy_coef, 0)
     yield from at_least("loss.divisor", loss.divisor, 1)
     yield from at_least("loss.chunk_tokens", loss.chunk_tokens, 1)
+    if not 0 < loss.top_entropy <= 1:
+        yield f"loss.top_entropy is {loss.top_entropy:g}; give the share of tokens that is trained, above 0, at most 1"
+    if loss.top_entropy < 1 and isinstance(loss, (GMPOLoss, OnlinePreferenceLoss)):
+        yield f"loss.top_entropy picks tokens, but loss.kind {loss.kind} judges whole samples; leave it out"
     if loss.divisor is not None and loss.aggregate != "constant_mean":
         yield f"loss.divisor belongs to aggregate: constant_mean, not {loss.aggregate}"
     if isinstance(loss, (PPOLoss, GSPOLoss, GMPOLoss)):

@@ -20,6 +20,8 @@ class _LossCommon:
     """Weight of the entropy bonus."""
     truncated: Literal["keep", "mask", "unscore"] = "keep"
     """Samples cut off by the limit: rewarded as they are; kept in the statistics, not trained; or left out of both."""
+    top_entropy: float = 1.0
+    """Share of a step's tokens, those where the policy was least certain, that its advantages act on (2506.01939)."""
     chunk_tokens: int | None = None
     """Tokens per device whose logits exist at one time; None: by the platform."""
 

@@ -128,6 +128,18 @@ class OPOAdvantage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GDPOAdvantage:
+    """Several rewards, each normalised in its group, and their weighted sum over the batch (2601.05242)."""
+
+    kind: Literal["gdpo"] = "gdpo"
+    columns: tuple[str, ...] = ()
+    """Names of the reward's columns that are compared, each by itself; at least two."""
+    weights: tuple[float, ...] = ()
+    """Of the normalised columns; empty: 1 each."""
+    eps: float = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReinforceAdvantage:
     """r - baseline."""
 
@@ -192,10 +204,10 @@ class NashAdvantage:
     """Read with `preference: logistic`."""
 
 
-_ByRewards = GRPOAdvantage | RLOOAdvantage | OPOAdvantage | ReinforceAdvantage | ReMaxAdvantage
+_ByRewards = GRPOAdvantage | RLOOAdvantage | OPOAdvantage | GDPOAdvantage | ReinforceAdvantage | ReMaxAdvantage
 _ByPairs = BestWorst | SelfPlay | NashAdvantage
 AdvantageSection = _ByRewards | _ByPairs | ProcessAdvantage | ReinforcePlusPlusAdvantage | GAEAdvantage
-GROUP_RELATIVE = (GRPOAdvantage, RLOOAdvantage, OPOAdvantage, BestWorst)
+GROUP_RELATIVE = (GRPOAdvantage, RLOOAdvantage, OPOAdvantage, GDPOAdvantage, BestWorst)
 """A group of equal rewards teaches them nothing."""
 
 

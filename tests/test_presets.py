@@ -214,13 +214,14 @@ def tiny_online(config: RLConfig, model: Path, folder: Path) -> list[str]:
 
     The reward is the share of Latin letters, of which a random model's answers have more or less.
     """
-    rollout, learner = config.rollout, config.learner
+    rollout, learner, columns = config.rollout, config.learner, getattr(config.advantage, "columns", ())
+    parts = [{"kind": "script", "name": "math"}, *({"kind": "script", "name": n} for n in columns if n != "math")]
     flags = [
         *("--model.path", str(model), "--model.revision", "null", "--model.tokenizer", "null"),
         *("--model.chat_template", "null", "--model.compute_dtype", "float32", "--model.param_dtype", "float32"),
         *("--prompts.template", "{prompt}", "--prompts.system_prompt", "null", "--mesh", "{data: -1, fsdp: 1}"),
         *("--rollout.prompts", "4", "--rollout.samples", str(min(rollout.samples, 4)), "--rollout.max_tokens", "8"),
-        *("--rollout.rows", "16", "--reward", "{parts: [{kind: script, name: math}], workers: 1}", "--evals", "[]"),
+        *("--rollout.rows", "16", "--reward", json.dumps({"parts": parts, "workers": 1}), "--evals", "[]"),
         *("--learner.epochs", str(min(learner.epochs, 2)), "--learner.minibatches", str(min(learner.minibatches, 2))),
         *("--optim.schedule.warmup", "0", "--train.steps", "2", "--train.save_every", "0", "--train.eval_every", "0"),
         *("--run.dir", str(folder / "run"), "--run.loggers", "[]", "--run.export", "false"),
@@ -281,6 +282,7 @@ def test_a_presets_rewards_can_be_made_and_refills_go_by_one_of_them(preset):
         make_reward(section)
     names = [name_of(leaf) for leaf in leaves(make_reward(config.reward))]
     assert config.rollout.refill_by in (None, *names)
+    assert set(getattr(config.advantage, "columns", ())) <= set(names)
     for part in config.reward.parts:
         if part.kind == "overlong":
             assert part.max_tokens == config.rollout.max_tokens, "it punishes what comes before the limit"

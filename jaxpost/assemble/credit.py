@@ -16,6 +16,7 @@ from jaxpost.config_rl import (
     AdvantageSection,
     BestWorst,
     GAEAdvantage,
+    GDPOAdvantage,
     GRPOAdvantage,
     KLSection,
     NashAdvantage,
@@ -57,6 +58,8 @@ def make_credit(section: AdvantageSection, *, kl: KLSection, loss: PolicyLossSec
         if isinstance(section, NashAdvantage):
             weights = jnp.where(known.opponent[:, None], 0.0, weights)
         per_token, targets = _assigned(section, known, weights, penalty, numbers)
+        if loss.top_entropy < 1:
+            per_token = jnp.where(advantages.uncertain(known.entropy, weights, loss.top_entropy), per_token, 0.0)
         if isinstance(section, (BestWorst, SelfPlay)):
             weights = jnp.where(per_token != 0, weights, 0.0)
         return Credit(jnp.where(weights != 0, per_token, 0.0), weights, targets)
@@ -111,6 +114,10 @@ def _of_samples(section: AdvantageSection, known: Known, weights: Array, numbers
         return advantages.rloo(rewards, groups)
     if isinstance(section, OPOAdvantage):
         return advantages.opo(rewards, jnp.sum(jnp.asarray(known.mask), axis=1), groups)
+    if isinstance(section, GDPOAdvantage):
+        columns = jnp.where(jnp.isnan(rewards)[:, None], jnp.nan, jnp.asarray(known.columns))
+        weight = jnp.asarray(section.weights or (1.0,) * columns.shape[1], jnp.float32)
+        return advantages.gdpo(columns, groups, weights=weight, eps=section.eps)
     if isinstance(section, BestWorst):
         return advantages.best_worst(rewards, groups)
     if isinstance(section, SelfPlay):

@@ -42,7 +42,7 @@ from jaxpost.losses.rescore import RescoreFn
 from jaxpost.models import heads
 from jaxpost.models.table import axes_tree
 from jaxpost.ops import platform
-from jaxpost.types import Coupled, LossFn, Model, Params, RolloutBatch
+from jaxpost.types import Coupled, Hyper, LossFn, Model, Params, RolloutBatch
 
 LEVELS = {
     "token": correction.token_weights,
@@ -173,27 +173,43 @@ def critic_networks(config: RLConfig, pretrained: Pretrained) -> Mapping[str, Ne
 
 def make_rescore(
     config: RLConfig, model: Model, mesh: Mesh, policy_of: Callable[[Params, Params], Params], needs_old: bool
-) -> dict[str, RescoreFn]:
+) -> tuple[RescoreFn, ...]:
     """What must be known of samples before a step: only what the loss or the advantage reads."""
-    functions: dict[str, RescoreFn] = {}
+    functions: list[RescoreFn] = []
     hyper_of = lambda hyper: {"temperature": hyper["temperature"]}  # noqa: E731
-    logprobs = partial(rescore.logprobs, model, chunk_tokens=_chunk_tokens(config.loss, mesh))
-    if needs_old:
-        functions["logprobs"] = lambda params, frozen, batch, hyper: logprobs(
-            policy_of(params, frozen), batch, hyper_of(hyper)
+    chunk_tokens = _chunk_tokens(config.loss, mesh)
+    logprobs = partial(rescore.logprobs, model, chunk_tokens=chunk_tokens)
+    if config.loss.top_entropy < 1:
+        both = partial(rescore.logprobs_and_entropy, model, chunk_tokens=chunk_tokens)
+        kept = ("logprobs", "entropy") if needs_old else ("entropy",)
+
+        def uncertainty(params: Params, frozen: Params, batch: RolloutBatch, hyper: Hyper) -> dict[str, Array]:
+            said = both(policy_of(params, frozen), batch, hyper_of(hyper))
+            return {name: said[name] for name in kept}
+
+        functions.append(uncertainty)
+    elif needs_old:
+        functions.append(
+            lambda params, frozen, batch, hyper: {
+                "logprobs": logprobs(policy_of(params, frozen), batch, hyper_of(hyper))
+            }
         )
     if reads_reference(config):
         previous = isinstance(config.advantage, SelfPlay)
-        functions["reference"] = lambda params, frozen, batch, hyper: logprobs(
-            policy_of(params, frozen) if previous else reference_of(frozen), batch, hyper_of(hyper)
+        functions.append(
+            lambda params, frozen, batch, hyper: {
+                "reference": logprobs(
+                    policy_of(params, frozen) if previous else reference_of(frozen), batch, hyper_of(hyper)
+                )
+            }
         )
     if isinstance(config.advantage, GAEAdvantage):
         if config.critic.network == "separate":
             of: Any = lambda frozen: separate_values(model)  # noqa: E731
         else:
             of = lambda frozen: head_values(model, policy_of, frozen)  # noqa: E731
-        functions["values"] = lambda params, frozen, batch, hyper: rescore.values(of(frozen), params, batch)
-    return functions
+        functions.append(lambda params, frozen, batch, hyper: {"values": rescore.values(of(frozen), params, batch)})
+    return tuple(functions)
 
 
 def reads_reference(config: RLConfig) -> bool:

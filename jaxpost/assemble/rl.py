@@ -27,6 +27,7 @@ from jaxpost.config import LoRASection
 from jaxpost.config_rl import (
     GROUP_RELATIVE,
     EvalSection,
+    GDPOAdvantage,
     ProcessAdvantage,
     ReinforceAdvantage,
     ReMaxAdvantage,
@@ -152,6 +153,7 @@ def _of_method(config: RLConfig, pretrained: Pretrained, training: Training, jud
         "answer_tokens": config.answer_tokens,
         "rescore": policy.make_rescore(config, pretrained.model, pretrained.mesh, training.policy, asks_learner),
         "keeps_old": keeps_old,
+        "compared": config.advantage.columns if isinstance(config.advantage, GDPOAdvantage) else (),
         "group_relative": isinstance(config.advantage, GROUP_RELATIVE),
         "greedy": isinstance(config.advantage, ReMaxAdvantage),
         "always_trained": bool(config.kl.coef or config.loss.entropy_coef),

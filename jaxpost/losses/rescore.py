@@ -5,7 +5,10 @@ Results belong to tokens as targets, like the fields of `RolloutBatch`. Rows wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from operator import or_
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +19,38 @@ from jaxpost.losses.supervised import next_tokens
 from jaxpost.losses.value import ValueFn
 from jaxpost.types import AnswerBatch, Hyper, Model, Params, RolloutBatch
 
-RescoreFn = Callable[[Params, Params, RolloutBatch, Hyper], Float[Array, "B T"]]
-"""(params, frozen, batch, hyper) -> one number per token, read at its own place."""
+RescoreFn = Callable[[Params, Params, RolloutBatch, Hyper], Mapping[str, Float[Array, "B T"]]]
+"""(params, frozen, batch, hyper) -> by name, one number per token, read at its own place."""
 
 
 def logprobs(
     model: Model, policy: Params, batch: RolloutBatch | AnswerBatch, hyper: Hyper, *, chunk_tokens: int | None = None
 ) -> Float[Array, "B T"]:
     """log softmax(logits / T) of every token of the batch, 0 where the loss weight is 0."""
+    return _said(model, policy, batch, hyper, with_entropy=False, chunk_tokens=chunk_tokens)["logprobs"]
+
+
+def logprobs_and_entropy(
+    model: Model, policy: Params, batch: RolloutBatch, hyper: Hyper, *, chunk_tokens: int | None = None
+) -> dict[str, Float[Array, "B T"]]:
+    """ "logprobs", as above, and in the same pass "entropy", that of softmax(logits / T) where the token was chosen."""
+    return _said(model, policy, batch, hyper, with_entropy=True, chunk_tokens=chunk_tokens)
+
+
+def _said(
+    model: Model,
+    policy: Params,
+    batch: RolloutBatch | AnswerBatch,
+    hyper: Hyper,
+    *,
+    with_entropy: bool,
+    chunk_tokens: int | None,
+) -> dict[str, Array]:
     targets, weights = next_tokens(batch)
-    hidden = hidden_states(model, policy, batch)
-    how = {"weights": weights, "with_entropy": False, "chunk_tokens": chunk_tokens}
-    stats = stats_of(model, policy, hidden, targets, hyper, **how)
-    return _at_tokens(jnp.where(weights != 0, stats.logprob, 0.0))
+    how: dict[str, Any] = {"weights": weights, "with_entropy": with_entropy, "chunk_tokens": chunk_tokens}
+    stats = stats_of(model, policy, hidden_states(model, policy, batch), targets, hyper, **how)
+    found = {"logprobs": stats.logprob, "entropy": stats.entropy}
+    return {name: _at_tokens(jnp.where(weights != 0, x, 0.0)) for name, x in found.items() if x is not None}
 
 
 def values(values_of: ValueFn, params: Params, batch: RolloutBatch) -> Float[Array, "B T"]:
@@ -43,7 +65,7 @@ def _at_tokens(x: Array) -> Array:
 
 
 def rescore(
-    functions: Mapping[str, RescoreFn],
+    functions: Sequence[RescoreFn],
     params: Params,
     frozen: Params,
     batch: RolloutBatch,
@@ -51,16 +73,18 @@ def rescore(
     *,
     pieces: int = 1,
 ) -> dict[str, Float[Array, "B T"]]:
-    """All functions over a batch, `pieces` microbatches one after another, those without loss weight left out.
+    """What all functions say of a batch, `pieces` microbatches one after another, those without loss weight left out.
 
     Args:
-      functions: name -> what to compute.
+      functions: what to compute, each under names of its own.
       pieces: rows r, r + pieces, ... are computed together, as a train step splits them.
     """
 
     def piece(part: RolloutBatch) -> dict[str, Array]:
-        compute = lambda part: {name: f(params, frozen, part, hyper) for name, f in functions.items()}  # noqa: E731
-        nothing = lambda part: {name: jnp.zeros(part.tokens.shape, jnp.float32) for name in functions}  # noqa: E731
+        compute = lambda part: reduce(or_, (dict(f(params, frozen, part, hyper)) for f in functions))  # noqa: E731
+        nothing = lambda part: jax.tree.map(  # noqa: E731
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, part)
+        )
         return jax.lax.cond(jnp.any(part.weights != 0), compute, nothing, part)
 
     rows = batch.tokens.shape[0]

@@ -97,6 +97,39 @@ def opo(rewards: Float[Array, " N"], lengths: Float[Array, " N"], groups: Int[Ar
     return jnp.where(g.scored & g.spread, rewards - baseline, 0.0)
 
 
+def gdpo(
+    rewards: Float[Array, "N K"],
+    groups: Int[Array, " N"],
+    *,
+    weights: Float[Array, " K"] | None = None,
+    eps: float = 1e-4,
+) -> Float[Array, " N"]:
+    """GDPO: each reward is normalised in its group, their weighted sum over the batch (2601.05242).
+
+    S_i = sum_k w_k (r_ik - mean of the group) / (its deviation + eps), A_i = (S_i - mean S) / (deviation of S + eps).
+    With a sum that is normalised afterwards (`grpo`), samples of different rewards and equal sums are told apart by
+    nothing, and a reward of large spread drowns the others.
+
+    Args:
+      rewards: of K kinds; a sample that lacks one of them (NaN) is unscored.
+      weights: w, of the normalised rewards; None: 1 each.
+
+    Returns: exactly 0 in groups whose scored rewards of each kind are all equal, and where unscored.
+
+    Example:
+      >>> rewards = jnp.array([[1.0, 0.0], [0.0, 100.0], [0.0, 0.0]])  # two kinds of one weight, whatever their units
+      >>> [round(float(a), 2) for a in gdpo(rewards, jnp.zeros(3, int))]
+      [0.58, 0.58, -1.15]
+    """
+    scored = ~jnp.any(jnp.isnan(rewards), axis=1)
+    weights = jnp.ones(rewards.shape[1]) if weights is None else jnp.asarray(weights)
+    each = jnp.where(scored[:, None], rewards, jnp.nan).T
+    total = weights @ jax.vmap(lambda r: grpo(r, groups, eps=eps))(each)
+    spread = jnp.any(jax.vmap(lambda r: _Groups(r, groups).spread)(each), axis=0) & scored
+    batch = jnp.zeros_like(groups)
+    return jnp.where(spread, grpo(jnp.where(scored, total, jnp.nan), batch, eps=eps), 0.0)
+
+
 def best_worst(rewards: Float[Array, " N"], groups: Int[Array, " N"]) -> Float[Array, " N"]:
     """+n for the best and -n for the worst sample of group n (counted from 1), 0 for the others and for groups whose
     rewards are all equal: the pairs of online preference optimisation (`losses.preference.online`).
@@ -267,6 +300,27 @@ def informative(rewards: Float[Array, " N"], groups: Int[Array, " N"]) -> Bool[A
     """
     g = _Groups(rewards, groups)
     return g.scored & g.spread
+
+
+def uncertain(
+    entropy: Float[Array, "N T"], weights: Float[Array, "N T"], share: float | Float[Array, ""]
+) -> Bool[Array, "N T"]:
+    """The share of the tokens with a weight whose entropy is highest: those that decide, the others follow
+    (2506.01939).
+
+    A token is among them where H >= the (1 - share) quantile, interpolated linearly, over all tokens of the batch.
+
+    Args:
+      entropy: of the policy where each token was chosen, nats; NaN where it is not known, which counts nowhere.
+
+    Example:
+      >>> entropy, weights = jnp.array([[0.1, 2.0, 0.3, 9.0]]), jnp.array([[1.0, 1.0, 1.0, 0.0]])
+      >>> uncertain(entropy, weights, 0.4).tolist()
+      [[False, True, False, False]]
+    """
+    known = (weights != 0) & ~jnp.isnan(entropy)
+    threshold = jnp.nanquantile(jnp.where(known, entropy, jnp.nan), 1.0 - share)
+    return known & (entropy >= threshold)
 
 
 def unscore(rewards: Float[Array, " N"], truncated: Bool[Array, " N"]) -> Float[Array, " N"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -30,11 +30,13 @@ class Group(NamedTuple):
     """[G]; NaN is unscored."""
     greedy: float
     """Reward of the greedy answer; NaN if none was drawn."""
+    compared: tuple[np.ndarray, ...] = ()
+    """[G] each: the rewards that an advantage compares one by one; (): `reward`."""
 
     @property
     def informative(self) -> bool:
         """Its scored rewards differ."""
-        return _spread(self.reward)
+        return any(map(_spread, self.compared or (self.reward,)))
 
 
 def _spread(column: np.ndarray) -> bool:
@@ -75,6 +77,19 @@ def draw_round(job: OnlineJob, params: Params, problems: Sequence[Problem], step
     return episodes
 
 
+def _column(columns: Mapping[str, np.ndarray], name: str, key: str) -> np.ndarray:
+    """A column of rewards by name, NaN throughout where nothing was scored: a reward that failed names no columns.
+
+    Raises:
+      ValueError: there is none of this name.
+    """
+    if name in columns:
+        return columns[name]
+    if any(np.isfinite(column).any() for column in columns.values()):
+        raise ValueError(f"{key} {name!r} is none of the reward's columns: {', '.join(columns)}")
+    return np.full_like(next(iter(columns.values())), np.nan)
+
+
 def grouped(job: OnlineJob, round_: Round, scored: Scored) -> list[Group]:
     """A round's samples by problem; truncated ones lose their reward where the loss says so."""
     problems, episodes = round_
@@ -86,6 +101,9 @@ def grouped(job: OnlineJob, round_: Round, scored: Scored) -> list[Group]:
         if job.unscore_truncated and episode.truncated:
             reward[i] = np.nan
     groups = []
+    compared = [
+        np.where(np.isnan(reward), np.nan, _column(columns, name, "advantage.columns")) for name in job.compared
+    ]
     for number, problem in enumerate(problems):
         at = [i for i, e in enumerate(episodes) if e.problem == number and e.sample != GREEDY]
         greedy = [reward[i] for i, e in enumerate(episodes) if e.problem == number and e.sample == GREEDY]
@@ -96,6 +114,7 @@ def grouped(job: OnlineJob, round_: Round, scored: Scored) -> list[Group]:
                 {name: column[at] for name, column in columns.items()},
                 reward[at],
                 float(greedy[0]) if greedy else np.nan,
+                tuple(column[at] for column in compared),
             )
         )
     return groups
@@ -113,9 +132,8 @@ def collect(job: OnlineJob, first: Round, scored: Scored, refill: Callable[[int]
     by = job.rollout.refill_by
     step = Step([], grouped(job, first, scored), faults=[str(problem) for problem in scored.problems])
     wanted = job.rollout.prompts
-    known = any(np.isfinite(column).any() for column in scored.rewards.values())
-    if by is not None and by not in scored.rewards and known:
-        raise ValueError(f"rollout.refill_by {by!r} is none of the reward's columns: {', '.join(scored.rewards)}")
+    if by is not None:
+        _column(scored.rewards, by, "rollout.refill_by")
 
     def kept(group: Group) -> bool:
         # A group is kept by one column, but it can teach only what its rewards say.

@@ -80,20 +80,25 @@ class Samples(NamedTuple):
     greedy: np.ndarray
     logprobs: np.ndarray
     opponent: np.ndarray
+    columns: np.ndarray | None
+    """[N, K] the rewards that are compared one by one."""
 
     @classmethod
-    def of(cls, groups: Sequence[Group], *, count: int, samples: int, tokens: int) -> Samples:
+    def of(cls, groups: Sequence[Group], *, count: int, samples: int, tokens: int, compared: int = 0) -> Samples:
         """`count` groups' room; rows without a sample are unscored."""
         size = count * samples
         zeros = lambda: np.zeros((size, tokens), np.float32)  # noqa: E731
         nothing = lambda: np.full(size, np.nan, np.float32)  # noqa: E731
         out = cls(np.repeat(np.arange(count, dtype=np.int32), samples), nothing(), zeros(), np.zeros(size, bool),
-                  nothing(), zeros(), np.zeros(size, bool))  # fmt: skip
+                  nothing(), zeros(), np.zeros(size, bool),
+                  np.full((size, compared), np.nan, np.float32) if compared else None)  # fmt: skip
         for g, group in enumerate(groups):
             for s, (episode, reward) in enumerate(zip(group.episodes, group.reward, strict=True)):
                 row, length = g * samples + s, len(episode.tokens)
                 out.rewards[row], out.greedy[row], out.truncated[row] = reward, group.greedy, episode.truncated
                 out.opponent[row] = episode.opponent
+                if out.columns is not None:
+                    out.columns[row] = [column[s] for column in group.compared]
                 out.mask[row, :length], out.logprobs[row, :length] = episode.mask, episode.logprobs
         return out
 
@@ -124,8 +129,9 @@ class Learner:
             # Without an update no process hears of another's wish: it waits for the next one.
             return Outcome(state, numbers, [], None, times, halt=False)
         samples = Samples.of(
-            found.groups, count=job.rollout.prompts, samples=job.rollout.samples, tokens=job.answer_tokens
-        )
+            found.groups, count=job.rollout.prompts, samples=job.rollout.samples, tokens=job.answer_tokens,
+            compared=len(job.compared),
+        )  # fmt: skip
         start = time.perf_counter()
         hyper = {**job.hyper, "kl_coef": numbers.kl_coef} if "kl_coef" in job.hyper else dict(job.hyper)
         said = self._say(state, found, live, hyper)
@@ -160,12 +166,10 @@ class Learner:
     def _say(
         self, state: TrainState, found: Step, live: Sequence[int], hyper: Mapping[str, Any]
     ) -> dict[str, np.ndarray]:
-        """What networks say of the samples, [N, T] each."""
+        """What networks say of the samples, [N, T] each; of groups that teach nothing 0, and no entropy (NaN)."""
         job = self.job
-        shape = (job.rollout.prompts * job.rollout.samples, job.answer_tokens)
-        out = {name: np.zeros(shape, np.float32) for name in job.rescore}
         if not job.rescore:
-            return out
+            return {}
         packed = self._pack(found, live, job.whole, None)
         batch = job.place(packed.batch)
         args = (state.params, job.frozen, batch, host_scalars(hyper))
@@ -175,8 +179,10 @@ class Learner:
             )
             self._rescore = jax.jit(run, out_shardings=job.replicated).lower(*args).compile()
         said = jax.device_get(self._rescore(*args))
-        rows = self._numbers(live)
+        rows, out = self._numbers(live), {}
         for name, values in said.items():
+            size = (job.rollout.prompts * job.rollout.samples, job.answer_tokens)
+            out[name] = np.full(size, np.nan if name == "entropy" else 0.0, np.float32)
             out[name][rows] = packed.gather(np.asarray(values), job.answer_tokens)
         return out
 
@@ -195,7 +201,7 @@ class Learner:
         known = Known(
             samples.rewards, samples.groups, samples.mask, samples.truncated, samples.greedy,
             said.get("logprobs", samples.logprobs), said.get("reference", zeros), said.get("values", zeros),
-            steps, samples.opponent,
+            steps, samples.opponent, samples.columns, said.get("entropy"),
         )  # fmt: skip
         credit = job.credit(known, {"kl_coef": numbers.kl_coef, "baseline": numbers.baseline})
         return Credit(*(np.asarray(x) for x in credit))

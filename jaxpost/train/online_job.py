@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -76,6 +76,10 @@ class Known(NamedTuple):
     """[N, S] rewards and last tokens of an answer's steps, where rewards come by step."""
     opponent: HostArray = None
     """[N] whether an opponent drew it; None: the policy drew all."""
+    columns: HostArray = None
+    """[N, K] the rewards that the advantage compares one by one; None: it compares `rewards`."""
+    entropy: HostArray = None
+    """[N, T] of the policy before the step, nats; NaN where it was not computed."""
 
 
 class Credit(NamedTuple):
@@ -119,12 +123,14 @@ class OnlineJob(Job):
     """Of one update's batch."""
     whole: RowPlan
     """Of all samples of a step, for `rescore`."""
-    rescore: Mapping[str, RescoreFn] = field(default_factory=dict)
-    """What networks say of the samples before the step: "logprobs", "reference", "values"."""
+    rescore: Sequence[RescoreFn] = ()
+    """What networks say of the samples before the step: "logprobs", "entropy", "reference", "values"."""
     oppose: Generate | None = None
     """As `generate`, by the opponent of `rollout.opponent`."""
     group_relative: bool = True
     """Groups with equal rewards have no advantage, so they can be left out or sampled anew."""
+    compared: tuple[str, ...] = ()
+    """Columns of the reward that are compared one by one; (): the reward itself."""
     greedy: bool = False
     """Also draw each problem's greedy answer."""
     process: Callable[..., tuple[np.ndarray, np.ndarray, list[str]]] | None = None

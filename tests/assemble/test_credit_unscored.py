@@ -14,6 +14,7 @@ from jaxpost.config_policy_losses import PPOLoss
 from jaxpost.config_rl import (
     BestWorst,
     GAEAdvantage,
+    GDPOAdvantage,
     GRPOAdvantage,
     KLSection,
     NashAdvantage,
@@ -39,6 +40,7 @@ SECTIONS = [
     ProcessAdvantage(),
     BestWorst(),
     NashAdvantage(),
+    GDPOAdvantage(columns=("a", "b"), weights=(1.0, 0.5)),
 ]
 
 
@@ -51,7 +53,8 @@ def known() -> Known:
     steps[np.isnan(REWARDS)] = NAN
     found = Known(
         REWARDS, GROUPS, mask, np.zeros(9, bool), numbers(9), numbers(9, 4), numbers(9, 4), numbers(9, 4),
-        (steps, np.tile(np.array([0, 1], np.int32), (9, 1))), np.array([False, True, False] * 3),
+        (steps, np.tile(np.array([0, 1], np.int32), (9, 1))), np.array([False, True, False] * 3), numbers(9, 2),
+        np.abs(numbers(9, 4)),
     )  # fmt: skip
     return jax.tree.map(jnp.asarray, found)
 
@@ -75,10 +78,14 @@ def marked(section: Any, where: str) -> Any:
 
 
 @pytest.mark.parametrize(("section", "where"), [marked(*case) for case in CASES])
-def test_the_credit_of_the_scored_is_as_if_they_were_alone(section: Any, where: Any) -> None:
+@pytest.mark.parametrize("share", [1.0, pytest.param(0.4, marks=pytest.mark.slow)])
+def test_the_credit_of_the_scored_is_as_if_they_were_alone(section: Any, where: Any, share: float) -> None:
+    if share < 1 and isinstance(section, BestWorst):
+        pytest.skip("pairs are of whole samples")
     rows = np.flatnonzero(~np.isnan(REWARDS))
     numbers = {"kl_coef": 0.3, "baseline": 0.25}
-    credit = make_credit(section, kl=KLSection(coef=0.3, where=where, estimator="k1"), loss=PPOLoss())
+    kl = KLSection(coef=0.3, where=where, estimator="k1")
+    credit = make_credit(section, kl=kl, loss=PPOLoss(top_entropy=share))
     whole, alone = credit(known(), numbers), credit(kept(known(), rows), numbers)
     for name, one, other in zip(whole._fields, whole, alone, strict=True):
         np.testing.assert_allclose(one[rows], other, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -86,6 +93,19 @@ def test_the_credit_of_the_scored_is_as_if_they_were_alone(section: Any, where: 
     assert not whole.advantages[gone].any()
     assert not whole.weights[gone].any()
     assert np.isfinite(np.concatenate([np.ravel(x) for x in whole])).all()
+
+
+def test_tokens_of_low_entropy_keep_their_weight_and_lose_their_advantage() -> None:
+    found = known()
+    make = lambda share: make_credit(GRPOAdvantage(), kl=KLSection(), loss=PPOLoss(top_entropy=share))  # noqa: E731
+    whole, part = (make(share)(found, {}) for share in (1.0, 0.25))
+    np.testing.assert_array_equal(part.weights, whole.weights)
+    on = whole.weights != 0
+    high = on & (found.entropy >= np.quantile(np.asarray(found.entropy)[on], 0.75))
+    np.testing.assert_array_equal(part.advantages, np.where(high, whole.advantages, 0.0))
+    assert 0.2 < high.sum() / on.sum() < 0.35
+    silent = found._replace(entropy=found.entropy.at[:3].set(NAN))  # of a group that was not computed
+    assert not make(0.25)(silent, {}).advantages[:3].any()
 
 
 def test_a_pair_has_two_sides_that_are_trained() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,9 +20,10 @@ from trl import GRPOTrainer  # noqa: E402
 from jaxpost.losses.aggregate import constant_mean, sequence_mean, token_mean  # noqa: E402
 from jaxpost.losses.kl import k3, plain  # noqa: E402
 from jaxpost.losses.policy import policy_gradient  # noqa: E402
+from jaxpost.losses.rescore import logprobs_and_entropy  # noqa: E402
 from jaxpost.losses.surrogates import cispo, gspo, ppo, sapo  # noqa: E402
 from jaxpost.metrics.terms import means, reduce_terms  # noqa: E402
-from jaxpost.rl.advantages import grpo, rloo  # noqa: E402
+from jaxpost.rl.advantages import grpo, rloo, uncertain  # noqa: E402
 from jaxpost.types import Model, Outputs, RolloutBatch  # noqa: E402
 
 ROWS, PROMPT, ANSWER, VOCAB, WIDTH = 6, 3, 7, 11, 5
@@ -47,14 +49,19 @@ def arrays() -> dict[str, np.ndarray]:
     return out
 
 
-def theirs(loss_type: str, level: str, delta: float | None, beta: float, high: float) -> tuple[float, np.ndarray, dict]:
+def theirs(
+    loss_type: str, level: str, delta: float | None, beta: float, high: float, *, top: float = 1.0
+) -> tuple[float, np.ndarray, dict]:
     """`GRPOTrainer._compute_loss` on its own, its trainer's settings beside it."""
     a = {name: torch.tensor(value) for name, value in arrays().items()}
     head = a["head"].clone().requires_grad_(True)
     logp = torch.log_softmax(a["hidden"] @ head, -1)[:, PROMPT - 1 : -1]
     now = torch.gather(logp, -1, a["tokens"][:, PROMPT:, None])[..., 0]
     entropies = -(logp.exp() * logp).sum(-1)
-    accelerator = SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x)
+    accelerator = SimpleNamespace(
+        num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x,
+        pad_across_processes=lambda x, dim, pad_index: x,
+    )  # fmt: skip
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *args, **kwargs: (now, entropies.detach(), None),
         args=SimpleNamespace(
@@ -62,10 +69,11 @@ def theirs(loss_type: str, level: str, delta: float | None, beta: float, high: f
             sapo_temperature_pos=TAUS["tau_positive"], sapo_temperature_neg=TAUS["tau_negative"],
         ),
         model=SimpleNamespace(training=True), _metrics=defaultdict(lambda: defaultdict(list)), accelerator=accelerator,
-        aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, beta=beta, use_vllm=False,
+        aux_loss_enabled=False, top_entropy_quantile=top, off_policy_mask_threshold=None, beta=beta, use_vllm=False,
         importance_sampling_level=level, loss_type=loss_type, epsilon_low=LOW, epsilon_high=high,
         current_gradient_accumulation_steps=1, max_completion_length=ANSWER, _entropy_bonus_enabled=False,
     )  # fmt: skip
+    trainer.get_high_entropy_mask = partial(GRPOTrainer.get_high_entropy_mask, trainer)
     inputs = {
         "prompt_ids": a["tokens"][:, :PROMPT], "prompt_mask": torch.ones(ROWS, PROMPT),
         "completion_ids": a["tokens"][:, PROMPT:], "completion_mask": a["mask"], "advantages": a["advantages"],
@@ -76,7 +84,9 @@ def theirs(loss_type: str, level: str, delta: float | None, beta: float, high: f
     return value.item(), head.grad.numpy(), trainer._metrics["train"]
 
 
-def ours(high: float, delta: float | None, beta: float, **how: Any) -> tuple[dict[str, float], np.ndarray]:
+def ours(
+    high: float, delta: float | None, beta: float, *, top: float = 1.0, **how: Any
+) -> tuple[dict[str, float], np.ndarray]:
     a = arrays()
     forward = lambda params, inputs, cache=None: Outputs(jnp.asarray(a["hidden"]))  # noqa: E731
     model = Model(None, (), lambda key: {}, forward, lambda p, h: h @ p["head"], lambda *_: None)
@@ -87,6 +97,10 @@ def ours(high: float, delta: float | None, beta: float, **how: Any) -> tuple[dic
         ids, jnp.cumsum(ones, 1) - 1, ones, whole(a["mask"]), jnp.arange(ROWS),
         whole(np.broadcast_to(a["advantages"][:, None], (ROWS, ANSWER))), whole(a["old"]), None, whole(a["ref"]),
     )  # fmt: skip
+    if top < 1:
+        said = logprobs_and_entropy(model, {"head": jnp.asarray(a["head"])}, batch, {})
+        high_entropy = uncertain(said["entropy"], batch.weights, top)
+        batch = batch._replace(advantages=jnp.where(high_entropy, batch.advantages, 0.0))
     hyper = (
         TAUS | {"clip_low": LOW, "clip_high": high, "kl_coef": beta} | ({} if delta is None else {"dual_clip": delta})
     )
@@ -147,6 +161,17 @@ def test_luspo() -> None:
     """GSPO's loss times the sample's length is the sum over its tokens, where each has the sample's ratio."""
     metrics, grad = ours(HIGH, None, 0.0, surrogate=gspo, aggregate=constant_mean(1))
     value, want, _ = theirs("luspo", "sequence", None, 0.0, HIGH)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    np.testing.assert_allclose(grad, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("loss_type", "top"), [("grpo", 0.2), ("dapo", 0.5)])
+def test_top_entropy(loss_type: str, top: float) -> None:
+    """The KL term stays on every token, and so does what the mean divides by."""
+    how = {"surrogate": ppo, "aggregate": MEANS[loss_type], "kl": plain(k3)}
+    metrics, grad = ours(HIGH, None, BETA, top=top, **how)
+    value, want, _ = theirs(loss_type, "token", None, BETA, HIGH, top=top)
+    assert abs(value - theirs(loss_type, "token", None, BETA, HIGH)[0]) > 0.01, "it makes a difference"
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     np.testing.assert_allclose(grad, want, rtol=1e-4, atol=1e-6)
 

@@ -69,6 +69,51 @@ def test_an_unscored_sample_might_as_well_not_be_there() -> None:
         assert (whole[~keep] == 0).all()
 
 
+def test_several_rewards_are_normalised_each_and_then_their_sum() -> None:
+    rng = np.random.default_rng(3)
+    groups = np.repeat([4, 9, 2, 6], 4)
+    rewards = np.stack([rng.integers(0, 2, 16), 100 * rng.normal(size=16), rng.normal(size=16)], axis=1).astype(float)
+    rewards[:4, 0], rewards[4:8, :2], rewards[4:8, 2] = 1.0, [0.1, 7.0], [0.5, 0.25, 0.5, 0.25]
+    rewards[12:, :] = 0.1  # a silent group
+    rewards[9, 1] = NAN  # unscored by one of them
+    weights, scored = np.array([1.0, 0.25, 2.0]), ~np.isnan(rewards).any(axis=1)
+    total = np.full(16, NAN)
+    for i in np.flatnonzero(scored):
+        mates = rewards[(groups == groups[i]) & scored]
+        total[i] = sum(
+            w * (rewards[i, k] - np.mean(mates[:, k])) / (np.std(mates[:, k], ddof=1) + 1e-4)
+            for k, w in enumerate(weights)
+        )
+    want = (total - np.nanmean(total)) / (np.nanstd(total, ddof=1) + 1e-4)
+    want[12:] = want[9] = 0.0
+    got = np.asarray(adv.gdpo(f32(rewards), jnp.asarray(groups), weights=f32(weights)))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+    assert (got[12:] == 0).all()
+    order = rng.permutation(16)
+    np.testing.assert_allclose(adv.gdpo(f32(rewards[order]), jnp.asarray(groups[order]), weights=f32(weights)),
+                               got[order], rtol=1e-4, atol=1e-6)  # fmt: skip
+
+
+def test_equal_sums_of_different_rewards_are_told_apart() -> None:
+    """GRPO of the sum gives the first two of these samples the same; the source's argument."""
+    rewards, group = f32([[1.0, 1.0], [2.0, 0.0], [0.0, 0.0], [0.0, 0.0]]), jnp.zeros(4, int)
+    both, one, *_ = adv.grpo(jnp.sum(rewards, axis=1), group)
+    assert both == one
+    both, one, *_ = adv.gdpo(rewards, group)
+    assert both > one + 0.1
+
+
+def test_tokens_of_the_highest_entropy() -> None:
+    rng = np.random.default_rng(5)
+    entropy, weights = rng.exponential(size=(6, 9)), rng.choice([0.0, 1.0, 0.5], (6, 9))
+    entropy[2] = NAN
+    known = (weights != 0) & ~np.isnan(entropy)
+    for share in (0.2, 0.5, 1.0):
+        got = np.asarray(adv.uncertain(f32(entropy), f32(weights), share))
+        np.testing.assert_array_equal(got, known & (entropy >= np.quantile(entropy[known], 1 - share)))
+    assert not adv.uncertain(f32(entropy), jnp.zeros((6, 9)), 0.5).any()
+
+
 def test_groups_without_signal_are_counted() -> None:
     silent, scored = adv.zero_variance_groups(f32(REWARDS), jnp.asarray(GROUPS))
     assert (int(silent), int(scored)) == (1, 3)

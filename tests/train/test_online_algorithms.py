@@ -36,6 +36,7 @@ from jaxpost.config_rl import (
     BestWorst,
     CriticSection,
     GAEAdvantage,
+    GDPOAdvantage,
     GRPOAdvantage,
     KLSection,
     LearnerSection,
@@ -66,6 +67,16 @@ def pay(example: Any, completion: Any) -> float:
 def pay_steps(example: Any, completion: Any) -> float:
     """The same for an answer in part: what begins right is worth half."""
     return max(pay(example, completion), 0.5 * (completion.text[:1] == "b"))
+
+
+def pay_first(example: Any, completion: Any) -> float:
+    """What begins right."""
+    return float(completion.text[:1] == "b")
+
+
+def pay_second(example: Any, completion: Any) -> float:
+    """100 for what goes on right where that is asked for, so that a sum would be this reward alone."""
+    return 100.0 * (len(example["prompt"]) > 1 and completion.text[1:2] == "a")
 
 
 ROLLOUT = RolloutSection(prompts=8, samples=8, max_tokens=2)
@@ -131,6 +142,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "learner": TWO,
     },
     "opo": {"advantage": OPOAdvantage(), "loss": REINFORCE},
+    "gdpo": {"advantage": GDPOAdvantage(columns=("first", "second")), "rollout": replace(ROLLOUT, max_refills=1)},
+    "top entropy": {"loss": PPOLoss(top_entropy=0.6), "learner": TWO},
     "gpg": {"advantage": GRPOAdvantage(scale="none"), "loss": REINFORCE},
     "nash": {
         "advantage": NashAdvantage(),
@@ -150,7 +163,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 )
 def test_finds_the_optimum(name: str, tmp_path: Path) -> None:
     sections = {"rollout": ROLLOUT, "learner": ONE, "train": OnlineSection(steps=36, save_every=0), **ALGORITHMS[name]}
-    score = scored_by(pay_steps if "process" in name else pay)
+    score = scored_by(pay_steps if "process" in name else pay, first=pay_first, second=pay_second)
     table = train_table(toy_config(tmp_path, **sections), score, prompts=(BANDIT, PROCESS))
     assert np.exp(log_policy(table, BANDIT))[LETTERS.index("b")] > 0.9
     assert probability(table, "ba", PROCESS) > 0.9

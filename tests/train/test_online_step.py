@@ -81,7 +81,7 @@ def test_a_batch_of_nothing_is_skipped() -> None:
 def test_rescored_log_probabilities_are_the_policys_and_the_losss_own() -> None:
     packed = rows(4, 1)
     params = {"table": {"kernel": jnp.asarray(first_table())}}
-    functions = {"logprobs": lambda params, frozen, batch, hyper: rescore.logprobs(table_model(), params, batch, hyper)}
+    functions = [lambda params, _, *rest: rescore.logprobs_and_entropy(table_model(), params, *rest)]
     run = lambda pieces: jax.jit(  # noqa: E731
         lambda batch: rescore.rescore(functions, params, {}, batch, HYPER, pieces=pieces)["logprobs"],
         compiler_options=QUICK,

@@ -10,8 +10,9 @@ from jaxpost.train.collect import collect
 from jaxpost.train.online_job import OnlineJob
 
 
-def job(**rollout) -> OnlineJob:
-    made = object.__new__(OnlineJob)  # `collect` reads these two alone
+def job(compared=(), **rollout) -> OnlineJob:
+    made = object.__new__(OnlineJob)  # `collect` reads these three alone
+    object.__setattr__(made, "compared", compared)
     object.__setattr__(made, "rollout", RolloutSection(prompts=2, samples=2, **rollout))
     object.__setattr__(made, "unscore_truncated", False)
     return made
@@ -45,3 +46,21 @@ def test_a_group_whose_parts_cancel_teaches_nothing():
 def test_an_unknown_column_is_named():
     with pytest.raises(ValueError, match="'acc' is none of the reward's columns: reward, math, overlong"):
         collect(job(max_refills=1, refill_by="acc"), *round_of(0, [[1, 0]], [[0, 0]]), lambda number: None)
+
+
+def test_rewards_that_are_compared_one_by_one_teach_though_their_sums_are_equal():
+    first = round_of(0, [[1, 0], [0, 0]], [[-1, 0], [0, 0]])
+    alone = collect(job(compared=("math", "overlong")), *first, lambda number: None).groups
+    assert [g.informative for g in alone] == [True, False]
+    np.testing.assert_array_equal(alone[0].compared, [[1, 0], [-1, 0]])
+    assert not collect(job(), *first, lambda number: None).groups[0].informative
+    with pytest.raises(ValueError, match=r"advantage.columns 'acc' is none of the reward's columns: reward, math"):
+        collect(job(compared=("math", "acc")), *first, lambda number: None)
+
+
+def test_a_round_that_no_reward_could_score_has_nothing_to_compare():
+    round_, _ = round_of(0, [[0, 0]], [[0, 0]])
+    (group,) = collect(job(compared=("math",)), round_, Scored({"reward": np.full(2, np.nan)}, ()),
+                       lambda number: None).groups  # fmt: skip
+    assert np.isnan(group.compared).all()
+    assert not group.informative

@@ -158,12 +158,13 @@ class ToySampler(Sampler):
 Score = Callable[[Any, Any], Scored]
 
 
-def scored_by(one: Callable[[Any, Any], float], name: str = "score") -> Score:
-    """A reward of one completion -> of many, in this process."""
+def scored_by(one: Callable[[Any, Any], float], name: str = "score", **parts: Callable[[Any, Any], float]) -> Score:
+    """Rewards of one completion -> of many, in this process; the first column leads."""
 
     def score(examples: Any, completions: Any) -> Scored:
-        values = [one(example, completion) for example, completion in zip(examples, completions, strict=True)]
-        return Scored({name: np.asarray(values, np.float64)}, ())
+        pairs = list(zip(examples, completions, strict=True))
+        columns = {name: one} | parts
+        return Scored({key: np.asarray([of(*pair) for pair in pairs], np.float64) for key, of in columns.items()}, ())
 
     return score
 
