@@ -33,7 +33,7 @@ def logprobs(
 def logprobs_and_entropy(
     model: Model, policy: Params, batch: RolloutBatch, hyper: Hyper, *, chunk_tokens: int | None = None
 ) -> dict[str, Float[Array, "B T"]]:
-    """ "logprobs", as above, and in the same pass "entropy", that of softmax(logits / T) where the token was chosen."""
+    """In one pass "logprobs", as above, and "entropy", that of softmax(logits / T) where the token was chosen."""
     return _said(model, policy, batch, hyper, with_entropy=True, chunk_tokens=chunk_tokens)
 
 
