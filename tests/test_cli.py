@@ -95,6 +95,12 @@ assert not slow, slow
     assert done.returncode == 0, done.stderr
 
 
+def test_the_interpreter_that_is_named_runs_the_command():
+    done = subprocess.run([sys.executable, "-m", "jaxpost", "tune"], capture_output=True, text=True, check=False)
+    assert done.returncode == cli.USAGE
+    assert "invalid choice: 'tune'" in done.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_help_has_examples_that_parse(command, capsys):
     assert run(*command, "--help") == 0
