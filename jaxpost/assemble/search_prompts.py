@@ -28,6 +28,7 @@ from jaxpost.data.sources import open_source
 from jaxpost.generate.params import said
 from jaxpost.rewards.canonical import choice_answer, expression_answer, math_answer, text_answer
 from jaxpost.search.chain_of_thought import few_shot, step_format, zero_shot
+from jaxpost.text import strict_json
 from jaxpost.text.messages import DataError, parse_conversation, to_template
 from jaxpost.text.tokenizer import Tokenizer
 
@@ -138,9 +139,10 @@ def _plain(path: Path) -> list[Question]:
 
 def _json_row(number: int, where: str, line: str) -> Question:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        return Question(number, where, error=f"{where}: not JSON ({error.msg})")
+        row = strict_json.loads(line)
+    except (ValueError, RecursionError) as error:
+        why = error.msg if isinstance(error, json.JSONDecodeError) else error
+        return Question(number, where, error=f"{where}: not JSON ({why})")
     prompt = row.get("messages", row.get("prompt")) if isinstance(row, dict) else None
     if not prompt or not isinstance(prompt, str | list):
         fault = f'{where}: a row needs "prompt" (a text or messages) or "messages"'

@@ -117,16 +117,18 @@ def test_another_prompt_in_the_same_folder_is_told(tmp_path):
 def test_rows_that_cannot_be_asked_are_told_and_the_others_go_on(tmp_path):
     bad = ['{"prompt": 3}', "{torn"]
     bad += ['{"prompt": "a", "sampling": {"temprature": 1}}', '{"prompt": "a", "sampling": {"max_new_tokens": 9}}']
+    bad += ['{"prompt": "a", "prompt": "b"}', '{"prompt": "a", "more": ' + "[" * 9999 + "]" * 9999 + "}"]
     config = config_of(
         tmp_path, "--prompts", prompts_file(tmp_path, [*bad, *ROWS]), "--search.n", "9", "--count", "null"
     )
     result = search(config, engines=Toys())
     rows = rows_of(result.folder)
     said = ['a row needs "prompt"', "not JSON", "temprature", "max_tokens: the search decides that"]
+    said += ["twice", "not JSON"]
     assert all(words in row["error"] and f"prompts.jsonl:{i + 1}" in row["error"]
-               for i, (words, row) in enumerate(zip(said, rows[:4], strict=True)))  # fmt: skip
-    assert [row["answer"] for row in rows[4:]] == ["7", "7", "7"]
-    assert result.failed == 4
+               for i, (words, row) in enumerate(zip(said, rows[:6], strict=True)))  # fmt: skip
+    assert [row["answer"] for row in rows[6:]] == ["7", "7", "7"]
+    assert result.failed == 6
 
 
 FAULTS = {
