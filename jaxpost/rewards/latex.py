@@ -32,7 +32,7 @@ _UNIT = re.compile(
 )
 _WRAPPED = re.compile(r"\\(?:text|mathrm|mbox|textrm|textbf|mathbf|mathit)\s*\{([^{}]*)\}")
 _BLANKS = re.compile(r"(?<!\\)\\[!,;: ]|\\q?quad|~|\\(?:left|right|displaystyle|big|Big|bigl|bigr)(?![A-Za-z])")
-_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|\\,|\\!|[\u00a0\u2009\u202f])+(?=[0-9]{3}(?![0-9]))")
+_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|\\,|,?\s?\\!\s?|[\u00a0\u2009\u202f])+(?=[0-9]{3}(?![0-9]))")
 _SPACED = re.compile(r"\s*[-+]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?\s*")
 _JOINED = re.compile(r"\s*,?\s(?:and|or)\s+")
 _REPEATED = re.compile(r"([0-9]{0,99})\.([0-9]{0,99})\\overline\s?\{?([0-9]{1,99})\}?")
