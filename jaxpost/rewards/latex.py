@@ -34,6 +34,7 @@ _WRAPPED = re.compile(r"\\(?:text|mathrm|mbox|textrm|textbf|mathbf|mathit)\s*\{(
 _BLANKS = re.compile(r"(?<!\\)\\[!,;: ]|\\q?quad|~|\\(?:left|right|displaystyle|big|Big|bigl|bigr)(?![A-Za-z])")
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|\\,|,?\s?\\!\s?|[\u00a0\u2009\u202f])+(?=[0-9]{3}(?![0-9]))")
 _SPACED = re.compile(r"\s*[-+]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?\s*")
+_CLOSE = re.compile(r"\s*(?:\(|\[|\\\{)[^()\[\]]*(?:\)|\]|\\\})\s*")
 _JOINED = re.compile(r"\s*,?\s(?:and|or)\s+")
 _REPEATED = re.compile(r"([0-9]{0,99})\.([0-9]{0,99})\\overline\s?\{?([0-9]{1,99})\}?")
 _EITHER = re.compile(r"\\pm(?![A-Za-z])")
@@ -119,6 +120,8 @@ def read(text: str) -> Answer:
     if named := _NAMED.match(body):  # x = 3, x = 4
         letter = re.escape(named[0].partition("=")[0].strip())
         body = re.sub(rf",\s*{letter}\s*=", ",", body[named.end() :])
+    if _CLOSE.fullmatch(body) and not re.search(r",(?:\s|0[0-9]{2}(?![0-9]))", body):
+        body = body.replace(",", ", ")  # (1,100) is a pair
     try:
         values, brackets = _parsed(body) if "=" not in body else _worked_out(body)
     except (Unreadable, Beyond):
