@@ -35,7 +35,7 @@ _BLANKS = re.compile(r"(?<!\\)\\[!,;: ]|\\q?quad|~|\\(?:left|right|displaystyle|
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|\\,|,?\s?\\!\s?|[\u00a0\u2009\u202f])+(?=[0-9]{3}(?![0-9]))")
 _SPACED = re.compile(r"\s*[-+]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?\s*")
 _CLOSE = re.compile(r"\s*(?:\(|\[|\\\{)[^()\[\]]*(?:\)|\]|\\\})\s*")
-_JOINED = re.compile(r"\s*,?\s(?:and|or)\s+")
+_JOINED = re.compile(r"\s*,?\s+(?:and|or)\s+")
 _REPEATED = re.compile(r"([0-9]{0,99})\.([0-9]{0,99})\\overline\s?\{?([0-9]{1,99})\}?")
 _EITHER = re.compile(r"\\pm(?![A-Za-z])")
 _NAMED = re.compile(r"\s*[A-Za-z](?:_\{?\w\}?)?(?:\([a-z]\))?\s*(?:=|\\in(?![a-z]))\s*(?=\S)")
@@ -65,16 +65,16 @@ _TOKEN = re.compile(
 _REPLACED = str.maketrans(
     {
         **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"),
-        "¥": "",
-        "₹": "",
+        "¥": " ",
+        "₹": " ",
         "±": "\\pm",
         "×": "*",
         "·": "*",
         "⋅": "*",
         "÷": "/",
-        "$": "",
-        "€": "",
-        "£": "",
+        "$": " ",
+        "€": " ",
+        "£": " ",
     }
 )
 _COMMANDS = {"\\cdot": "*", "\\times": "*", "\\div": "/", "\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\cfrac": "\\frac"}
@@ -109,7 +109,7 @@ def read(text: str) -> Answer:
         rest = hashlib.blake2b(_plain(text).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
         return Answer(f"{_plain(text[:MAX_CHARS])}...{rest}")
     plain = _plain(text)
-    body = _THOUSANDS.sub("", text.replace("\\$", "").translate(_REPLACED)).strip().rstrip(".").strip()
+    body = _THOUSANDS.sub("", text.replace("\\$", " ").translate(_REPLACED)).strip().rstrip(".").strip()
     for _ in range(2):  # "5 hundred thousand"
         body = _SCALE.sub(lambda m: f"*10^{_SCALES[m[2]]} {m[1] or ''}", body)
     body, unit = _split_unit(body)
@@ -194,10 +194,11 @@ def _parsed(text: str) -> tuple[tuple[Exact, ...], str]:
 
 
 def _plain(text: str) -> str:
-    """Text in a normal form: no spaces, formatting, dollars or final stop; lower case."""
-    text = _WRAPPED.sub(r"\1", _BLANKS.sub("", text.replace("\\$", "").translate(_REPLACED)))
+    """Text in a normal form: no formatting, dollars, final stop, or spaces but between digits; lower case."""
+    text = _WRAPPED.sub(r" \1 ", _BLANKS.sub(" ", text.replace("\\$", " ").translate(_REPLACED)))
+    text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
     text = re.sub(r"\\(?:([lgn]e)q|[dtc](frac))(?![A-Za-z])", lambda m: "\\" + (m[1] or m[2]), text)
-    return re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text).rstrip(".").casefold()
+    return re.sub(r"(?<![0-9]) | (?![0-9])", "", " ".join(text.split())).rstrip(".").casefold()
 
 
 def _split_unit(text: str) -> tuple[str, str]:
