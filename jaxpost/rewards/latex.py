@@ -25,12 +25,12 @@ _NAMES = {
     **{"inche": "in", "inch": "in", "foot": "ft", "feet": "ft", "pound": "lb", "lb": "lb", "ounce": "oz", "mile": "mi"},
 }
 _UNIT = re.compile(
-    r"(?P<value>.*[0-9)}%])(?P<space>(?:[\s~]|\\[,;:! ])*)"
-    r"(?:\\(?:text|mathrm|mbox|textrm|textbf)\{(?P<text>[^{}]*)\}|(?P<word>[A-Za-z][A-Za-z ./]*))"
+    r"(?P<value>.*(?:[0-9)}%]|\\pi))(?P<space>(?:[\s~]|\\[,;:! ])*)"
+    r"(?:\\(?:text|mathrm|mbox|textrm|textbf|textnormal)\{(?P<text>[^{}]*)\}|(?P<word>[A-Za-z][A-Za-z ./]*))"
     r"(?P<power>\s*\^\s*\{?[23]\}?)?",
     re.DOTALL,
 )
-_WRAPPED = re.compile(r"\\(?:text|mathrm|mbox|textrm|textbf|mathbf|mathit)\s*\{([^{}]*)\}")
+_WRAPPED = re.compile(r"\\(?:text|mathrm|mbox|textrm|textbf|textnormal|mathbf|mathit)\s*\{([^{}]*)\}")
 _BLANKS = re.compile(r"(?<!\\)\\[!,;: ]|\\q?quad|~|\\(?:left|right|displaystyle|big|Big|bigl|bigr)(?![A-Za-z])")
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|\\,|,?\s?\\!\s?|[\u00a0\u2009\u202f])+(?=[0-9]{3}(?![0-9]))")
 _SPACED = re.compile(r"\s*[-+]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?\s*")
@@ -42,21 +42,23 @@ _NAMED = re.compile(r"\s*[A-Za-z](?:_\{?\w\}?)?(?:\([a-z]\))?\s*(?:=|\\in(?![a-z
 _MIXED = re.compile(r"([-+]?)\s*([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALE = re.compile(
-    r"(?<=[0-9}])(?:[\s~]|\\[,;:! ]){0,8}(\\(?:text|mathrm|mbox|textrm|textbf)\{\s{0,8})?"
+    r"(?<=[0-9}])(?:[\s~]|\\[,;:! ]){0,8}(\\(?:text|mathrm|mbox|textrm|textbf|textnormal)\{\s{0,8})?"
     rf"({'|'.join(_SCALES)})s?(?![A-Za-z])"
 )
 _NO_UNITS = {
     "or", "and", "not", "is", "are", "was", "maybe", "perhaps", "possibly", "probably", "but", "plus", "minus", "over",
     "divided", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
-    "twelve", "twenty", "thirty", "fifty", "hundred",
+    "twelve", "twenty", "thirty", "fifty", "hundred", "infinity",
 }  # fmt: skip
 """With one of these words anywhere, what follows a number is no unit: it may say another answer."""
 _NO_FIRST = {
     "squared", "cubed", "factorial", "mod", "modulo", "choose", "sin", "cos", "tan", "cot", "log", "ln", "lg", "exp",
     "sqrt", "half", "halves", "thirds", "fourths", "fifths", "sixths", "sevenths", "eighths", "ninths", "tenths",
-    "hundredths", "thousandths",
+    "hundredths", "thousandths", "root", "raised", "to", "quadrillion", "lakh", "crore",
 }  # fmt: skip
 """Right behind a number these change its value."""
+_WORDS = re.compile(r"\s*(?![eiknxyzπ](?:\^.)?\s*\Z)(?:\(?[^\W\d_](?:[^\W\d_]|[\s.,'°/()-])*(?:\^[23]\s*)?)?")
+"""A unit in \\text{}: no letter of mathematics, sign or further number."""
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
     r"(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?)"
@@ -208,11 +210,12 @@ def _split_unit(text: str) -> tuple[str, str]:
     found = _UNIT.fullmatch(text)
     if not found:
         return text, ""
-    word = (found["text"] if found["text"] is not None else found["word"]).strip(" .").lower()
-    words = word.split()
-    if _NO_UNITS.intersection(words) or _NO_FIRST.intersection(words[:1]):
-        return text, ""
     plain = found["text"] is None
+    said = found["word"] if plain else found["text"]
+    word = said.strip(" .").lower()
+    words = word.split()
+    if _NO_UNITS.intersection(words) or _NO_FIRST.intersection(words[:1]) or not (plain or _WORDS.fullmatch(said)):
+        return text, ""
     if plain and not any(len(w) > 2 or w in _UNITS for w in words) and not (found["space"] and word in "mgsh"):
         return text, ""
     if not words:

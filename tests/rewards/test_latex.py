@@ -92,6 +92,9 @@ SAME = [
     ("1 \\le x \\le 2", "1\\leq x\\leq2"),
     ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{pmatrix}1\\\\2\\end{pmatrix}"),
     ("5", "5\\ \\text{units}"),
+    ("4 \\text{ m}^2", "4\\text{ m^2}"),
+    ("125\\textnormal{ miles}", "125"),
+    ("164 \\pi \\mbox{ square feet}", "164\\pi"),
     ("4343_6", "4343_{6}"),
     ("2^x", "2^{x}"),
     ("2, 3, \\text{ and } 4", "4, 3, 2"),
@@ -427,6 +430,8 @@ def test_what_is_said_in_words_or_other_signs_is_the_same(gold, answer):
     [
         "5 million", "5 \\text{ thousand}", "5 squared", "5\\text{ factorial}", "5 over two", "5 plus one", "5 or six",
         "5\\text{ or six}", "5 times three", "5 maybe", "5\\text{ is wrong}", "5 sin x", "5 log x", "5 thirds",
+        "5\\mathrm{i}", "2.5\\mathrm{e}", "5\\text{x}", "5\\text{-6}", "5\\text{/6}", "5\\text{.6}", "5\\text{,6}",
+        "5\\text{!}", "5\\text{^4}", "5\\text{π}", "5 to the power of itself", "5 quadrillion", "5 root of x",
         "5 dollars and fifty cents", "5 + 3 = 5", "5 = x + 1", "5=" * 50 + "5",
     ],
 )  # fmt: skip
