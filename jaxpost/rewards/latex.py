@@ -69,6 +69,10 @@ _REPLACED = str.maketrans(
         **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"),
         "¥": " ",
         "₹": " ",
+        "²": "^2",
+        "³": "^3",
+        **{c: f"\\frac{over}{under}" for c, over, under in ("½12", "⅓13", "⅔23", "¼14", "¾34", "⅕15", "⅛18")},
+        "\u2044": "/",
         "±": "\\pm",
         "×": "*",
         "·": "*",
@@ -112,6 +116,8 @@ def read(text: str) -> Answer:
         return Answer(f"{_plain(text[:MAX_CHARS])}...{rest}")
     plain = _plain(text)
     body = _THOUSANDS.sub("", text.replace("\\$", " ").translate(_REPLACED)).strip().rstrip(".").strip()
+    if wrapped := _WRAPPED.fullmatch(body):  # \text{5 apples}
+        body = wrapped[1].strip()
     for _ in range(2):  # "5 hundred thousand"
         body = _SCALE.sub(lambda m: f"*10^{_SCALES[m[2]]} {m[1] or ''}", body)
     body, unit = _split_unit(body)
