@@ -26,14 +26,20 @@ _NUMBER = re.compile(
     r"(?:[0-9]{1,3}(?:(?:,[0-9]{3})+|(?:[ \u00a0\u2009\u202f][0-9]{3})+)(?![0-9])|[0-9]+|(?=\.[0-9]))(?:\.[0-9]+)?"
     r"(?:[eE][-+]?[0-9]+)?(?:/[0-9]+)?(?:\\?%)?(?![0-9])(?:\s(?:hundred|thousand|million|billion|trillion)\b)?"
 )
-_OPEN = re.compile(
-    r"\b(?:(?:not|never|neither)(?:\s+\w+){0,2}|either|between|minus|negative|than|at\s+(?:least|most)|above|below|over"
-    r"|under)\s*[$(\\]{0,3}\s*$",
+_DENIED = re.compile(
+    r"(?:(?:\b(?:not|cannot|never|neither)|n['’]t)(?:\s+\w+){0,2}|\b(?:either|minus|negative)|[0-9]\S{0,9}\s+or)"
+    r"\s*[$(\\]{0,3}\s*$",
     re.IGNORECASE,
 )
-"""Right before the first number of a sentence: it is not the answer."""
+"""Right before a number: it is not the answer."""
+_OPEN = re.compile(
+    r"(?:\b(?:between|than|one\s+of|among|at\s+(?:least|most)|above|below|over|under)|[<≠≤≥]|(?<![\w=/-])>"
+    r"|\\(?:neq?|not|[lg](?:eq?|t)))\s*[$(\\]{0,3}\s*$",
+    re.IGNORECASE,
+)
+"""The same, right before the first number of a sentence."""
 _ELSE = re.compile(
-    r"\s*(?:[-+*/^×÷]\s*[0-9($\\]|(?:times|plus|minus|over|divided|squared|cubed|factorial)\b)"
+    r"\s*(?:(?:[-+*/^×÷~]|\.\.|\+/-|to\s)\s*[0-9($\\]|and\s+an?\s+\w|(?:less|more|fewer)\s+than|(?:times|plus|minus|over|divided|squared|cubed|factorial)\b)"
     r"|.*\b(?:or|wait|actually|correction)\b[^0-9]*[0-9]",
     re.IGNORECASE,
 )
@@ -104,7 +110,7 @@ def final_answer(text: str, *, sources: Sequence[Source] = SOURCES) -> str | Non
         elif source == "phrase":
             found = [_phrase(text[match.end() :]) for match in list(_PHRASE.finditer(text))[-1:]]
         else:
-            found = [_in_formula(text, match) for match in list(_NUMBER.finditer(text))[-1:]]
+            found = [_denied(text, match) or _in_formula(text, match) for match in list(_NUMBER.finditer(text))[-1:]]
         if found and found[0].strip():
             return found[0].strip()
     return None
@@ -125,9 +131,16 @@ def _phrase(rest: str) -> str:
     if read(sentence).values:
         return sentence
     found = re.search(r"\$([^$]+)\$|\\\((.+?)\\\)", sentence) or _NUMBER.search(sentence)
-    if found is None or _OPEN.search(sentence[: found.start()]) or _ELSE.match(sentence, found.end()):
+    before = sentence[: found.start()] if found else ""
+    if found is None or _DENIED.search(before) or _OPEN.search(before) or _ELSE.match(sentence, found.end()):
         return sentence
     return next(filter(None, found.groups()), found[0])
+
+
+def _denied(text: str, match: re.Match[str]) -> str | None:
+    """What its sentence says up to a number that it calls wrong, or one of two; else None."""
+    before = _SENTENCE.split(text[max(match.start() - 200, 0) : match.start()])[-1]
+    return before + match[0] if _DENIED.search(before) else None
 
 
 def _in_formula(text: str, match: re.Match[str]) -> str:
