@@ -20,11 +20,13 @@ MAX_NESTED = 3
 
 _PHRASE = re.compile(r"\banswer(?:\s+is|\s*[:：=])[:：\s*]*", re.IGNORECASE)
 _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
+_DISPLAY = re.compile(r"(?:\\\[|\$\$)(.+?)(?:\\\]|\$\$)", re.DOTALL)
 _SENTENCE = re.compile(r"\.(?=\s|$)|\n|\*\*")
 _NUMBER = re.compile(
     r"(?<![A-Za-z0-9_.,])(?:(?<![)\]}\-])[-\u2010-\u2013\u2212\ufe63\uff0d])?\$?"
+    r"(?:[0-9]{1,9} (?=[0-9]{1,9} ?/ ?[0-9]))?"
     r"(?:[0-9]{1,3}(?:(?:,[0-9]{3})+|(?:[ \u00a0\u2009\u202f][0-9]{3})+)(?![0-9])|[0-9]+|(?=\.[0-9]))(?:\.[0-9]+)?"
-    r"(?:[eE][-+]?[0-9]+)?(?:/[0-9]+)?(?:\\?%)?(?![0-9])(?:\s(?:hundred|thousand|million|billion|trillion)\b)?"
+    r"(?:[eE][-+]?[0-9]+)?(?: ?/ ?[0-9]+)?(?:\\?%)?(?![0-9])(?:\s(?:hundred|thousand|million|billion|trillion)\b)?"
 )
 _DENIED = re.compile(
     r"(?:(?:\b(?:not|cannot|never|neither)|n['’]t)(?:\s+\w+){0,2}|\b(?:either|minus|negative)|[0-9]\S{0,9}\s+or)"
@@ -111,8 +113,8 @@ def final_answer(text: str, *, sources: Sequence[Source] = SOURCES) -> str | Non
             found = [_phrase(text[match.end() :]) for match in list(_PHRASE.finditer(text))[-1:]]
         else:
             found = [_denied(text, match) or _in_formula(text, match) for match in list(_NUMBER.finditer(text))[-1:]]
-        if found and found[0].strip():
-            return found[0].strip()
+        if found and (stated := found[0].strip().strip("*`").strip()):
+            return stated
     return None
 
 
@@ -127,7 +129,11 @@ def _unboxed(text: str) -> str:
 
 def _phrase(rest: str) -> str:
     """The sentence's rest if it can be read as a whole, else mathematics between dollars or the first number in it."""
-    sentence = _SENTENCE.split(rest[:1000], maxsplit=1)[0].strip()
+    display = _DISPLAY.match(rest[:1000])
+    if display and not _ELSE.match(rest[:1000], display.end()):
+        sentence = display[1].strip()
+    else:
+        sentence = _SENTENCE.split(rest[:1000], maxsplit=1)[0].strip()
     if read(sentence).values:
         return sentence
     found = re.search(r"\$([^$]+)\$|\\\((.+?)\\\)", sentence) or _NUMBER.search(sentence)
@@ -144,10 +150,11 @@ def _denied(text: str, match: re.Match[str]) -> str | None:
 
 
 def _in_formula(text: str, match: re.Match[str]) -> str:
-    """A number; all that is written without space where it is a part of a formula (\\frac{1}{2}, 2^10; also 12,5)."""
+    """A number; all that is written without space where it is a part of a formula (\\frac{1}{2}, 2^10, 3½, 12,5)."""
     start, end = match.span()
-    inside = text[start - 1 : start] in ("^", "_", "{", "}", "\\")
-    if not inside and not re.match(r"[\^_}]|,[0-9]", text[end : end + 2]):
+    before, after = text[start - 1 : start], text[end : end + 2]
+    inside = before in ("^", "_", "{", "}", "\\", "√", "∛", "⁄") or before.isdigit() or after[:1].isdigit()
+    if not inside and not re.match(r"[\^_}π⁄‰½⅓⅔¼¾⅕⅛]|,[0-9]", after):
         return match[0]
     head, tail = (
         re.search(r"\S{0,200}$", text[max(start - 200, 0) : start]),

@@ -216,7 +216,8 @@ def test_hostile_text_is_wrong_quickly(text):
 
 def test_long_hostile_texts_are_read_in_linear_time():
     start = time.perf_counter()
-    for piece in ("\\boxed{", "answer: ", "answer is ", "$1,", "#", "- ", "answer \n", "(A", "1/", "{", "}", "1,111"):
+    pieces = ("\\boxed{", "answer: ", "answer is ", "$1,", "#", "- ", "answer \n", "(A", "1/", "{", "}", "1,111")
+    for piece in (*pieces, "1 ", "1 / ", "n't ", "1 or ", "1²"):
         text = piece * (10**6 // len(piece))
         final_answer(text)
         MultipleChoice().choice(text)
@@ -487,6 +488,17 @@ def test_long_answers_differ_wherever_they_differ():
         ("It is 1\u202f000\u202f000.", "1\u202f000\u202f000"),
         ("It is $\\frac{1}{2}$.", "\\frac{1}{2}"),
         ("So it is 2^10.", "2^10"),
+        ("It is 2 1/2 cups", "2 1/2"),
+        ("It is 1 / 3 of it", "1 / 3"),
+        ("It is 3½ cups", "3½"),
+        ("It is √3.", "√3"),
+        ("It is 3²!", "3²"),
+        ("It is 1\u20442", "1\u20442"),
+        ("It is 3\uff10", "3\uff10"),
+        ("#### **6**", "6"),
+        ("The answer is:\n\n\\[\n20\n\\]\nGood.", "20"),
+        ("The answer is: $$\n20 + 1\n$$", "20 + 1"),
+        ("The answer is: $$5$$ or $$6$$", "$$5$$ or $$6$$"),
         ("12,5 litres", "12,5"),
         ("It is 5 million", "5 million"),
         ("The answer is that the least common multiple of them is 12", "12"),
@@ -504,6 +516,9 @@ def test_guesses_and_hedges_are_no_answers_and_formulas_stay_whole(text, answer)
         ("0", "1 000 000"),
         ("2", "$\\frac{1}{2}$"),
         ("10", "2^10"),
+        ("1/2", "It is 2 1/2"),
+        ("3", "It is 1 / 3"),
+        ("3", "It is 3½"),
         ("12", "12,5"),
         ("5", "5 million"),
     ],
