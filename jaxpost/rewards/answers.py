@@ -19,6 +19,7 @@ MAX_NESTED = 3
 """Boxes in boxes that are opened."""
 
 _PHRASE = re.compile(r"\banswer(?:\s+is|\s*[:：=])[:：\s*]*", re.IGNORECASE)
+_CHOSEN = re.compile(_PHRASE.pattern.replace("answer", r"(?:answer|(?:correct|best|right)\s+(?:option|choice))"), re.I)
 _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _DISPLAY = re.compile(r"(?:\\\[|\$\$)(.+?)(?:\\\]|\$\$)", re.DOTALL)
 _SENTENCE = re.compile(r"\.(?=\s|$)|\n|\*\*")
@@ -198,10 +199,10 @@ def reference_of(gold: Any) -> str:
 class MultipleChoice(RowReward):
     """1 if the chosen letter is the reference, else 0.
 
-    example[key] is a letter, or an index from 0. The choice is read from the last box, "answer is (B)" or "answer: B",
-    a text that is a letter alone, the last letter in parentheses, or a letter that begins the only line of the kind
-    "B) ...", in this order; within the last <answer> </answer> where there is one. A small letter that begins more
-    words ("answer is a bird") is none, and neither are two letters side by side ("A or B").
+    example[key] is a letter, or an index from 0. The choice is read from the last box, "answer is (B)", "answer: B" or
+    "correct option is B", a text that is a letter alone, the last letter in parentheses, or a letter that begins the
+    only line of the kind "B) ...", in this order; within the last <answer> </answer> where there is one. A small letter
+    that begins more words ("answer is a bird") is none, and neither are two letters side by side ("A or B").
     """
 
     key: str = "answer"
@@ -223,13 +224,16 @@ class MultipleChoice(RowReward):
         text = (_TAG.findall(text) or [text])[-1]
         one = rf"\(?([{re.escape(self.letters)}])(?:\)|(?![\w'’]))"
         if found := boxes(text):
-            text = re.sub(r"\\text\w*|\\mathrm|[{}$\s]", "", found[-1])
-            match = re.match(one, text, re.IGNORECASE)
-        elif phrases := list(_PHRASE.finditer(text)):
-            match = re.compile(rf"\s*(?:option|choice)?\s*[$*]*{one}", re.IGNORECASE).match(text, phrases[-1].end())
+            text = re.sub(r"\\(?:[,;:! \\]|q?quad|lor|land|vee|wedge)", ",", found[-1])
+            text = re.sub(r"\\text\w*|\\math(?:rm|bf)|[{}$\s]", "", text)
+            match = re.match(rf",*(?:option|choice)?{one}", text, re.IGNORECASE)
+        elif phrases := list(_CHOSEN.finditer(text)):
+            match = re.compile(rf"\s*(?:option|choice)?\s*[$*\[\"`]*{one}", re.IGNORECASE).match(
+                text, phrases[-1].end()
+            )
             if match and match[1].islower() and match[0][-1] != ")" and re.match(r"[ \t]+\w", text[match.end() :]):
                 return None
-        elif (match := re.fullmatch(rf"[\s*]*{one}[.:]?[\s*]*", text, re.IGNORECASE)) is None:
+        elif (match := re.fullmatch(rf"[\s*]*(?:(?:option|choice)\s)?{one}[.:]?[\s*]*", text, re.IGNORECASE)) is None:
             return self._marked(text)
         if match is None or self._joined(match[1], text[match.end() :]):
             return None
@@ -247,6 +251,6 @@ class MultipleChoice(RowReward):
     def _joined(self, letter: str, rest: str) -> bool:
         """Whether another letter stands beside it, as in "A or B": who names several has chosen none."""
         letters = re.escape(self.letters)
-        joint = r"[ \t,;/|&+*$)]{0,8}(?:and/or|and|or)?[ \t,;/*$]{0,8}"
+        joint = r"[ \t,;/|&+*$)]{0,8}(?:and/or|and|or|to|through|maybe|as\swell\sas)?[ \t,;/*$]{0,8}"
         other = re.match(rf"{joint}(?:\(([{letters}])\)|([{letters}])(?![\w'’]))", rest)
         return other is not None and (other[1] or other[2]).upper() != letter.upper()

@@ -351,6 +351,12 @@ def test_references_of_all_kinds():
         ("Answer: D) 15 apples", "D"),
         ("answer is option A", "A"),
         ("\\boxed{\\text{(E)}}", "E"),
+        ("\\boxed{\\mathbf{B}}", "B"),
+        ("\\boxed{\\text{Option B}}", "B"),
+        ("\\boxed{B \\quad 12}", "B"),
+        ("<answer>Option B</answer>", "B"),
+        ("So the correct option is B.", "B"),
+        ("Answer: [B]", "B"),
         ("not (A), so (B)", "B"),
         ("The answer is Blue", None),
         ("the answer is a bird", None),
@@ -537,6 +543,7 @@ def test_a_choice_is_not_read_from_the_thinking():
     [
         "The answer is (A) or (B)", "The answer is A or B.", "The answer is A, B or C", "The answer is A/B",
         "The answer is (A)(B)(C)", "answer: A B C D", "\\boxed{A,B}", "\\boxed{A/B}", "\\boxed{A) and B)}",
+        "\\boxed{A\\,B\\,C}", "\\boxed{A \\quad B}", "\\boxed{A\\lor B}", "answer: A through D", "\\boxed{A\\ B}",
         "(A) (B) (C) (D)", "I choose (A) or (B)", "**Answer: A** / **B**",
     ],
 )  # fmt: skip
