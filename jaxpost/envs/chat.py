@@ -54,7 +54,7 @@ class ToolEnv:
         self.codec, self.tools, self.reward = codec, {tool.name: tool for tool in tools}, reward
         self.max_calls, self.max_result, self.prompt_key, self.role = max_calls, max_result, prompt_key, role
         self.system = describe(tools) if system is None else system
-        self._call = re.compile(rf"<({'|'.join(map(re.escape, names)) or '(?!)'})>(.*?)</\1>", re.DOTALL)
+        self._opening = re.compile(rf"<({'|'.join(map(re.escape, names)) or '(?!)'})>")
         self.example: Mapping[str, Any] = {}
         self.calls = self.errors = 0
         self.cut = False
@@ -78,20 +78,30 @@ class ToolEnv:
 
     def step(self, tokens: Sequence[int]) -> Step:
         text = self.codec.decode(tokens)
-        call = self._call.search(text)
+        call = self._first_call(text)
         if call is None or self.calls >= self.max_calls:
             self.cut = call is not None
             return Step((), 0.0 if self.reward is None else float(self.reward(self.example, text)), True)
         self.calls += 1
-        result = self.tools[call[1]](call[2])
+        result = self.tools[call[0]](call[1])
         self.errors += failed(result)
         return Step(self._reply(result, tokens), 0.0, False)
+
+    def _first_call(self, text: str) -> tuple[str, str] | None:
+        """The name and input of the first complete call; in linear time, however many calls are begun."""
+        unclosed: set[str] = set()
+        for opening in self._opening.finditer(text):
+            if (name := opening[1]) not in unclosed:
+                if (end := text.find(f"</{name}>", opening.end())) >= 0:
+                    return name, text[opening.end() : end]
+                unclosed.add(name)
+        return None
 
     def _reply(self, result: str, tokens: Sequence[int]) -> tuple[int, ...]:
         """The tokens between the policy's turn and its next one."""
         if len(result) > self.max_result:
             half = self.max_result // 2
-            result = f"{result[:half]} ... {result[-half:]}"
+            result = f"{result[:half]} ... {result[len(result) - half :]}"
         if self.codec.holds_special(result):
             result = "error: the result holds special tokens and cannot be shown"
         # How a template goes on after an assistant's turn does not depend on what that turn said.

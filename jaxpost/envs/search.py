@@ -58,9 +58,9 @@ class Bm25:
     def search(self, query: str, count: int) -> list[tuple[int, float]]:
         """The best passages that hold a word of the query: (number, score), the first of equals first."""
         scores = np.zeros(self.size)
-        for word in words(query):
+        for word, times in Counter(words(query)).items():
             if word in self._postings:
                 where, weights = self._postings[word]
-                scores[where] += weights
+                scores[where] += times * weights
         best = np.argsort(-scores, kind="stable")[:count]
         return [(int(at), float(scores[at])) for at in best if scores[at] > 0]

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from functools import partial
 from typing import NamedTuple
 
@@ -175,6 +176,9 @@ def test_what_a_tool_says_cannot_begin_a_turn(codec):
     long = codec.decode(env.step(codec.encode(f"<echo>{'a' * 999}b</echo>")).tokens)
     assert len(long) < 200
     assert "ab\n</result>" in long
+    env = ToolEnv(codec, [Echo()], max_result=1)
+    env.reset({"prompt": "x"})
+    assert "aaa" not in codec.decode(env.step(codec.encode("<echo>aaa</echo>")).tokens)
 
 
 def test_calls_are_counted(codec):
@@ -185,6 +189,17 @@ def test_calls_are_counted(codec):
     assert env.step(call) == Step((), 0.25, True)
     env.reset({"prompt": "y"})
     assert not env.step(call).done
+
+
+def test_calls_that_never_end_and_words_without_end_take_linear_time(codec):
+    env = ToolEnv(codec, [Calculator(), Calculator(name="sum")])
+    env.reset({"prompt": "x"})
+    tokens = codec.encode("<calculator>" * 20_000)
+    start = time.perf_counter()
+    assert env.step(tokens).done
+    assert not env.step([*tokens, *codec.encode("<sum>1</sum>2</sum>")]).done
+    assert Search(["the cat"] * 20_000)("the " * 50_000).startswith("[1] the cat")
+    assert time.perf_counter() - start < 4
 
 
 def test_settings_that_cannot_be(codec):
