@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,8 +136,7 @@ def _from_files(section: FilePrompts, tokenizer: Tokenizer, key: str, tools: str
     def at(index: int) -> Problem:
         epoch, place = divmod(index, len(problems))
         order = np.random.default_rng((section.seed, epoch)).permutation(len(problems))
-        row = problems[int(order[place])]
-        return Problem(index, row.tokens, row.text, row.example)
+        return replace(problems[int(order[place])], number=index)
 
     digest = _digest([[reader.digest() for reader in readers], section.seed, section.template, section.system_prompt,
                       section.chat, section.max_tokens, tokenizer.fingerprint, *filter(None, [tools])])  # fmt: skip

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from jaxpost import assemble
+from jaxpost.assemble.prompts import make_problems
 from jaxpost.assemble.rl import make_job
 from jaxpost.config import MeshSection, ModelSection, RunSection, SourceSection
 from jaxpost.config_rewards import (
@@ -25,6 +26,7 @@ from jaxpost.config_rl import (
     RLConfig,
     RolloutSection,
 )
+from jaxpost.text.tokenizer import load_tokenizer
 
 ROWS = [{"prompt": f"What is {i} + {i}?", "answer": 2 * i, "note": "x" * 300} for i in range(5)]
 
@@ -183,3 +185,14 @@ def test_a_prompt_that_is_cut_within_a_letter_is_told_by_file_and_line(make, tmp
     prompts = FilePrompts(sources=(SourceSection(path=str(tmp_path / "cut.jsonl")),))
     with pytest.raises(ValueError, match=r"cut.jsonl:2: a text holds half of a character"):
         assemble.inspect(make(prompts))
+
+
+def test_problems_of_files_tell_the_thought_that_their_prompt_begins(tiny_model, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    codec = load_tokenizer(tiny_model)
+    for template, opened in (("{prompt}\n<think>\n", "<think>"), ("{prompt}", "")):
+        section = FilePrompts(sources=(SourceSection(path=str(data)),), chat=False, template=template)
+        asked = [make_problems(section, codec).at(i) for i in range(len(ROWS) + 1)]
+        assert [problem.opened for problem in asked] == [opened] * len(asked)
+        assert [problem.number for problem in asked] == list(range(len(asked)))
