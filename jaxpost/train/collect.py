@@ -78,16 +78,17 @@ def draw_round(job: OnlineJob, params: Params, problems: Sequence[Problem], step
 
 
 def _column(columns: Mapping[str, np.ndarray], name: str, key: str) -> np.ndarray:
-    """A column of rewards by name, NaN throughout where nothing was scored: a reward that failed names no columns.
+    """A column of rewards by name, NaN throughout where no sample is scored: a part that failed names no columns.
 
     Raises:
       ValueError: there is none of this name.
     """
     if name in columns:
         return columns[name]
-    if any(np.isfinite(column).any() for column in columns.values()):
+    score = next(iter(columns.values()))
+    if np.isfinite(score).any():
         raise ValueError(f"{key} {name!r} is none of the reward's columns: {', '.join(columns)}")
-    return np.full_like(next(iter(columns.values())), np.nan)
+    return np.full_like(score, np.nan)
 
 
 def grouped(job: OnlineJob, round_: Round, scored: Scored) -> list[Group]:

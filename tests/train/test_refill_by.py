@@ -64,3 +64,15 @@ def test_a_round_that_no_reward_could_score_has_nothing_to_compare():
                        lambda number: None).groups  # fmt: skip
     assert np.isnan(group.compared).all()
     assert not group.informative
+
+
+def test_a_round_in_which_one_part_failed_everywhere_goes_on():
+    """Its own columns go by the names that a function gives them, which nobody knows of one that raises."""
+    failed, fine = np.full(2, np.nan), np.array([1.0, 0.0])
+    scored = Scored({"reward": failed, "math": fine, "brief": failed}, ())
+    round_, _ = round_of(0, [[0, 0]], [[0, 0]])
+    further = round_of(2, [[1, 0], [0, 1]], [[0, 0], [0, 0]])
+    step = collect(job(max_refills=1, refill_by="overlong"), round_, scored, lambda number: further)
+    assert len(step.seen) == 3
+    (group,) = collect(job(compared=("math", "shorter")), round_, scored, lambda number: None).groups
+    assert not group.informative
