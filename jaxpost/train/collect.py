@@ -92,7 +92,8 @@ def _column(columns: Mapping[str, np.ndarray], name: str, key: str) -> np.ndarra
 
 
 def grouped(job: OnlineJob, round_: Round, scored: Scored) -> list[Group]:
-    """A round's samples by problem; truncated ones lose their reward where the loss says so."""
+    """A round's samples by problem. Truncated ones lose their reward where the loss says so, and so do those that lack
+    one of the rewards that are compared one by one."""
     problems, episodes = round_
     columns = scored.rewards
     reward = next(iter(columns.values())).copy()
@@ -101,10 +102,11 @@ def grouped(job: OnlineJob, round_: Round, scored: Scored) -> list[Group]:
             reward[i] = episode.reward
         if job.unscore_truncated and episode.truncated:
             reward[i] = np.nan
+    compared = [_column(columns, name, "advantage.columns") for name in job.compared]
+    for column in compared:
+        reward[np.isnan(column)] = np.nan
+    compared = [np.where(np.isnan(reward), np.nan, column) for column in compared]
     groups = []
-    compared = [
-        np.where(np.isnan(reward), np.nan, _column(columns, name, "advantage.columns")) for name in job.compared
-    ]
     for number, problem in enumerate(problems):
         at = [i for i, e in enumerate(episodes) if e.problem == number and e.sample != GREEDY]
         greedy = [reward[i] for i, e in enumerate(episodes) if e.problem == number and e.sample == GREEDY]

@@ -66,6 +66,15 @@ def test_a_round_that_no_reward_could_score_has_nothing_to_compare():
     assert not group.informative
 
 
+def test_a_sample_that_lacks_one_of_the_compared_rewards_is_unscored():
+    round_, scored = round_of(0, [[1, 0]], [[0, 0]])
+    scored.rewards["style"] = np.array([np.nan, 0.5])  # of a table's further column, which the reward does not read
+    (group,) = collect(job(compared=("math", "style")), round_, scored, lambda number: None).groups
+    np.testing.assert_array_equal(group.reward, [np.nan, 0])
+    np.testing.assert_array_equal(group.compared, [[np.nan, 0], [np.nan, 0.5]])
+    assert not group.informative, "one scored sample has none to be compared with"
+
+
 def test_a_round_in_which_one_part_failed_everywhere_goes_on():
     """Its own columns go by the names that a function gives them, which nobody knows of one that raises."""
     failed, fine = np.full(2, np.nan), np.array([1.0, 0.0])
