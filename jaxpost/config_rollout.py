@@ -65,7 +65,8 @@ class RolloutSection:
     """Reward column whose spread decides whether dynamic sampling keeps a group (DAPO: accuracy); None: the reward."""
     uninformative: Literal["drop", "count"] = "drop"
     """Groups whose rewards are all equal, in methods that compare within groups: out of the loss's mean, as DAPO has
-    it, or part of it with an advantage of 0, as GRPO's formula has it (KL and entropy terms then act on them too)."""
+    it, or part of it with an advantage of 0, as GRPO's formula has it (KL and entropy terms then act on them too). With
+    `kl.where: sample` they differ by their KL, and none is left out."""
     overlap: Literal[0, 1] = 0
     """1: the next step's samples are drawn before this step's update, while its rewards are computed (one step off)."""
     opponent: OpponentSection | None = None

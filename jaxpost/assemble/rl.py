@@ -155,6 +155,7 @@ def _of_method(config: RLConfig, pretrained: Pretrained, training: Training, jud
         "keeps_old": keeps_old,
         "compared": config.advantage.columns if isinstance(config.advantage, GDPOAdvantage) else (),
         "group_relative": isinstance(config.advantage, GROUP_RELATIVE),
+        "kl_compared": config.kl.coef > 0 and config.kl.where == "sample",
         "greedy": isinstance(config.advantage, ReMaxAdvantage),
         "always_trained": bool(config.kl.coef or config.loss.entropy_coef),
         "running_baseline": _running_baseline(config),

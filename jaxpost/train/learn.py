@@ -157,9 +157,10 @@ class Learner:
 
     def _teaches(self, group: Group) -> bool:
         job = self.job
-        if np.all(np.isnan(group.reward)):
+        scored = np.sum(~np.isnan(group.reward))
+        if not scored:
             return False
-        if not job.group_relative or group.informative:
+        if not job.group_relative or group.informative or (job.kl_compared and scored > 1):
             return True
         return job.rollout.uninformative == "count" and job.always_trained
 

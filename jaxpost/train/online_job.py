@@ -129,6 +129,8 @@ class OnlineJob(Job):
     """As `generate`, by the opponent of `rollout.opponent`."""
     group_relative: bool = True
     """Groups with equal rewards have no advantage, so they can be left out or sampled anew."""
+    kl_compared: bool = False
+    """What samples are compared by has their KL in it, so groups of equal rewards teach too."""
     compared: tuple[str, ...] = ()
     """Columns of the reward that are compared one by one; (): the reward itself."""
     greedy: bool = False

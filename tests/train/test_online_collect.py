@@ -12,8 +12,8 @@ import optax
 import pytest
 from toy_online import VOCAB, first_table, log_policy, scored_by, toy_config, toy_job
 
-from jaxpost.config_policy_losses import PPOLoss
-from jaxpost.config_rl import GRPOAdvantage, RolloutSection
+from jaxpost.config_policy_losses import PPOLoss, ReinforceLoss
+from jaxpost.config_rl import GRPOAdvantage, KLSection, RLOOAdvantage, RolloutSection
 from jaxpost.rewards.runner import Problem as Fault
 from jaxpost.rewards.runner import Scored
 from jaxpost.rl.episodes import Episode, Problem
@@ -234,3 +234,24 @@ def job_config(job: OnlineJob) -> Any:
     from jaxpost import config_io
 
     return config_io.loads(job.config_text, source="toy")
+
+
+def test_answers_of_equal_rewards_are_compared_by_their_kl(tmp_path: Path) -> None:
+    moved = first_table() + np.random.default_rng(1).normal(0, 0.5, first_table().shape).astype(np.float32)
+    groups = [WON, EVEN, [NAN, 1.0, NAN, NAN], ODD]
+    for coef, updated in ((0.1, True), (0.0, False)):
+        for rewards in (groups[:3], groups):
+            job = job_of(
+                tmp_path / f"{coef} {len(rewards)}",
+                advantage=RLOOAdvantage(),
+                loss=ReinforceLoss(),
+                kl=KLSection(coef=coef, where="sample"),
+            )
+            state = job.init_state()
+            start = jax.device_put({"policy": {"table": {"kernel": moved}}})
+            found = collect(job, *a_round(rewards), lambda number: pytest.fail("no refill"))
+            outcome = Learner(job, CompiledStep(job)).learn(
+                state._replace(params=start), found, Numbers.of({}, job), 0, False
+            )
+            assert bool(outcome.updates) == (updated or ODD in rewards)
+            assert outcome.credit is None or outcome.credit.advantages[: 2 * G].any() == updated
