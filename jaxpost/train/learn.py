@@ -141,13 +141,13 @@ class Learner:
         halt = False
         start = time.perf_counter()
         for epoch in range(job.learner.epochs):
-            for part in self._minibatches(len(found.groups), step, epoch):
+            for planned, part in enumerate(self._minibatches(len(found.groups), step, epoch), job.planned(step, epoch)):
                 batch = self._batch(found, [g for g in part if g in live], part, samples, said, credit)
                 if batch is None:
                     continue
                 if not self.step.compiled:
                     self.step.compile(state, batch)
-                state, metrics = self.step(state, batch, numbers.updates, wish, hyper)
+                state, metrics = self.step(_numbered(state, planned), batch, numbers.updates, wish, hyper)
                 host = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 halt |= host.pop("halt") > 0
                 numbers = replace(numbers, updates=numbers.updates + 1)
@@ -260,3 +260,9 @@ class Learner:
         }
         spread: dict[str, Any] = {name: packed.spread(x[rows]) for name, x in fields.items() if x is not None}
         return packed.batch._replace(**spread)
+
+
+def _numbered(state: TrainState, planned: int) -> TrainState:
+    """The state before the run's update of this number: learning-rate schedules count those too that were not made."""
+    number = np.asarray(planned, np.int32)
+    return state._replace(step=jax.make_array_from_callback((), state.step.sharding, lambda _: number))

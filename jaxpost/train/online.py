@@ -181,7 +181,7 @@ class _OnlineRun(Attempt[OnlineJob]):
         record: dict[str, Any] = {"step": position.step, "kind": "train", **means}
         record |= self.numbers.logged(job) | {"problems": self.cursor, "tokens_trained": position.tokens_trained}
         if job.lr_at is not None:
-            record["lr"] = float(job.lr_at(max(self.numbers.updates - 1, 0)))
+            record["lr"] = float(job.lr_at(job.planned(position.step) - 1))
         record["time"] = {name: round(value, 4) for name, value in times.items()} | {
             "compile_seconds": round(self.step.compile_seconds, 3),
             "peak_memory_gib": round(peak_memory_gib(self.devices), 3),

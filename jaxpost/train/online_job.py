@@ -159,6 +159,10 @@ class OnlineJob(Job):
     close: Callable[[], None] = lambda: None
     """Ends the processes that score; a later call starts them anew."""
 
+    def planned(self, step: int, epoch: int = 0) -> int:
+        """Updates that are planned before this one of a step's passes; those without anything to learn are not made."""
+        return (step * self.learner.epochs + epoch) * self.learner.minibatches
+
     @property
     def saving(self) -> tuple[int, int]:
         return self.train.save_every, self.train.keep_checkpoints

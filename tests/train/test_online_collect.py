@@ -12,8 +12,9 @@ import optax
 import pytest
 from toy_online import VOCAB, first_table, log_policy, scored_by, toy_config, toy_job
 
+from jaxpost.config import AdamWSection, ScheduleSection
 from jaxpost.config_policy_losses import PPOLoss, ReinforceLoss
-from jaxpost.config_rl import GRPOAdvantage, KLSection, RLOOAdvantage, RolloutSection
+from jaxpost.config_rl import GRPOAdvantage, KLSection, LearnerSection, RLOOAdvantage, RolloutSection
 from jaxpost.rewards.runner import Problem as Fault
 from jaxpost.rewards.runner import Scored
 from jaxpost.rl.episodes import Episode, Problem
@@ -255,3 +256,19 @@ def test_answers_of_equal_rewards_are_compared_by_their_kl(tmp_path: Path) -> No
             )
             assert bool(outcome.updates) == (updated or ODD in rewards)
             assert outcome.credit is None or outcome.credit.advantages[: 2 * G].any() == updated
+
+
+def test_updates_that_are_not_made_do_not_delay_the_schedule(tmp_path: Path) -> None:
+    optim = AdamWSection(lr=0.1, weight_decay=0.0, schedule=ScheduleSection(kind="linear", warmup=0.0))
+    job = job_of(tmp_path, optim=optim, learner=LearnerSection(microbatch_rows=4, minibatches=2, epochs=2))
+    found = collect(job, *a_round([ODD, EVEN, EVEN, EVEN]), lambda number: pytest.fail("no refill"))
+    learner = Learner(job, CompiledStep(job))
+    rate = lambda update: 0.1 * (1 - update / 119)  # noqa: E731
+    for step in (0, job.num_steps - 1):
+        outcome = learner.learn(job.init_state(), found, Numbers.of({}, job), step, False)
+        assert len(outcome.updates) == 2, "one minibatch in two is silent"
+        # Adam's first two steps by one gradient are as long as the learning rate.
+        moved = np.abs(np.asarray(outcome.state.params["policy"]["table"]["kernel"]) - first_table()).max()
+        first = job.planned(step)
+        assert 0.9 * 2 * rate(first + 3) <= moved <= 1.1 * 2 * rate(first)
+    assert job.planned(job.num_steps) == 120
