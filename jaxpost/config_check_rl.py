@@ -269,6 +269,12 @@ def _kl(config: RLConfig) -> Iterator[str]:
             yield f"kl.gradient {config.kl.gradient} belongs to kl.where loss, not {config.kl.where}; leave it out"
     if config.kl.target is not None and not config.kl.coef:
         yield "kl.target adapts kl.coef, which is 0; start it above 0"
+    drawn = config.rollout.prompts * config.rollout.samples
+    if config.kl.target is not None and 0 < 5 * config.kl.horizon <= drawn:
+        yield (
+            f"kl.horizon {config.kl.horizon} is so far below a step's {drawn} samples that kl.coef, which moves by up "
+            f"to 0.2 x samples / horizon, would fall below 0; raise it above {drawn // 5}"
+        )
 
 
 def _correction(config: RLConfig) -> Iterator[str]:

@@ -113,6 +113,7 @@ WRONG = {
     "kl: {coef: 0.1, where: reward, estimator: k3}": "kl.estimator k3 has another gradient than the KL's",
     "kl: {coef: 0.1, where: sample, gradient: corrected}": "kl.gradient corrected belongs to kl.where loss",
     "kl: {target: 0.1}": "kl.target adapts kl.coef, which is 0",
+    "kl: {coef: 0.1, target: 0.1, horizon: 12}": "kl.horizon 12 is so far below a step's 64 samples",
     "correction: {kind: truncated, cap: 0.0}": "correction.cap",
     "correction: {kind: masked, low: 2.0, high: 1.0}": "give 0 <= low < high",
     "correction: {kind: masked}\nlearner: {old_logprobs: sampler}": "sampler they are the same",
