@@ -28,8 +28,10 @@ from jaxpost.config_rl import (
     GROUP_RELATIVE,
     EvalSection,
     GDPOAdvantage,
+    NashAdvantage,
     ProcessAdvantage,
     ReinforceAdvantage,
+    ReinforcePlusPlusAdvantage,
     ReMaxAdvantage,
     RLConfig,
 )
@@ -155,6 +157,7 @@ def _of_method(config: RLConfig, pretrained: Pretrained, training: Training, jud
         "keeps_old": keeps_old,
         "compared": config.advantage.columns if isinstance(config.advantage, GDPOAdvantage) else (),
         "group_relative": isinstance(config.advantage, GROUP_RELATIVE),
+        "equal_alarm": _compares_in_groups(config),
         "kl_compared": config.kl.coef > 0 and config.kl.where == "sample",
         "greedy": isinstance(config.advantage, ReMaxAdvantage),
         "always_trained": bool(config.kl.coef or config.loss.entropy_coef),
@@ -205,6 +208,12 @@ def _reference(config: RLConfig, pretrained: Pretrained) -> dict[str, Params]:
         return {}  # a new adapter starts at its base
     start, _ = peft.load(adapter.init_from, pretrained.config)
     return {"start": jax.device_put(start, sharding.replicated(pretrained.mesh))}
+
+
+def _compares_in_groups(config: RLConfig) -> bool:
+    section = config.advantage
+    centred = isinstance(section, ReinforcePlusPlusAdvantage) and section.group_baseline
+    return centred or isinstance(section, (*GROUP_RELATIVE, NashAdvantage))
 
 
 def _running_baseline(config: RLConfig) -> float | None:

@@ -195,6 +195,8 @@ class _OnlineRun(Attempt[OnlineJob]):
     def _warn(self, record: dict[str, Any]) -> None:
         """Raise the alarms that a record calls for."""
         gold = self.job.evals[0].section.name if self.job.evals else None
+        if not self.job.equal_alarm:
+            record = {name: value for name, value in record.items() if name != "zero_variance_groups"}
         self.watch, alarms = watch(self.watch, record, limits=self.job.train.watch, gold=gold)
         for alarm in alarms:
             self.progress.say(f"ALARM at step {alarm.step}, {alarm.alarm}: {alarm.message}")

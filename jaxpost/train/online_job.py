@@ -129,6 +129,8 @@ class OnlineJob(Job):
     """As `generate`, by the opponent of `rollout.opponent`."""
     group_relative: bool = True
     """Groups with equal rewards have no advantage, so they can be left out or sampled anew."""
+    equal_alarm: bool = True
+    """Many groups with equal rewards are worth an alarm: the advantage is of samples against others of their group."""
     kl_compared: bool = False
     """What samples are compared by has their KL in it, so groups of equal rewards teach too."""
     compared: tuple[str, ...] = ()

@@ -270,3 +270,16 @@ def test_one_device_and_eight_draw_and_learn_the_same(tmp_path: Path) -> None:
     for a, b in zip(one[1], eight[1], strict=True):
         assert a.pop("advantage") == pytest.approx(b.pop("advantage"), rel=1e-5)
         assert a == b
+
+
+@pytest.mark.parametrize(("advantage", "alarms"), [(GRPOAdvantage(), True), (ReinforceAdvantage(), False)])
+def test_equal_rewards_are_an_alarm_where_they_teach_nothing(advantage: Any, alarms: bool, tmp_path: Path) -> None:
+    """Without a comparison in the group, its one sample teaches all the same."""
+    config = toy_config(
+        tmp_path, advantage=advantage, rollout=replace(ROLLOUT, samples=2 if alarms else 1),
+        train=OnlineSection(steps=6, save_every=0),
+    )  # fmt: skip
+    score = scored_by((lambda example, completion: 1.0) if alarms else halves)
+    folder = run_online(toy_job(config, score)[0]).folder
+    assert [r["zero_variance_groups"] for r in records(folder)] == [4] * 6
+    assert ("zero_variance" in [alarm["alarm"] for alarm in records(folder, "alarms.jsonl")]) == alarms
