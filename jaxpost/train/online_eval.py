@@ -32,14 +32,17 @@ def evaluate(job: OnlineJob, evaluation: Evaluation, params: Params, version: in
     """Answers every problem and judges the answers; the same noise every time, so that changes are paired.
 
     Accuracy is the mean over problems of the share of right samples, its interval Wilson's for one sample a problem
-    and a bootstrap over problems for several; an unscored answer is not right. See `online_log` for file records.
+    and a bootstrap over problems for several; an unscored answer is not right, nor one whose environment failed. See
+    `online_log` for file records.
     """
     section, problems = evaluation.section, evaluation.problems
     draw = Draw(0, version, (job.run.seed + _SEED_OFFSET) % 2**32)
     episodes = job.generate(params, job.frozen, problems, evaluation.wish, draw)
     scored = evaluation.score([problems[e.problem].example for e in episodes], episodes)
     columns = scored.rewards
-    score = np.reshape(next(iter(columns.values())), (len(problems), section.samples))
+    judged = next(iter(columns.values()))
+    given = [one if e.reward is None else e.reward for e, one in zip(episodes, judged, strict=True)]
+    score = np.reshape(np.asarray(given, np.float64), (len(problems), section.samples))
     right = np.nan_to_num(score, nan=-math.inf) >= section.threshold
     name, counts = section.name, right.sum(axis=1)
     if section.samples == 1:

@@ -14,14 +14,15 @@ from toy_online import VOCAB, first_table, log_policy, scored_by, toy_config, to
 
 from jaxpost.config import AdamWSection, ScheduleSection
 from jaxpost.config_policy_losses import PPOLoss, ReinforceLoss
-from jaxpost.config_rl import GRPOAdvantage, KLSection, LearnerSection, RLOOAdvantage, RolloutSection
+from jaxpost.config_rl import EvalSection, GRPOAdvantage, KLSection, LearnerSection, RLOOAdvantage, RolloutSection
 from jaxpost.rewards.runner import Problem as Fault
 from jaxpost.rewards.runner import Scored
 from jaxpost.rl.episodes import Episode, Problem
 from jaxpost.train.collect import GREEDY, Step, collect, grouped
 from jaxpost.train.compiled import CompiledStep
 from jaxpost.train.learn import Learner, Numbers, Samples
-from jaxpost.train.online_job import OnlineJob
+from jaxpost.train.online_eval import evaluate
+from jaxpost.train.online_job import Evaluation, OnlineJob, Wish
 from jaxpost.train.online_log import sample_records, step_metrics
 from jaxpost.train.step import init_state, make_train_step
 
@@ -272,3 +273,15 @@ def test_updates_that_are_not_made_do_not_delay_the_schedule(tmp_path: Path) -> 
         first = job.planned(step)
         assert 0.9 * 2 * rate(first + 3) <= moved <= 1.1 * 2 * rate(first)
     assert job.planned(job.num_steps) == 120
+
+
+def test_an_answer_whose_environment_failed_is_not_right(tmp_path: Path) -> None:
+    (problems, episodes), scored = a_round([[1.0], [1.0]])
+    episodes[0] = episodes[0]._replace(reward=NAN)
+    job = replace(job_of(tmp_path), generate=lambda *args: episodes)
+    section = EvalSection(name="held_out", items=2)
+    asked = Evaluation(section, tuple(problems), lambda *args: scored, Wish(1, 0.0, 3))
+    result = evaluate(job, asked, None, 0)
+    assert result.metrics["held_out/accuracy"] == result.metrics["held_out/pass@1"] == 0.5
+    assert result.metrics["held_out/unscored"] == 1
+    assert [sample["score"] for sample in result.samples] == [0.0, 1.0]
