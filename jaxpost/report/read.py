@@ -44,7 +44,8 @@ class Sample:
 
     @property
     def truncated(self) -> bool:
-        return self.finish == "length"
+        """Cut off by the limit of tokens, or of turns."""
+        return self.finish in ("length", "turns")
 
 
 @dataclass(frozen=True)

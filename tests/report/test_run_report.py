@@ -378,3 +378,10 @@ def test_a_page_too_large_keeps_ends_and_says_so(folder):
     assert {("strict", 0), ("strict", 12), ("rollout", 1), ("rollout", 12)} <= steps
     tiny = Page(write_report(folder, "small.html", budget=2000))
     assert 0 < len(tiny.data["samples"]) < 20
+
+
+def test_an_answer_that_used_up_its_turns_was_cut_off(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    ends = ("stop", "length", "turns")
+    jsonl(tmp_path / "samples.jsonl", [{"step": 1, "kind": "rollout", "finish": end} for end in ends])
+    assert [sample.truncated for sample in read_run(tmp_path).samples] == [False, True, True]
