@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from jaxpost.generate.http_json import ServerError
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.samples import Completion
+from jaxpost.text.messages import DataError
 from jaxpost.text.tokenizer import Tokenizer
 
 
@@ -62,7 +63,10 @@ def read(
     ids, logprobs, best = _tokens(choice)
     reencoded = ids is None
     if ids is None:
-        ids, logprobs, best = tokenizer.encode(text), [], []
+        try:
+            ids, logprobs, best = tokenizer.encode(text), [], []
+        except DataError as error:
+            raise ServerError(f"{error}: {text[:200]!r}") from None
         ends = [stop] if isinstance(stop, int) else [] if wish.stop or wish.stop_token_ids else list(tokenizer.eos_ids)
         if reason == "stop" and len(ends) == 1:
             ids = [*ids, ends[0]]  # an end token is not part of the text
@@ -126,7 +130,8 @@ def _dicts(value: Any) -> list[Mapping[str, Any]]:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, not converted: JSON may hold whole numbers that no float can.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _named(name: Any) -> int | None:

@@ -131,6 +131,10 @@ def test_a_server_that_does_not_answer(fake, tokenizer):
     assert "cannot be reached" in gone.error
 
 
+HUGE = 10**400
+"""JSON, but more than a float holds."""
+
+
 @pytest.mark.parametrize(
     ("reply", "told"),
     [
@@ -159,6 +163,15 @@ def test_a_server_that_does_not_answer(fake, tokenizer):
             b'"logprobs": {"token_logprobs": [NaN]}}]}',
             "not all numbers",
         ),
+        (
+            {
+                "choices": [
+                    {"text": "", "finish_reason": "stop", "token_ids": [1], "logprobs": {"token_logprobs": [HUGE]}}
+                ]
+            },
+            "not all numbers",
+        ),
+        (b'{"choices": [{"text": "a\\ud83d", "finish_reason": "length"}]}', "half a surrogate pair"),
         ({"choices": [{"text": "__import__('os')", "finish_reason": "stop", "token_ids": [1]}]}, None),
     ],
 )
