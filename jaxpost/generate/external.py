@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import numpy as np
@@ -196,13 +199,7 @@ class ExternalSampler:
                 body = {k: v for k, v in {**request, **own, **self._extra}.items() if v is not None}
                 empty = Completion((), (), "error", example=ids[at], sample=sample, policy_version=policy_version)
                 jobs.append((f"prompt {ids[at]}, sample {sample}", wish, shape, body, empty))
-        pool = ThreadPoolExecutor(max(1, min(self._concurrency, len(jobs))), thread_name_prefix="external")
-        try:
-            asked = {pool.submit(self._sample, *job): number for number, job in enumerate(jobs)}
-            for done in as_completed(asked):
-                yield asked[done], done.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        yield from _together(self._sample, jobs, self._concurrency)
 
     def _request(self, prompt: Prompt, wish: SamplingParams, shape: Constraint | None) -> dict[str, Any]:
         """The body that all samples of a prompt share."""
@@ -234,6 +231,34 @@ class ExternalSampler:
             return answer
         except ServerError as error:
             return Answer(empty._replace(error=f"{name}: {error}"), prompt)
+
+
+def _together(work: Callable[..., Answer], jobs: Sequence[Any], count: int) -> Iterator[tuple[int, Answer]]:
+    """(number, work(*job)) as they end, `count` at once; left early, none begins any more."""
+    waiting, done = deque(enumerate(jobs)), SimpleQueue[tuple[int, Future[Answer]]]()
+
+    def run() -> None:
+        while True:
+            try:
+                number, job = waiting.popleft()
+            except IndexError:
+                return
+            answer = Future[Answer]()
+            try:
+                answer.set_result(work(*job))
+            except BaseException as error:
+                answer.set_exception(error)
+            done.put((number, answer))
+
+    try:
+        for _ in range(min(count, len(jobs))):
+            # A pool's threads would keep a process that is interrupted until the server has answered.
+            threading.Thread(target=run, name="external", daemon=True).start()
+        for _ in jobs:
+            number, answer = done.get()
+            yield number, answer.result()
+    finally:
+        waiting.clear()
 
 
 def connect(

@@ -2,7 +2,10 @@
 
 import io
 import json
+import signal
+import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -148,3 +151,26 @@ def test_the_command_asks_a_server(fake, tiny_model, capsys, monkeypatch):
     fake.answer = lambda body, tried: (400, {"error": "no"})
     assert cli.main(command) == 1
     assert "400: 'no'" in capsys.readouterr().out
+
+
+def test_an_interrupt_waits_for_no_server(fake):
+    asked, over = threading.Event(), threading.Event()
+
+    def hang(body, tried):
+        asked.set()
+        over.wait(60)
+        return 200, {"choices": []}
+
+    fake.answer = hang
+    fake.models = {"data": [{"id": "tiny"}]}
+    command = [sys.executable, "-m", "jaxpost.cli", "generate", "-", "Hi", "Ho", "--server", fake.url]
+    job = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        assert asked.wait(60)
+        job.send_signal(signal.SIGINT)
+        assert job.wait(15) == 130
+        assert b"interrupted" in job.stderr.read()
+    finally:
+        over.set()
+        job.kill()
+        job.stderr.close()
