@@ -70,7 +70,7 @@ class ThinkingBudget:
         """The matcher of a row.
 
         Args:
-          prompt: the row's prompt; it says whether thinking has begun.
+          prompt: the row's prompt; what stands after its last end token says whether thinking has begun.
           end_ids: tokens that end a row.
           then: what the rest must be once the thinking is over; without it, anything.
 
@@ -82,7 +82,10 @@ class ThinkingBudget:
                 raise ValueError(
                     f"token {wrong[0]} of {name} is outside the vocabulary of {vocab_size}, or ends the whole row"
                 )
-        opened = not self.begin or _find_last(prompt, self.begin) > _find_last(prompt, self.end)
+        # A marker in a turn that has ended, the user's or one cut short, begins nothing now.
+        last = max((at for at, token in enumerate(prompt) if token in end_ids), default=-1)
+        turn = prompt[last + 1 :]
+        opened = not self.begin or _find_last(turn, self.begin) > _find_last(turn, self.end)
         place = _think(self, _Place("thinking")) if opened else _Place("begin", forced=tuple(self.begin))
         return ThinkingMatcher(self, place, vocab_size, frozenset(end_ids), then)
 

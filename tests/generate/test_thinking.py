@@ -128,7 +128,7 @@ def test_an_early_end_becomes_wait(least, most, wait, waits):
 
 def test_the_begin_marker_is_written_unless_the_prompt_ends_within_thinking():
     budget = ThinkingBudget(begin=(B, W), end=(A,), max_tokens=1)
-    for prompt in ([X], [], [B, W, X, A], [W, B], [A]):
+    for prompt in ([X], [], [B, W, X, A], [W, B], [A], [X, B, W, EOS, X], [B, W, A, B, W, EOS]):
         matcher = begun(budget, prompt=prompt)
         assert matcher.forced() == [B, W]
         assert matcher.advance(B)
@@ -140,7 +140,7 @@ def test_the_begin_marker_is_written_unless_the_prompt_ends_within_thinking():
         assert not matcher.over
         assert matcher.advance(A)
         assert matcher.over
-    for prompt in ([B, W], [X, B, W, X], [B, W, A, B, W]):
+    for prompt in ([B, W], [X, B, W, X], [B, W, A, B, W], [X, B, W, A, EOS, X, B, W]):
         assert begun(budget, prompt=prompt).forced() == []
     none = ThinkingBudget(begin=(B,), end=(A,), max_tokens=0)
     assert begun(none).forced() == [B, A]
