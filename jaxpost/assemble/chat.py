@@ -23,7 +23,7 @@ from jaxpost.generate.engine import Engine
 from jaxpost.generate.layout import Text
 from jaxpost.generate.matcher import masks
 from jaxpost.generate.noise import row_keys
-from jaxpost.generate.params import SamplingParams, said
+from jaxpost.generate.params import SamplingParams, own_name, said
 from jaxpost.generate.rows import RowParams, pack
 from jaxpost.generate.samples import why_stuck
 from jaxpost.generate.thinking import ThinkingMatcher
@@ -42,6 +42,8 @@ HELP = """\
 
 _STEPS = 8
 """Tokens between two pieces of text."""
+_DEFAULTS = {"temperature": 0.7, "max_tokens": 512}
+"""Of a conversation, in the place of `SamplingParams`'."""
 
 
 class Conversation:
@@ -66,7 +68,7 @@ class Conversation:
         self.pretrained, params = load_bound(model)
         self.tokenizer = self.pretrained.tokenizer
         # Under one name each: what is said as max_new_tokens takes the place of max_tokens.
-        self.settings: dict[str, Any] = {"temperature": 0.7, "max_tokens": 512} | said(sampling or {})
+        self.settings: dict[str, Any] = _DEFAULTS | said(sampling or {})
         self.seed, self.system = seed, system
         self.wish = _wish(self.settings)
         self._rows(self.wish)
@@ -95,7 +97,8 @@ class Conversation:
         changed = said({name: new})
         settings = self.settings | changed | ({name: new} if name in changed else {})  # shown as it was written
         if new is None:
-            settings.pop(name, None)
+            settings.pop(own := own_name(name), None)
+            settings |= {own: _DEFAULTS[own]} if own in _DEFAULTS else {}
         elif not changed:  # as do_sample=true, which asks for a temperature
             self.wish.updated({name: new})
         wish = _wish(settings)

@@ -184,6 +184,16 @@ def said(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _checked(name, value) for name, value in _translate(given).items()}
 
 
+def own_name(name: str) -> str:
+    """The field of `SamplingParams` that a known name is said of; any other name as it is.
+
+    Example:
+      >>> own_name("max_new_tokens"), own_name("do_sample"), own_name("stop")
+      ('max_tokens', 'temperature', 'stop')
+    """
+    return {**_ALIASES, "do_sample": "temperature", "top_logprobs": "logprobs"}.get(name, name)
+
+
 def _translate(given: dict[str, Any]) -> dict[str, Any]:
     """Names that are not one of our fields under another name."""
     given = dict(given)

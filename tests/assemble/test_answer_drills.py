@@ -308,6 +308,12 @@ def test_what_a_conversation_refuses_leaves_it_as_it_was(tiny_model, tmp_path):
     assert (talk.wish, talk.settings) == before
     assert (talk.wish.max_tokens, talk.wish.stop) == (3, ("END",))
     assert command(talk, "/set\tstop=") == "temperature=0.0  max_tokens=3"
+    # Without a value each goes back to the conversation's default, under whichever name.
+    talk.set("stop_strings=END")
+    for name in ("stop_strings", "max_new_tokens", "do_sample", "top_p"):
+        talk.set(f"{name}=")
+    assert talk.settings == {"temperature": 0.7, "max_tokens": 512}
+    assert (talk.wish.max_tokens, talk.wish.stop, talk.wish.temperature) == (512, (), 0.7)
     path = tmp_path / "talk.json"
     talk.messages = [{"role": "user", "content": "Hi"}]
     for held in (
