@@ -185,10 +185,12 @@ def whole_lines(out: Path, begin: bytes, command: str) -> list[bytes]:
       command: what wrote the rows.
 
     Raises:
-      ValueError: an end that is no row's beginning.
+      ValueError: an end that is no row's beginning; what is no file, as /dev/null, for it would be replaced by one.
     """
     if not out.exists():
         return []
+    if not out.is_file():
+        raise ValueError(f"{out} is no regular file; rows are kept, and gone on with, in one: name a file")
     *lines, torn = out.read_bytes().split(b"\n")
     if torn[: len(begin)] != begin[: len(torn)]:
         told = f"{out}, line {len(lines) + 1}: not the beginning of a row of `{command}`"
@@ -197,7 +199,8 @@ def whole_lines(out: Path, begin: bytes, command: str) -> list[bytes]:
 
 
 def write_all(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Replaces the file at once, so that an interruption leaves the old one."""
+    """Replaces the file at once, so that an interruption leaves the old one; where it is a link, what that leads to."""
+    out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")
     part.write_text("".join(as_line(row) + "\n" for row in rows), encoding="utf-8")

@@ -104,6 +104,19 @@ def test_a_file_of_something_else_is_never_written_over(tmp_path, held, told):
     assert out.read_text() == held
 
 
+def test_a_link_stays_one_and_what_is_no_file_stays_as_it_is(tiny_model, tmp_path):
+    link, file, pipe = tmp_path / "link.jsonl", tmp_path / "o.jsonl", tmp_path / "pipe"
+    link.symlink_to(file)
+    rows = list(generate(str(tiny_model), ["Hi"], sampling=GREEDY, out=link))
+    assert link.is_symlink()
+    assert [json.loads(line)["text"] for line in file.read_text().splitlines()] == [row["text"] for row in rows]
+    os.mkfifo(pipe)
+    for out in (pipe, tmp_path):
+        with pytest.raises(ValueError, match=f"{out} is no regular file"):
+            list(generate(str(tiny_model), ["Hi"], sampling=GREEDY, out=out))
+    assert pipe.is_fifo()
+
+
 def test_what_cannot_be_drawn_is_left_out_for_json_has_no_word_for_its_probability(tiny_model):
     sampling = GREEDY | {"logprobs_mode": "processed", "temperature": 1.0, "top_k": 2, "logprobs": 4}
     [row] = generate(str(tiny_model), ["Hi"], sampling=sampling)
