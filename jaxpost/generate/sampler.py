@@ -226,8 +226,8 @@ class Sampler:
                 f"cache holds {room}{each}: raise cache_tokens or lower max_tokens"
             )
         size = self.model.config.vocab_size
-        if (worst := max(prompt)) >= size or min(prompt) < 0:
-            return f"prompt {number} holds the token id {worst}, outside the vocabulary of {size}"
+        if (wrong := next((token for token in prompt if not 0 <= token < size), None)) is not None:
+            return f"prompt {number} holds the token id {wrong}, outside the vocabulary of {size}"
         try:
             pack([wish], vocab_size=size, eos_ids=self.eos_ids, encode=self.encode)
         except ValueError as error:

@@ -184,7 +184,8 @@ def test_bad_rows_are_told_and_the_others_go_on(shared):
     assert [c.finish == "error" for c in found] == [False, True, True, True, True]
     assert [c.error and c.error[:8] for c in found] == [None, "prompt 1", "prompt 2", "prompt 3", "prompt 4"]
     assert "is empty" in found[1].error
-    assert "outside the vocabulary of 7" in found[2].error
+    assert "token id 9, outside the vocabulary of 7" in found[2].error
+    assert "token id -2, outside" in shared([[5, -2]], wishes[0], errors="return")[0].error
     assert "199 tokens; with max_tokens=4 it does not fit the model's context of 200" in found[3].error
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         shared(prompts, wishes)
