@@ -192,8 +192,9 @@ class Conversation:
                     self.engine.retract(text, 1)  # An early end: the next mask says what to write in its place.
                     continue
                 matcher = None if matcher.over else matcher
-            whole = self.tokenizer.decode(text.tokens[prompt_length:])
             over = not decoded.live[0]
+            cut = decoded.ended[0] and not self.wish.include_stop_str_in_output
+            whole = self.tokenizer.decode(text.tokens[prompt_length : len(text.tokens) - cut])
             # A character may still lack bytes.
             ready = len(whole) if over else len(whole.rstrip("\ufffd"))
             if ready > told:

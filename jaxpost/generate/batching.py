@@ -314,7 +314,8 @@ class Run:
         if sample.matcher is not None and sample.matcher.problem:
             return self._completion(sample, "error", error=sample.matcher.problem)
         if ended:
-            return self._completion(sample, "stop", stop=sample.tokens[-1])
+            told = sample.tokens if sample.params.include_stop_str_in_output else sample.tokens[:-1]
+            return self._completion(sample, "stop", stop=sample.tokens[-1], text=self.decode(told))
         if len(sample.tokens) >= sample.params.max_tokens:
             return self._completion(sample, "length")
         return None

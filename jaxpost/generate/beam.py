@@ -39,7 +39,7 @@ class Beam(NamedTuple):
     finish: Literal["stop", "length"]
     """Also "length" where every next token was banned."""
     text: str = ""
-    """Without special tokens; "" where the sampler has no `decode`."""
+    """As a completion's; "" where the sampler has no `decode`."""
 
 
 class Rules(NamedTuple):
@@ -191,7 +191,12 @@ def beam_search(
     for search in _run(engine, weights, queue, wishes, together=rows // beams, longest=longest):
         found[search.number] = search.best(sampling.n)
     decode = sampler.decode or (lambda ids: "")
-    return [[beam._replace(text=decode(beam.tokens)) for beam in found[i]] for i in range(len(prompts))]
+
+    def told(beam: Beam) -> Beam:
+        cut = beam.finish == "stop" and not sampling.include_stop_str_in_output
+        return beam._replace(text=decode(beam.tokens[: len(beam.tokens) - cut]))
+
+    return [[told(beam) for beam in found[i]] for i in range(len(prompts))]
 
 
 def _check(sampling: SamplingParams, rules: Rules) -> None:

@@ -65,7 +65,7 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     """Tokens that end the answer, beside the model's own end tokens."""
     include_stop_str_in_output: bool = False
-    """Keep the stop string at the end of the text."""
+    """Keep the stop string, or an end token that is no special token, at the end of the text."""
     ignore_eos: bool = False
     """The model's own end tokens do not end the answer."""
     seed: int | None = None

@@ -26,7 +26,8 @@ class Completion(NamedTuple):
     logprobs: tuple[float, ...]
     finish: Finish
     text: str = ""
-    """Without special tokens, and without the stop string unless it is to be kept; "" if no `decode` was given."""
+    """Without special tokens, and without the stop string or end token unless it is to be kept; "" if no `decode` was
+    given."""
     example: int = 0
     sample: int = 0
     stop: str | int | None = None

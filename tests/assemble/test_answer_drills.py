@@ -304,6 +304,17 @@ def test_a_conversation_survives_what_is_typed(tiny_model, tmp_path):
     assert "".join(talk.say("Hi")) == whole
 
 
+def test_a_conversation_cuts_the_text_of_an_end_token_off(tiny_model):
+    talk = Conversation(str(tiny_model), sampling={"max_tokens": 12, "temperature": 1.0, "ignore_eos": True}, seed=2)
+    whole = "".join(talk.say("Hi"))
+    end = next(letter for letter in whole[1:] if letter.isascii())
+    for keep in (False, True):
+        talk.undo()
+        talk.set(f"stop_token_ids={talk.tokenizer.encode(end)}")
+        talk.set(f"include_stop_str_in_output={keep}")
+        assert "".join(talk.say("Hi")) == whole[: whole.index(end) + keep]
+
+
 def test_what_a_conversation_refuses_leaves_it_as_it_was(tiny_model, tmp_path):
     talk = Conversation(str(tiny_model), sampling={"max_new_tokens": 5, "do_sample": False})
     assert (talk.wish.max_tokens, talk.wish.temperature) == (5, 0.0)

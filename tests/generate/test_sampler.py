@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxpost.generate.batching import Run
+from jaxpost.generate.beam import beam_search
 from jaxpost.generate.pages import OutOfPages
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.sampler import make_sampler
@@ -175,6 +176,27 @@ def test_end_tokens_can_be_ignored_and_added(shared):
     for c in shared(PROMPTS, SamplingParams(**wish, stop_token_ids=(3,), n=4), seed=2):
         assert not {3, EOS} & set(c.tokens[:-1])
         assert c.stop == (c.tokens[-1] if c.finish == "stop" else None)
+
+
+def test_the_text_of_an_end_token_is_cut_off_or_kept():
+    model, params = toy()
+    sample = make_sampler(
+        model, eos_ids=(), context=200, rows=4, page_size=PAGE, max_steps=8,
+        decode=lambda ids: "".join("abcdefg"[i] for i in ids),
+    )  # fmt: skip
+    wish = {"max_tokens": 30, "stop_token_ids": (3,)}
+    [free] = sample(params, [[1, 2]], SamplingParams(max_tokens=30), seed=1)
+    at = free.tokens.index(3)
+    for keep in (False, True):
+        [done] = sample(params, [[1, 2]], SamplingParams(**wish, include_stop_str_in_output=keep), seed=1)
+        assert (done.tokens, done.stop, done.text) == (free.tokens[: at + 1], 3, free.text[: at + keep])
+        for beams in beam_search(
+            sample, params, [[1, 2]], SamplingParams(**wish, n=3, include_stop_str_in_output=keep), beams=3
+        ):
+            for beam in beams:
+                told = beam.tokens[:-1] if beam.finish == "stop" and not keep else beam.tokens
+                assert beam.text == sample.decode(told)
+            assert {beam.finish for beam in beams} >= {"stop"}
 
 
 def test_bad_rows_are_told_and_the_others_go_on(shared):
