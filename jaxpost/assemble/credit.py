@@ -48,9 +48,6 @@ def make_credit(section: AdvantageSection, *, kl: KLSection, loss: PolicyLossSec
         rewards = known.rewards
         if isinstance(section, ReMaxAdvantage):
             rewards = rewards + 0 * known.greedy  # without its baseline a sample is unscored
-        if isinstance(section, GDPOAdvantage):  # and so it is without one of its columns
-            rewards = jnp.where(jnp.any(jnp.isnan(known.columns), axis=1), jnp.nan, rewards)
-            known = known._replace(rewards=rewards)
         weights = advantages.trained_tokens(known.mask, rewards, known.truncated if loss.truncated == "mask" else None)
         penalty = estimator(known.logprobs - known.reference) if in_reward or in_sample else None
         if in_sample and penalty is not None:

@@ -42,7 +42,8 @@ _OPEN = re.compile(
 )
 """The same, right before the first number of a sentence."""
 _ELSE = re.compile(
-    r"\s*(?:(?:[-+*/^×÷~]|\.\.|\+/-|to\s)\s*[0-9($\\]|and\s+an?\s+\w|(?:less|more|fewer)\s+than|(?:times|plus|minus|over|divided|squared|cubed|factorial)\b)"
+    r"\s*(?:(?:[-+*/^×÷~]|\.\.|\+/-|to\s)\s*[0-9($\\]|and\s+an?\s+\w|(?:less|more|fewer)\s+than"
+    r"|(?:times|plus|minus|over|divided|squared|cubed|factorial)\b)"
     r"|.*\b(?:or|wait|actually|correction)\b[^0-9]*[0-9]",
     re.IGNORECASE,
 )

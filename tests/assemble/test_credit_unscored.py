@@ -95,17 +95,6 @@ def test_the_credit_of_the_scored_is_as_if_they_were_alone(section: Any, where: 
     assert np.isfinite(np.concatenate([np.ravel(x) for x in whole])).all()
 
 
-def test_a_sample_that_lacks_one_of_several_rewards_is_not_trained() -> None:
-    found = known()
-    columns = found.columns.at[0, 1].set(NAN)
-    credit = make_credit(GDPOAdvantage(columns=("a", "b")), kl=KLSection(), loss=PPOLoss())
-    whole, part = (credit(found._replace(columns=c), {}) for c in (found.columns, columns))
-    assert whole.weights[0].any()
-    assert whole.advantages[0].any()
-    assert not part.weights[0].any()
-    np.testing.assert_array_equal(part.weights[1:], whole.weights[1:])
-
-
 def test_tokens_of_low_entropy_keep_their_weight_and_lose_their_advantage() -> None:
     found = known()
     make = lambda share: make_credit(GRPOAdvantage(), kl=KLSection(), loss=PPOLoss(top_entropy=share))  # noqa: E731
