@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 import time
@@ -10,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxpost.rewards.answers import after_thinking
-from jaxpost.rewards.asserts import Test, parse, parse_function
+from jaxpost.rewards.asserts import Test, Unsupported, parse, parse_function
 from jaxpost.rewards.contract import Completion, Example, RowReward, field
+from jaxpost.rewards.tainted import vouched
 from jaxpost.sandbox.limits import Isolation, Limits
 from jaxpost.sandbox.run import START_SECONDS, run_python
 from jaxpost.sandbox.values import LEAST_SECONDS, Failure, evaluate
@@ -63,7 +65,8 @@ class CodeTests(RowReward):
 
     example["setup"], if there, is a module's text that the program and its tests can use. What a test expects is never
     in the sandbox: values come out as plain data and are compared here, so leaving early, exit codes, patched asserts
-    or overwritten operators pass no test. An answer without a program scores 0.
+    or overwritten operators pass no test. An answer without a program scores 0. A function of the setup cannot judge:
+    `assert is_sorted(f(2))` is refused, for the program could replace it.
 
     Raises (a row, when it is scored):
       ValueError: tests that are missing, empty or of another form.
@@ -123,6 +126,12 @@ class CodeTests(RowReward):
     def _asserts(self, example: Example, tests: Sequence[Test], code: str | None) -> list[bool]:
         if not tests:
             raise ValueError(f"reward {self.name!r}: example[{self.key!r}] holds no test")
+        for test in tests:
+            if told := vouched(test.text, str(example.get("setup") or "")):
+                raise Unsupported(
+                    f"the test {test.text[:200]!r} cannot be judged outside of the sandbox because a function of the "
+                    f"setup tells {ast.unparse(told)[:80]!r}; write it as assert f(arguments) == literal"
+                )
         found = self._evaluate(example, [test.statements for test in tests], code)
         return [shown is not None and test.holds(shown) for test, shown in zip(tests, found, strict=True)]
 

@@ -10,6 +10,7 @@ import ast
 import builtins
 import sys
 from collections.abc import Iterable
+from functools import lru_cache
 
 _BUILTINS = frozenset(dir(builtins))
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -124,6 +125,36 @@ class Tainted:
             if isinstance(call, ast.Call) and self.holds(call.func):
                 for name in (n for a in _arguments(call) for n in ast.walk(a) if isinstance(n, ast.Name)):
                     self.plain.discard(name.id)
+
+
+def vouched(text: str, setup: str) -> ast.AST | None:
+    """The first truth of a test that a function of its setup alone tells of what the program gives.
+
+    The program could put a function of its own in that one's place, which says yes to all.
+    """
+    helpers, tainted = _defined(setup), Tainted()
+    for statement in ast.parse(text).body if helpers else []:
+        if not isinstance(statement, ast.Assert):
+            tainted.statement(statement)
+            continue
+        for truth in truths(statement.test):
+            if not isinstance(truth, ast.Call) or root(truth.func) not in helpers:
+                continue
+            given = [n for argument in _arguments(truth) for n in ast.walk(argument)]
+            called = {root(n.func) for n in given if isinstance(n, ast.Call) and tainted.holds(n.func)}
+            if called - helpers or any(isinstance(n, ast.Name) and n.id in tainted.made for n in given):
+                return truth
+    return None
+
+
+@lru_cache(maxsize=512)
+def _defined(setup: str) -> frozenset[str]:
+    """The functions that a module's text defines."""
+    try:
+        body = ast.parse(setup).body
+    except (SyntaxError, ValueError, RecursionError):
+        return frozenset()  # the program cannot be loaded either
+    return frozenset(node.name for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def _arguments(call: ast.Call) -> list[ast.expr]:

@@ -376,6 +376,24 @@ def test_overwritten_operators_pass_no_test_that_compares_before_its_assert():
         CodeTests()([{"tests": ["ok = f(2) == 4\nassert ok"]}], [answer])
 
 
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert is_sorted(f([2, 1]))",
+        "r = f([2, 1])\nassert not is_sorted(r) == False",
+        "assert is_sorted(S().f([2, 1]))",
+    ],
+)
+def test_a_helper_of_the_setup_cannot_vouch_for_the_program(test):
+    """The program may define another helper of that name, or patch it: its yes is its own word."""
+    setup = "def is_sorted(x): return all(a <= b for a, b in zip(x, x[1:]))\ndef items(*x): return list(x)"
+    liar = fenced("def f(x): return x\nclass S:\n    f = staticmethod(f)\ndef is_sorted(x): return True")
+    with pytest.raises(Unsupported, match="because a function of the setup tells"):
+        CodeTests(limits=QUICK).row({"tests": [test], "setup": setup}, liar)
+    told = {"tests": ["assert f(items(2, 1)) == [1, 2]", "assert items(f([1])) == [[1]]"], "setup": setup}
+    assert CodeTests(limits=QUICK).row(told, liar) == 0.5
+
+
 def test_a_program_in_the_thoughts_is_no_answer():
     program = "```python\ndef f(x): return 2 * x\n```"
     texts = [f"<think>{program}</think> I do not know.", f"<think>{program}", f"<think>Well.</think>\n{program}"]
