@@ -13,6 +13,7 @@ import resource
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -86,11 +87,12 @@ def run(job: Job, control: socket.socket) -> dict[str, Any]:
         if place.drop:
             os.chown(path, place.user, place.group)
     pid = _start(job, limits, place)
+    given = os.fstat(job.descriptors[0])
     for descriptor in job.descriptors:
         os.close(descriptor)
     started = time.monotonic()
     watched = None if job.isolation == "namespaces" else place.folder
-    reason = _watch(pid, control, started + limits.seconds, watched, limits.file_mb << 20)
+    reason = _watch(pid, control, started + limits.seconds, watched, limits.file_mb << 20, given)
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL) if job.isolation != "namespaces" else os.kill(pid, signal.SIGKILL)
     _, status, usage = os.wait4(pid, 0)
@@ -295,7 +297,9 @@ def _limit(limits: Limits, place: Place) -> None:
             resource.setrlimit(kind, (value, value))
 
 
-def _watch(pid: int, control: socket.socket, deadline: float, folder: str | None, size: int) -> str:
+def _watch(
+    pid: int, control: socket.socket, deadline: float, folder: str | None, size: int, given: os.stat_result
+) -> str:
     """Waits for the program's end, its deadline, the other side's end, or too many files."""
     poller = select.poll()
     poller.register(control, select.POLLIN | select.POLLHUP)
@@ -310,14 +314,14 @@ def _watch(pid: int, control: socket.socket, deadline: float, folder: str | None
             return "stopped"
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             return "ended"
-        if folder is not None and _full(folder, size):
+        if folder is not None and _full(folder, size, _nameless(pid, given)):
             return "files"
     return "timeout"
 
 
-def _full(folder: str, size: int) -> bool:
-    """Whether a folder holds more than that, too many files, or folders that are too deep or closed to be counted."""
-    waiting, count, total = [(folder, 0)], 0, 0
+def _full(folder: str, size: int, held: int) -> bool:
+    """Whether a folder and what is held beside it are more, or too many files, or too deep or closed to be counted."""
+    waiting, count, total = [(folder, 0)], 0, held
     while waiting:
         path, depth = waiting.pop()
         if depth > MAX_DEPTH:
@@ -337,7 +341,19 @@ def _full(folder: str, size: int) -> bool:
                     return True
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append((entry.path, depth + 1))
-    return False
+    return total > size
+
+
+def _nameless(pid: int, given: os.stat_result) -> int:
+    """Bytes of the files that a process has removed and holds open; the one of its input is not its own."""
+    held: dict[tuple[int, int], int] = {}
+    with suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                one = os.stat(f"/proc/{pid}/fd/{name}")
+                if stat.S_ISREG(one.st_mode) and not one.st_nlink and not os.path.samestat(one, given):
+                    held[one.st_dev, one.st_ino] = one.st_blocks * 512
+    return sum(held.values())
 
 
 def _sweep(place: Place) -> None:

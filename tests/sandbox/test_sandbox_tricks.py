@@ -72,6 +72,26 @@ time.sleep(9)
     assert not [name for name in os.listdir(run.tempfile.gettempdir()) if f"jaxpost-sandbox-{os.getpid()}-" in name]
 
 
+def test_files_that_were_removed_and_are_held_open_count_too(closed):
+    code = """
+import sys, time, tempfile
+read = len(sys.stdin.read())
+held = []
+for _ in range(10):
+    held.append(tempfile.TemporaryFile())
+    held[-1].write(b"x" * 4_000_000)
+    held[-1].flush()
+    time.sleep(0.1)
+print(read)
+time.sleep(9)
+"""
+    ran = run_python(code, isolation=closed, limits=Limits(seconds=5.0, file_mb=8))
+    assert ran.reason == "files" or "No space left" in ran.stderr, ran
+    short = code.replace("range(10)", "range(1)").replace("sleep(9)", "sleep(0.3)")
+    ran = run_python(short, stdin="x" * 20_000_000, isolation=closed, limits=Limits(seconds=20.0, file_mb=8))
+    assert (ran.stdout, ran.reason) == ("20000000\n", "ok"), ran
+
+
 @pytest.mark.parametrize(
     "code",
     [
