@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -24,6 +25,7 @@ from jaxpost.assemble.prompts import Problems, make_problems
 from jaxpost.assemble.supervised import exporter, model_identity
 from jaxpost.assemble.training import Training, make_training
 from jaxpost.config import LoRASection
+from jaxpost.config_rewards import FunctionSection
 from jaxpost.config_rl import (
     GROUP_RELATIVE,
     EvalSection,
@@ -85,7 +87,7 @@ def make_job(config: RLConfig, *, command: Sequence[str] = tuple(sys.argv)) -> O
             "problems": problems.fingerprint,
             **{f"eval {name}": found.fingerprint for name, found in evals.items()},
             **(environments.identity if environments is not None else {}),
-            **judges[0].identity,
+            **_judged_by(config, judges),
         },
         command=tuple(command),
         problem=problems.at,
@@ -268,6 +270,20 @@ def _judges(config: RLConfig, mesh: Any) -> list[Judge]:
     """The run's reward, and each evaluation's; a reward model is loaded once."""
     make = partial(make_judge, mesh=mesh, loaded={})
     return [make(config.reward), *(make(s.reward or config.reward, key=f"evals {s.name} reward") for s in config.evals)]
+
+
+def _judged_by(config: RLConfig, judges: list[Judge]) -> dict[str, str]:
+    """Fingerprints of the reward models and of the files with reward functions, the run's and the evaluations'."""
+    found = dict(judges[0].identity)
+    for section, judge in zip(config.evals, judges[1:], strict=True):
+        if section.reward is not None:
+            found |= {f"eval {section.name}, {name}": digest for name, digest in judge.identity.items()}
+    for reward in (config.reward, *(section.reward for section in config.evals if section.reward is not None)):
+        for part in (*reward.parts, *reward.gates):
+            if isinstance(part, FunctionSection):
+                file = Path(part.path.rpartition(":")[0]).expanduser()
+                found[f"reward function {part.path}"] = hashlib.sha256(file.read_bytes()).hexdigest()[:32]
+    return found
 
 
 def _close(judges: list[Judge]) -> None:

@@ -31,6 +31,7 @@ from toy_online import (
 
 from jaxpost.assemble import rl
 from jaxpost.assemble.rewards import make_pool
+from jaxpost.checkpoint import CheckpointMismatch
 from jaxpost.config import MeshSection
 from jaxpost.config_policy_losses import ReinforceLoss
 from jaxpost.config_rewards import FunctionSection, RewardSection
@@ -283,3 +284,17 @@ def test_equal_rewards_are_an_alarm_where_they_teach_nothing(advantage: Any, ala
     folder = run_online(toy_job(config, score)[0]).folder
     assert [r["zero_variance_groups"] for r in records(folder)] == [4] * 6
     assert ("zero_variance" in [alarm["alarm"] for alarm in records(folder, "alarms.jsonl")]) == alarms
+
+
+@pytest.mark.parametrize("of", ["the run", "an evaluation"])
+def test_a_run_does_not_go_on_with_another_reward_function(of: str, tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(REWARD)
+    section = RewardSection(parts=(FunctionSection(path=f"{tmp_path}/rewards.py:reward"),))
+    mine = {"reward": section} if of == "the run" else {"evals": (replace(EVAL, reward=section),)}
+    config = toy_config(tmp_path, train=OnlineSection(steps=2, save_every=0), **mine)
+    constant = scored_by(lambda example, completion: 1.0)
+    run_online(toy_job(config, constant)[0])
+    run_online(toy_job(config, constant)[0])
+    (tmp_path / "rewards.py").write_text(REWARD + "# another day\n")
+    with pytest.raises(CheckpointMismatch, match=r"reward function .*rewards.py:reward: fingerprint"):
+        run_online(toy_job(config, constant)[0])
