@@ -126,10 +126,11 @@ def _rollout(config: RLConfig) -> Iterator[str]:
         yield "rollout.max_refills replaces uninformative groups, so rollout.uninformative must be drop"
     if rollout.refill_by is not None and not rollout.max_refills:
         yield "rollout.refill_by belongs to dynamic sampling; set rollout.max_refills above 0, or leave it out"
-    if rollout.overlap and config.correction is None and config.learner.old_logprobs == "learner":
+    by_ratio = config.loss.kind != "reinforce"
+    if rollout.overlap and config.correction is None and not (by_ratio and config.learner.old_logprobs == "sampler"):
         yield (
-            "rollout.overlap draws samples one step early: give a correction "
-            "(--correction '{kind: truncated}'), or start ratios from the sampler (--learner.old_logprobs sampler)"
+            "rollout.overlap draws samples one step early: give a correction (--correction '{kind: truncated}')"
+            + (", or start ratios from the sampler (--learner.old_logprobs sampler)" if by_ratio else "")
         )
 
 

@@ -96,6 +96,7 @@ WRONG = {
     "rollout: {max_refills: 1}\nadvantage: {kind: remax}": "rollout.max_refills asks for informative groups",
     "rollout: {max_refills: 1, uninformative: count}": "rollout.uninformative must be drop",
     "rollout: {overlap: 1}": "rollout.overlap draws samples one step early: give a correction",
+    "rollout: {overlap: 1}\nloss: {kind: reinforce}\nlearner: {old_logprobs: sampler}": "give a correction",
     "advantage: {eps: -1.0}": "advantage.eps",
     'advantage: {kind: grpo_process, separator: ""}': "advantage.separator is empty",
     "advantage: {kind: reinforce, decay: 1.5}": "advantage.decay is 1.5; it must be from 0 to 1",
