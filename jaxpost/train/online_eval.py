@@ -88,7 +88,7 @@ def _voted(episodes: list[Episode], right: np.ndarray) -> float:
     """The share of problems whose most frequent final answer is right; the first one of those that are as frequent."""
     won = []
     for problem in range(right.shape[0]):
-        answers = {e.sample: math_answer(e.text) for e in episodes if e.problem == problem}
+        answers = {e.sample: math_answer(e.opened + e.text) for e in episodes if e.problem == problem}
         votes = Counter(answer for answer in answers.values() if answer is not None)
         best = votes.most_common(1)[0][0] if votes else None
         won.append(best is not None and any(right[problem, s] for s, answer in answers.items() if answer == best))

@@ -285,3 +285,13 @@ def test_an_answer_whose_environment_failed_is_not_right(tmp_path: Path) -> None
     assert result.metrics["held_out/accuracy"] == result.metrics["held_out/pass@1"] == 0.5
     assert result.metrics["held_out/unscored"] == 1
     assert [sample["score"] for sample in result.samples] == [0.0, 1.0]
+
+
+def test_an_unfinished_thought_has_no_vote(tmp_path: Path) -> None:
+    (problems, episodes), scored = a_round([[0.0, 0.0, 1.0]])
+    texts = ("2 and 3 are 5", "or 5", "2 + 2 = 4</think> It is 4.")
+    said = [e._replace(text=text, opened="<think>") for e, text in zip(episodes, texts, strict=True)]
+    job = replace(job_of(tmp_path), generate=lambda *args: said)
+    section = EvalSection(name="held_out", items=1, samples=3, temperature=1.0, vote=True)
+    asked = Evaluation(section, tuple(problems), lambda *args: scored, Wish(3, 1.0, 3))
+    assert evaluate(job, asked, None, 0).metrics["held_out/vote@3"] == 1.0
