@@ -97,8 +97,8 @@ RULES: dict[str, Rule] = {
         "unscored",
         lambda limits, first: limits.unscored,
         True,
-        "{value:.0%} of the samples have no reward, above {limit:.0%}: a reward function fails or takes too long. The "
-        "log names it.",
+        "{value:.0%} of the samples have no reward, above {limit:.0%}: a reward function fails or takes too long, "
+        "which the log names, or answers are cut off and loss.truncated is unscore.",
     ),
     "sampler_mismatch": Rule(
         "sampler_gap",

@@ -143,3 +143,9 @@ def test_what_a_run_does_not_measure_is_not_watched():
     assert run([{"step": 1, "kind": "note"}, {"step": 1, "kind": "eval", "loss": 2.0}]) == []
     quiet = Limits(kl=math.inf, entropy=0.0)
     assert run([*train(1, 20), *train(21, 50, kl=9.0, entropy=0.001)], limits=quiet) == []
+
+
+def test_samples_without_a_reward_may_have_been_cut_off():
+    (alarm,) = run(train(1, 20) + train(21, 60, **SICK["unscored"]))
+    assert "the log names" in alarm.message
+    assert "loss.truncated is unscore" in alarm.message
