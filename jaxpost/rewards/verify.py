@@ -129,7 +129,9 @@ _processes: dict[int, _Process] = {}
 
 
 def _process(memory_mb: int) -> _Process:
-    """The process with this limit, which stays for later answers."""
+    """The process with this limit, which stays for later answers; a new one where something has ended it meanwhile."""
+    if memory_mb in _processes and _processes[memory_mb].process.poll() is not None:
+        _forget(memory_mb)
     if memory_mb not in _processes:
         _processes[memory_mb] = _Process(memory_mb)
     return _processes[memory_mb]

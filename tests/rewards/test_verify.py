@@ -59,6 +59,14 @@ def test_endless_answers_are_told_and_the_next_one_is_scored():
     assert score("10", "10", seconds=60.0) == 1
 
 
+def test_a_process_that_was_killed_between_answers_is_no_fault_of_the_next():
+    assert score("10", "10", seconds=60.0) == 1
+    for process in verify._processes.values():
+        process.process.kill()
+        process.process.wait()
+    assert score("10", "10", seconds=60.0) == 1
+
+
 def test_from_any_thread_and_in_workers():
     found = []
     threads = [threading.Thread(target=lambda i=i: found.append((i, score("4", str(i))))) for i in range(6)]
