@@ -133,9 +133,8 @@ def _phrase(rest: str) -> str:
     """The sentence's rest if it can be read as a whole, else mathematics between dollars or the first number in it."""
     display = _DISPLAY.match(rest[:1000])
     if display and not _ELSE.match(rest[:1000], display.end()):
-        sentence = display[1].strip()
-    else:
-        sentence = _SENTENCE.split(rest[:1000], maxsplit=1)[0].strip()
+        return display[1].strip()
+    sentence = _SENTENCE.split(rest[:1000], maxsplit=1)[0].strip()
     if read(sentence).values:
         return sentence
     found = re.search(r"\$([^$]+)\$|\\\((.+?)\\\)", sentence) or _NUMBER.search(sentence)

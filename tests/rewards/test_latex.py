@@ -504,6 +504,7 @@ def test_long_answers_differ_wherever_they_differ():
         ("#### **6**", "6"),
         ("The answer is:\n\n\\[\n20\n\\]\nGood.", "20"),
         ("The answer is: $$\n20 + 1\n$$", "20 + 1"),
+        ("The answer is: $$12^{1/7}$$", "12^{1/7}"),
         ("The answer is: $$5$$ or $$6$$", "$$5$$ or $$6$$"),
         ("12,5 litres", "12,5"),
         ("It is 5 million", "5 million"),
