@@ -30,7 +30,8 @@ _NUMBER = re.compile(
     r"(?:[eE][-+]?[0-9]+)?(?: ?/ ?[0-9]+)?(?:\\?%)?(?![0-9])(?:\s(?:hundred|thousand|million|billion|trillion)\b)?"
 )
 _DENIED = re.compile(
-    r"(?:(?:\b(?:not|cannot|never|neither)|n['’]t)(?:\s+\w+){0,2}|\b(?:either|minus|negative)|[0-9]\S{0,9}\s+or)"
+    r"(?:(?:\b(?:not|cannot|never|neither)|n['’]t)(?:\s+\w+){0,2}|\b(?:either|minus|negative)"
+    r"|(?:^\s*|[A-Za-z,:]\s+)[$(\\]{0,3}[0-9]+\s+or)"
     r"\s*[$(\\]{0,3}\s*$",
     re.IGNORECASE,
 )
