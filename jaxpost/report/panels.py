@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxpost.metrics.charts import Chart, Points, Series, thin
 from jaxpost.report.read import Run
-from jaxpost.report.text import clean, number
+from jaxpost.report.text import clean, number, of_reward
 
 Record = Mapping[str, Any]
 
@@ -116,7 +116,7 @@ def evaluation_names(evals: Sequence[Record]) -> list[str]:
     """What evaluations are called: all before the last slash of their keys; "" of a single one."""
     keys = dict.fromkeys(k for r in evals for k in r if not k.startswith("best/"))
     marks = ("accuracy", "loss", "items")
-    found = dict.fromkeys(k.rpartition("/")[0] for k in keys if k.rpartition("/")[2] in marks)
+    found = dict.fromkeys(k.rpartition("/")[0] for k in keys if k.rpartition("/")[2] in marks and not of_reward(k))
     return [name for name in found if name.rpartition("/")[2] != "rewards"]  # of pairs, not of items
 
 

@@ -21,7 +21,7 @@ from jaxpost.eval.statistics import (
     wilson,
 )
 from jaxpost.report.read import NAME, Run, Sample
-from jaxpost.report.text import clean, number
+from jaxpost.report.text import clean, number, of_reward
 
 Items = Mapping[str, Sequence[Sample]]
 """Samples by item. Evaluations number their own items, so an item is its number and its prompt (`item_of`)."""
@@ -115,7 +115,8 @@ def item_of(sample: Sample) -> str:
 
 def evaluations(run: Run) -> list[Evaluation]:
     """Every evaluation by items of a run, in the order in which metrics.jsonl has them."""
-    keys = dict.fromkeys(k.removesuffix("/accuracy") for r in run.evals for k in r if k.endswith("/accuracy"))
+    told = dict.fromkeys(k for r in run.evals for k in r if k.endswith("/accuracy") and not of_reward(k))
+    keys = [k.removesuffix("/accuracy") for k in told]
     sources = {s.source for s in run.samples}
     names = {clean(k, NAME): k for k in keys if clean(k, NAME) in sources or any(f"{k}/items" in r for r in run.evals)}
     answers: dict[str, dict[int, dict[str, list[Sample]]]] = {}
@@ -132,7 +133,9 @@ def means(run: Run, found: Sequence[Evaluation]) -> list[tuple[str, float, float
     others = [
         k
         for k in keys
-        if not k.startswith("best/") and clean(k.rpartition("/")[0], NAME) not in {e.name for e in found}
+        if not k.startswith("best/")
+        and not of_reward(k)
+        and clean(k.rpartition("/")[0], NAME) not in {e.name for e in found}
     ]
     values = {k: [v for r in run.evals if (v := number(r.get(k))) is not None] for k in others}
     return [(k, found[0], found[-1]) for k, found in values.items() if found]

@@ -62,6 +62,15 @@ def number(value: Any) -> float | None:
     return None if math.isnan(found) else found
 
 
+def of_reward(key: str) -> bool:
+    """Whether an evaluation's key is of a column of its reward, whose name may be any: accuracy, loss, items.
+
+    >>> of_reward("held_out/reward/accuracy"), of_reward("reward/accuracy")
+    (True, False)
+    """
+    return "/reward/" in key
+
+
 def percent(value: float | int, digits: int = 1) -> str:
     """A share.
 

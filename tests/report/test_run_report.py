@@ -17,8 +17,9 @@ from synthetic_run import jsonl, write_run
 from jaxpost import cli
 from jaxpost.eval.statistics import wilson
 from jaxpost.report import write_comparison, write_report
+from jaxpost.report.panels import evaluation_names
 from jaxpost.report.read import read_run
-from jaxpost.report.results import evaluations, gain
+from jaxpost.report.results import evaluations, gain, means
 
 
 class Page(HTMLParser):
@@ -385,3 +386,13 @@ def test_an_answer_that_used_up_its_turns_was_cut_off(tmp_path):
     ends = ("stop", "length", "turns")
     jsonl(tmp_path / "samples.jsonl", [{"step": 1, "kind": "rollout", "finish": end} for end in ends])
     assert [sample.truncated for sample in read_run(tmp_path).samples] == [False, True, True]
+
+
+def test_columns_of_a_reward_are_no_evaluations(tmp_path):
+    """Whatever they are called."""
+    columns = {f"held_out/reward/{name}": 0.3 for name in ("accuracy", "loss", "items", "brief/accuracy")}
+    found = {"held_out/accuracy": 0.5, "held_out/low": 0.4, "held_out/high": 0.6, "held_out/items": 9.0, **columns}
+    jsonl(tmp_path / "metrics.jsonl", [{"step": step, "kind": "eval", **found} for step in (0, 5)])
+    run = read_run(tmp_path)
+    assert [one.name for one in evaluations(run)] == evaluation_names(run.evals) == ["held_out"]
+    assert means(run, evaluations(run)) == []
