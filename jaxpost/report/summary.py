@@ -69,9 +69,16 @@ def status(run: Run) -> str:
     """How far it came."""
     done, total = last_step(run), number(run.setting("train.steps"))
     of = f" of {int(total)}" if total is not None else ""
-    going_on = " (in progress, or stopped)" if total is not None and done < total else ""
+    going_on = " (in progress, or stopped)" if total is not None and done < total and not _all_drawn(run) else ""
     starts = f", in {len(run.starts)} attempts" if len(run.starts) > 1 else ""
     return f"{done}{of} steps{going_on}{starts}"
+
+
+def _all_drawn(run: Run) -> bool:
+    """Whether an online run ended before its last step because all of `train.samples` were drawn."""
+    most, each = number(run.setting("train.samples")), number(run.setting("rollout.samples"))
+    drawn = number(run.train[-1].get("problems")) if run.train else None
+    return most is not None and each is not None and drawn is not None and drawn * each >= most
 
 
 def headline(run: Run) -> tuple[str, str]:
