@@ -35,22 +35,14 @@ STOPS = tuple(chr(c) for c in range(33, 127))
 """A random model of bytes ends a turn within a few tokens."""
 
 
-class _Often:
-    """What stands for the pattern of a call: every turn but those of a length that 3 divides."""
-
-    def search(self, text):
-        return {1: "calculator", 2: "1/0" if len(text) % 2 else "20+3"} if len(text) % 3 else None
+def _often(self, text):
+    """What stands for the search for a call: one in every turn but those of a length that 3 divides."""
+    return ("calculator", "1/0" if len(text) % 2 else "20+3") if len(text) % 3 else None
 
 
 @pytest.fixture
 def make(tiny_model, tmp_path, monkeypatch):
-    began = envs._Conversation.__init__
-
-    def begin(self, *args, **kwargs):
-        began(self, *args, **kwargs)
-        self._call = _Often()
-
-    monkeypatch.setattr(envs._Conversation, "__init__", begin)
+    monkeypatch.setattr(envs._Conversation, "_first_call", _often)
     monkeypatch.setattr(rl, "make_judge", lambda *a, **k: InProcess(scored_by(lambda example, c: float(len(c.tokens)))))
 
     def job(name="run", **train):

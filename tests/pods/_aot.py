@@ -285,10 +285,11 @@ def lower_rescore(mesh_sizes: dict[str, int]):
     policy, reference = (abstract_params(model.table, dtype) for dtype in (jnp.float32, jnp.bfloat16))
     axes = axes_tree(model.table)
     policy, reference = (_placed(x, sharding.param_shardings(axes, mesh, x)) for x in (policy, reference))
-    functions = {
-        "logprobs": lambda params, frozen, batch, hyper: logprobs(model, params, batch, hyper, chunk_tokens=CHUNK),
-        "reference": lambda params, frozen, batch, hyper: logprobs(model, frozen, batch, hyper, chunk_tokens=CHUNK),
-    }
+    said = partial(logprobs, model, chunk_tokens=CHUNK)
+    functions = (
+        lambda params, frozen, batch, hyper: {"logprobs": said(params, batch, hyper)},
+        lambda params, frozen, batch, hyper: {"reference": said(frozen, batch, hyper)},
+    )
     run = lambda params, frozen, batch: rescore(functions, params, frozen, batch, {}, pieces=1)  # noqa: E731
     jitted = jax.jit(run, out_shardings=sharding.replicated(mesh))
     return jitted.lower(policy, reference, rows_of_samples(mesh))
