@@ -72,7 +72,7 @@ def generate(
     chat: bool = True,
     rows: int = 32,
     shape: Mapping[str, Any] | None = None,
-    own: Sequence[Mapping[str, Any]] | None = None,
+    own: Sequence[Any] | None = None,
     thinking: Mapping[str, int] | None = None,
     speculate: int = 0,
     out: Path | None = None,
@@ -87,7 +87,8 @@ def generate(
       chat: each prompt is a user turn in the model's chat format; otherwise its text is continued.
       rows: most answers that are written together.
       shape: what every answer must match: `grammar.Constraint`'s regex, choice or json.
-      own: sampling parameters of each prompt, which go before `sampling`'s.
+      own: sampling parameters of each prompt by name, which go before `sampling`'s; those that cannot be met, or are no
+        mapping, fail their prompt alone.
       thinking: "min" and "max" tokens between <think> and </think>; "waits": how many early ends "Wait" replaces.
       speculate: tokens that each answer guesses from its own text and verifies in one pass.
       out: a JSONL file; answers that it holds already are kept and not made again.
@@ -95,18 +96,19 @@ def generate(
 
     Raises:
       ValueError: unknown or contradictory sampling parameters, a system turn without chat format, an `out` file with
-        answers to other prompts or by other settings. A prompt that cannot be answered gets a row with "error".
+        answers to other prompts or by other settings. A prompt that cannot be answered, or whose own parameters cannot
+        be met, gets a row with "error".
     """
     check_turns(system, chat=chat)
     rules, asked = _search_rules(sampling or {})
-    wishes = read_wishes(asked, own, len(prompts))
+    wishes, faults = read_wishes(asked, own, len(prompts))
     _refuse_for_beams(rules, shape=shape, thinking=thinking, speculate=speculate, own=any(own or ()))
 
     def make(todo: list[int], done: Done) -> tuple[int, Iterable[tuple[Completion, Mapping[str, Any]]]]:
         keep_programs()
         pretrained, params = load_bound(model)
         encode = partial(encode_prompt, pretrained.tokenizer, system=system, chat=chat)
-        todo, encoded, failed = readable(prompts, wishes, todo, encode)
+        todo, encoded, failed = readable(prompts, wishes, todo, encode, faults)
         wanted = [wishes[i] for i in todo]
         total = sum(wish.n for wish in wanted)
         if not todo:
@@ -125,13 +127,23 @@ def generate(
 
 
 def readable(
-    prompts: Sequence[Prompt], wishes: Sequence[SamplingParams], numbers: Sequence[int], encode: Callable[[Prompt], Any]
+    prompts: Sequence[Prompt],
+    wishes: Sequence[SamplingParams],
+    numbers: Sequence[int],
+    encode: Callable[[Prompt], Any],
+    faults: Mapping[int, str],
 ) -> tuple[list[int], list[Any], list[tuple[Completion, dict[str, Any]]]]:
-    """Numbers of the prompts that can be read, what `encode` makes of them, and the others' failed answers."""
+    """Numbers of the prompts that can be read, what `encode` makes of them, and the others' failed answers.
+
+    Args:
+      faults: why prompts cannot be asked, by number, as `read_wishes` tells it.
+    """
     good, encoded, failed = [], [], []
     for number in numbers:
         bare, _ = parts(prompts[number])
         try:
+            if number in faults:
+                raise DataError(faults[number])
             if not (bare.strip() if isinstance(bare, str) else bare):
                 raise DataError("it is empty")
             encoded.append(encode(prompts[number]))
@@ -175,25 +187,30 @@ def answered(
 
 
 def read_wishes(
-    command: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None, prompts: int
-) -> list[SamplingParams]:
+    command: Mapping[str, Any], own: Sequence[Any] | None, prompts: int
+) -> tuple[list[SamplingParams], dict[int, str]]:
     """Each prompt's sampling parameters: its own in the place of the command's; greedy if nothing is said.
 
+    Returns: the parameters, and by prompt why its own cannot be met; there the command's stand.
+
     Raises:
-      ValueError: unknown or contradictory ones.
+      ValueError: unknown or contradictory ones of the command.
     """
     wish = SamplingParams.from_mapping({"temperature": 0.0} | dict(command))
     if own is None:
-        return [wish] * prompts
+        return [wish] * prompts, {}
     if len(own) != prompts:
         raise ValueError(f"{prompts} prompts with {len(own)} sets of parameters of their own: give one a prompt")
-    found = []
+    found, faults = [], {}
     for number, mapping in enumerate(own):
+        found.append(wish)
         try:
-            found.append(wish.updated(mapping))
+            if not isinstance(mapping, Mapping):
+                raise ValueError(f"it is {mapping!r}; write names and values in braces")
+            found[number] = wish.updated(mapping)
         except ValueError as error:
-            raise ValueError(f"prompt number {number}: {error}") from None
-    return found
+            faults[number] = f'"sampling": {error}'
+    return found, faults
 
 
 def _kept(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxpost.generate.params import said
 from jaxpost.text import strict_json
 from jaxpost.text.console import as_line
 from jaxpost.text.messages import parse_tools
@@ -47,11 +46,12 @@ def parts(prompt: Prompt) -> tuple[Bare, tuple[Mapping[str, Any], ...] | None]:
     return (prompt.prompt, prompt.tools) if isinstance(prompt, Tooled) else (prompt, None)
 
 
-def read_prompts(path: Path, notes: Any = None) -> tuple[list[Prompt], list[Mapping[str, Any]]]:
+def read_prompts(path: Path, notes: Any = None) -> tuple[list[Prompt], list[Any]]:
     """The prompts of a file with sampling parameters of their own: one a line, or JSONL rows.
 
     A row has "prompt" or "messages", and may have "tools", and "sampling": parameters by name that go before the
-    command's. A key that is null is absent.
+    command's, as they stand there: `generate` tells those that cannot be met in the row's answer. A key that is null is
+    absent.
 
     Args:
       notes: a text stream where to say which keys of the rows nothing reads.
@@ -64,13 +64,13 @@ def read_prompts(path: Path, notes: Any = None) -> tuple[list[Prompt], list[Mapp
         found = [line for line in lines if line.strip()]
         return list(found), [{}] * len(found)
     prompts: list[Prompt] = []
-    own: list[Mapping[str, Any]] = []
+    own: list[Any] = []
     unread: Counter[str] = Counter()
     for number, line in enumerate(lines, 1):
         if line.strip():
             row = _row(line, f"{path}, line {number}")
             prompts.append(_prompt(row, f"{path}, line {number}"))
-            own.append(_sampling(row, f"{path}, line {number}"))
+            own.append(row.get("sampling", {}))
             unread.update(key for key in row if key not in _KEYS)
     if unread and notes is not None:
         told = ", ".join(f"{key!r} ({count} row{'s' if count > 1 else ''})" for key, count in unread.items())
@@ -105,17 +105,6 @@ def _prompt(row: Mapping[str, Any], where: str) -> Prompt:
     return Tooled(found, tools) if tools else found
 
 
-def _sampling(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    sampling = row.get("sampling", {})
-    try:
-        if not isinstance(sampling, dict):
-            raise ValueError(f"it is {sampling!r}; write names and values in braces")
-        said(sampling)
-    except ValueError as error:
-        raise ValueError(f'{where}: "sampling": {error}') from None
-    return sampling
-
-
 def _lines(path: Path) -> list[str]:
     raw = path.read_bytes()
     try:
@@ -148,7 +137,9 @@ def identity(model: str) -> list[Any]:
 
 
 def finished(out: Path, prompts: Sequence[Prompt], settings: Sequence[str]) -> Done:
-    """Answers that a file holds already; a torn last line is cut off. Rows that failed are made again.
+    """Answers that a file holds already; a torn last line is cut off.
+
+    Rows that failed are made again, whatever was asked then: the prompt or its parameters may have been mended since.
 
     Args:
       settings: what decides each prompt's answers, as `digest` tells it. A row that tells none is taken as it is.
@@ -160,18 +151,19 @@ def finished(out: Path, prompts: Sequence[Prompt], settings: Sequence[str]) -> D
     for number, line in enumerate(whole_lines(out, _BEGIN, "jaxpost generate"), 1):
         try:
             row = json.loads(line)
-            key, prompt = (row["index"], row["sample"]), row["prompt"]
+            key, prompt, failed = (row["index"], row["sample"]), row["prompt"], "error" in row
             if any(isinstance(part, bool) or not isinstance(part, int) for part in key):
                 raise ValueError("no numbers of a prompt and a sample")
         except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError(f"{out}, line {number}: not an answer of `jaxpost generate`; name another file") from None
+        if failed:
+            continue
         if not 0 <= key[0] < len(prompts) or prompt != parts(prompts[key[0]])[0]:
             raise ValueError(f"{out}, line {number}: answers another prompt than number {key[0]}; name another file")
         if row.get("settings", settings[key[0]]) != settings[key[0]]:
             told = f"{out}, line {number}: answered by another model, or with other parameters, than are asked for now"
             raise ValueError(f"{told}; name another file, or remove this one")
-        if "error" not in row:
-            found[key] = row
+        found[key] = row
     if out.exists():
         write_all(out, list(found.values()))
     return found

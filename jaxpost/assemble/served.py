@@ -47,7 +47,7 @@ def ask_server(
     system: str | None = None,
     chat: bool = True,
     requests: int = 32,
-    own: Sequence[Mapping[str, Any]] | None = None,
+    own: Sequence[Any] | None = None,
     policy_version: int = 0,
     shape: Mapping[str, Any] | None = None,
     out: Path | None = None,
@@ -73,7 +73,7 @@ def ask_server(
       ValueError: as `answer.generate`; parameters that a server does not know. A request that fails is told in its row.
     """
     check_turns(system, chat=chat)
-    wishes = read_wishes(sampling or {}, own, len(prompts))
+    wishes, faults = read_wishes(sampling or {}, own, len(prompts))
     constraint = Constraint(**shape) if shape else None
 
     def make(todo: list[int], done: Done) -> tuple[int, Iterable[tuple[Completion, Mapping[str, Any]]]]:
@@ -81,7 +81,9 @@ def ask_server(
         encode, score = _as_they_are(system, chat=chat), None
         if model is not None:
             sampler.tokenizer, encode, score = _by_our_model(model, system, chat=chat)
-        todo, asked, failed = readable(prompts, wishes, todo, encode)
+        refused = {i: sampler.problem(wishes[i]) for i in todo if own is not None and own[i]}
+        untaken = {i: f'"sampling": {told}' for i, told in refused.items() if told is not None}
+        todo, asked, failed = readable(prompts, wishes, todo, encode, untaken | faults)
         more: dict[str, Any] = {"policy_version": policy_version, "skip": done, "shape": constraint}
         stream = sampler.stream(asked, [wishes[i] for i in todo], seed=seed, example_ids=todo, **more)
         answers: Iterable[Answer] = (answer for _, answer in stream)

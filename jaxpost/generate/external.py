@@ -201,6 +201,14 @@ class ExternalSampler:
                 jobs.append((f"prompt {ids[at]}, sample {sample}", wish, shape, body, empty))
         yield from _together(self._sample, jobs, self._concurrency)
 
+    def problem(self, wish: SamplingParams) -> str | None:
+        """Why the server cannot take these parameters, or None."""
+        try:
+            _ = to_plain_openai(wish) if self.tokenizer is None else to_openai(wish)
+        except ValueError as error:
+            return str(error)
+        return None
+
     def _request(self, prompt: Prompt, wish: SamplingParams, shape: Constraint | None) -> dict[str, Any]:
         """The body that all samples of a prompt share."""
         chat = self.tokenizer is None and not isinstance(prompt, str)

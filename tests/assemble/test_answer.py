@@ -95,10 +95,36 @@ def test_prompts_may_have_parameters_of_their_own(tiny_model, answers):
     assert found[0]["tokens"] <= 2
     assert found[1:3] == answers[2:4]
     assert found[3]["text"] == found[4]["text"], "greedy"
-    with pytest.raises(ValueError, match="prompt number 1: min_tokens is 7, more than max_tokens, 6"):
-        list(generate(str(tiny_model), PROMPTS, sampling=SAMPLING, own=[{}, {"min_tokens": 7}, {}]))
     with pytest.raises(ValueError, match="3 prompts with 1 sets"):
         list(generate(str(tiny_model), PROMPTS, own=[{}]))
+
+
+def test_parameters_of_a_row_that_cannot_be_met_fail_it_alone_and_may_be_mended(tiny_model, answers, tmp_path):
+    bad = {
+        1: ({"min_tokens": 7}, "min_tokens is 7, more than max_tokens, 6"),
+        2: ({"topp": 1}, "unknown sampling parameter 'topp'"),
+        3: ("hot", "it is 'hot'; write names and values in braces"),
+        4: ({"do_sample": True, "temperature": 0.0}, "do_sample"),
+        5: ({"max_tokens": 3, "max_new_tokens": 4}, "say the same thing"),
+        6: ({"allowed_token_ids": [10**6]}, "1000000"),
+    }
+    rows = [{"prompt": "Hi"}, *({"prompt": "Hi", "sampling": own} for own, _ in bad.values())]
+    path, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    prompts, own = read_prompts(path)
+    found = list(generate(str(tiny_model), prompts, sampling=SAMPLING, own=own, out=out))
+    assert [(row["index"], row["sample"]) for row in found] == [(i, k) for i in range(7) for k in range(2)]
+    for row in found:
+        told = bad.get(row["index"], ((), ""))[1]
+        assert told in row.get("error", "")
+        assert (row["finish"] == "error") == bool(told)
+        assert row["error"].startswith(f"prompt {row['index']}") if told else row["text"]
+    # The first line is kept, the others are answered once they are mended, their prompts too.
+    mended = ["Hi", *(f"Ho {i}" for i in range(6))]
+    again = list(generate(str(tiny_model), mended, sampling=SAMPLING, own=[{}] * 7, out=out))
+    assert again[:2] == found[:2]
+    assert not any("error" in row for row in again)
+    assert [json.loads(line) for line in out.read_text().splitlines()] == again
 
 
 def test_thinking_is_bounded_and_a_shape_follows(tiny_model):
@@ -123,8 +149,7 @@ def test_prompt_files_name_their_bad_line(tmp_path):
     path.write_text('{"prompt": "a"}\n\n{"messages": [{"role": "user", "content": "b"}]}\n')
     assert read_prompts(path) == (["a", [{"role": "user", "content": "b"}]], [{}, {}])
     path.write_text('{"prompt": "a", "sampling": {"top_k": 3}}\n{"prompt": "b", "sampling": {"topp": 1}}\n')
-    with pytest.raises(ValueError, match=r'p.jsonl, line 2: "sampling": unknown sampling parameter .topp.'):
-        read_prompts(path)
+    assert read_prompts(path) == (["a", "b"], [{"top_k": 3}, {"topp": 1}])
     path.write_text('{"prompt": "a"}\n{"text": "b"}\n')
     with pytest.raises(ValueError, match=r"p.jsonl, line 2: a row needs"):
         read_prompts(path)

@@ -76,6 +76,18 @@ def test_rows_say_how_probable_our_model_finds_each_token(fake, tiny_model, tmp_
     assert {body["seed"] for body in fake.bodies} < seeds
 
 
+def test_a_row_that_asks_what_a_server_cannot_do_fails_alone(fake):
+    fake.answer = lambda body, tried: (200, {"choices": [{"text": "x", "finish_reason": "length"}]})
+    own = [{}, {"no_repeat_ngram_size": 2}, {"logprobs": 1}, {"min_tokens": 9}]
+    rows = list(ask_server(fake.url, ["a"] * 4, chat=False, own=own, sampling={"max_tokens": 4}))
+    told = ["", "no_repeat_ngram_size is not among", "need the model's own tokenizer", "min_tokens is 9, more than"]
+    assert [row["text"] for row in rows] == ["x", "", "", ""]
+    assert all(words in row.get("error", "") for words, row in zip(told, rows, strict=True))
+    assert len(fake.bodies) == 1
+    with pytest.raises(ValueError, match="no_repeat_ngram_size is not among"):
+        list(ask_server(fake.url, ["a"], chat=False, sampling={"no_repeat_ngram_size": 2}))
+
+
 def test_it_is_as_if_our_own_engine_had_answered(fake, tiny_model):
     """The same prompt tokens, and for the engine's tokens the engine's log-probabilities."""
     settings = {"sampling": {"max_tokens": 4, "logprobs": 1}, "system": "Be kind."}
