@@ -25,8 +25,9 @@ from jaxpost.assemble.answer_file import (
     write_all,
 )
 from jaxpost.assemble.commands import load_bound
-from jaxpost.assemble.matchers import make_matchers
+from jaxpost.assemble.matchers import make_matchers, unsatisfiable
 from jaxpost.assemble.supervised import chat_prompt, text_sampler
+from jaxpost.assemble.wishes import Wishes, read_wishes
 from jaxpost.generate.beam import beam_search
 from jaxpost.generate.params import SamplingParams
 from jaxpost.generate.sampler import Sampler
@@ -87,8 +88,7 @@ def generate(
       chat: each prompt is a user turn in the model's chat format; otherwise its text is continued.
       rows: most answers that are written together.
       shape: what every answer must match: `grammar.Constraint`'s regex, choice or json.
-      own: sampling parameters of each prompt by name, which go before `sampling`'s; those that cannot be met, or are no
-        mapping, fail their prompt alone.
+      own: each prompt's, before `sampling`'s and `shape`; see `wishes.read_wishes`.
       thinking: "min" and "max" tokens between <think> and </think>; "waits": how many early ends "Wait" replaces.
       speculate: tokens that each answer guesses from its own text and verifies in one pass.
       out: a JSONL file; answers that it holds already are kept and not made again.
@@ -96,20 +96,20 @@ def generate(
 
     Raises:
       ValueError: unknown or contradictory sampling parameters, a system turn without chat format, an `out` file with
-        answers to other prompts or by other settings. A prompt that cannot be answered, or whose own parameters cannot
-        be met, gets a row with "error".
+        answers to other prompts or by other settings. A prompt that cannot be answered as it asks gets an "error".
     """
     check_turns(system, chat=chat)
     rules, asked = _search_rules(sampling or {})
-    wishes, faults = read_wishes(asked, own, len(prompts))
+    wishes = read_wishes(asked, own, len(prompts), shape)
     _refuse_for_beams(rules, shape=shape, thinking=thinking, speculate=speculate, own=any(own or ()))
 
     def make(todo: list[int], done: Done) -> tuple[int, Iterable[tuple[Completion, Mapping[str, Any]]]]:
         keep_programs()
         pretrained, params = load_bound(model)
         encode = partial(encode_prompt, pretrained.tokenizer, system=system, chat=chat)
+        faults = {**wishes.faults, **unsatisfiable(pretrained, wishes.own_shapes(), todo)}
         todo, encoded, failed = readable(prompts, wishes, todo, encode, faults)
-        wanted = [wishes[i] for i in todo]
+        wanted = [wishes.sampling[i] for i in todo]
         total = sum(wish.n for wish in wanted)
         if not todo:
             return len(failed), failed
@@ -118,7 +118,7 @@ def generate(
         if rules:
             stream = _searched(sample, params, encoded, wanted[0], todo, rules)
         else:
-            each = make_matchers(pretrained, encoded, shape, thinking)
+            each = make_matchers(pretrained, encoded, [wishes.shapes[i] for i in todo], thinking)
             stream = sample.stream(params, encoded, wanted, seed=seed, example_ids=todo, matchers=each, errors="return")
         return len(failed) + total, chain(failed, ((completion, {}) for _, completion in stream))
 
@@ -128,7 +128,7 @@ def generate(
 
 def readable(
     prompts: Sequence[Prompt],
-    wishes: Sequence[SamplingParams],
+    wishes: Wishes,
     numbers: Sequence[int],
     encode: Callable[[Prompt], Any],
     faults: Mapping[int, str],
@@ -136,7 +136,7 @@ def readable(
     """Numbers of the prompts that can be read, what `encode` makes of them, and the others' failed answers.
 
     Args:
-      faults: why prompts cannot be asked, by number, as `read_wishes` tells it.
+      faults: why prompts cannot be asked, by number.
     """
     good, encoded, failed = [], [], []
     for number in numbers:
@@ -151,14 +151,14 @@ def readable(
         except ODD as error:
             problem = f"prompt {number}: {as_data_error(error)}"
         if not good or good[-1] != number:
-            for k in range(wishes[number].n):
+            for k in range(wishes.sampling[number].n):
                 failed.append((Completion((), (), "error", example=number, sample=k, error=problem), {}))
     return good, encoded, failed
 
 
 def answered(
     prompts: Sequence[Prompt],
-    wishes: Sequence[SamplingParams],
+    wishes: Wishes,
     make: Make,
     *,
     by: Mapping[str, Any],
@@ -170,12 +170,13 @@ def answered(
     Args:
       by: what decides the answers beside prompts and wishes; a row of `out` keeps a digest of it all ("settings").
     """
-    settings = []
-    for prompt, wish in zip(prompts, wishes, strict=True):
+    settings, own = [], wishes.own_shapes()
+    for number, (prompt, wish) in enumerate(zip(prompts, wishes.sampling, strict=True)):
         _, tools = parts(prompt)
-        settings.append(digest({**by, "sampling": replace(wish, n=1), **({"tools": tools} if tools else {})}))
+        more = ({"tools": tools} if tools else {}) | ({"shape": own[number]} if number in own else {})
+        settings.append(digest({**by, "sampling": replace(wish, n=1), **more}))
     done = {} if out is None else finished(out, prompts, settings)
-    todo = [i for i in range(len(prompts)) if any((i, k) not in done for k in range(wishes[i].n))]
+    todo = [i for i in range(len(prompts)) if any((i, k) not in done for k in range(wishes.sampling[i].n))]
     if todo:
         total, stream = make(todo, done)
         rows = stream if out is None else ((c, {**more, "settings": settings[c.example]}) for c, more in stream)
@@ -183,34 +184,7 @@ def answered(
     if out is not None:
         write_all(out, [done[key] for key in sorted(done)])
     # The file may hold more samples than are asked for now.
-    return [done[i, k] for i, k in sorted(done) if k < wishes[i].n]
-
-
-def read_wishes(
-    command: Mapping[str, Any], own: Sequence[Any] | None, prompts: int
-) -> tuple[list[SamplingParams], dict[int, str]]:
-    """Each prompt's sampling parameters: its own in the place of the command's; greedy if nothing is said.
-
-    Returns: the parameters, and by prompt why its own cannot be met; there the command's stand.
-
-    Raises:
-      ValueError: unknown or contradictory ones of the command.
-    """
-    wish = SamplingParams.from_mapping({"temperature": 0.0} | dict(command))
-    if own is None:
-        return [wish] * prompts, {}
-    if len(own) != prompts:
-        raise ValueError(f"{prompts} prompts with {len(own)} sets of parameters of their own: give one a prompt")
-    found, faults = [], {}
-    for number, mapping in enumerate(own):
-        found.append(wish)
-        try:
-            if not isinstance(mapping, Mapping):
-                raise ValueError(f"it is {mapping!r}; write names and values in braces")
-            found[number] = wish.updated(mapping)
-        except ValueError as error:
-            faults[number] = f'"sampling": {error}'
-    return found, faults
+    return [done[i, k] for i, k in sorted(done) if k < wishes.sampling[i].n]
 
 
 def _kept(

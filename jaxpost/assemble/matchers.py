@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from jaxpost.assemble.model import Pretrained
 from jaxpost.generate import grammar
@@ -47,24 +46,42 @@ def start_thinking(
     )
 
 
+def unsatisfiable(
+    pretrained: Pretrained, shapes: Mapping[int, grammar.Constraint], numbers: Iterable[int]
+) -> dict[int, str]:
+    """Why shapes of prompts' own cannot be kept to, by the prompt's number; of `numbers` alone."""
+    faults = {}
+    for number in (i for i in numbers if i in shapes):
+        try:
+            _compiled(pretrained, shapes[number])
+        except ValueError as error:
+            faults[number] = f'"sampling": {error}'
+    return faults
+
+
 def make_matchers(
     pretrained: Pretrained,
     prompts: Sequence[Sequence[int]],
-    shape: Mapping[str, Any] | None,
+    shapes: Sequence[grammar.Constraint | None],
     thinking: Mapping[str, int] | None,
-) -> Sequence[Callable[[], Matcher]] | None:
-    """What makes each prompt's automaton; None where answers are free.
+) -> Sequence[Callable[[], Matcher] | None] | None:
+    """What makes each prompt's automaton, None of an answer that is free; None where all are.
 
     Args:
       prompts: token ids.
-      shape: `grammar.Constraint`'s regex, choice or json; of what follows the thinking.
+      shapes: of what follows each prompt's thinking.
       thinking: as `thinking_budget`.
+
+    Raises:
+      ValueError: a shape that no text matches, or a budget that contradicts itself.
     """
-    start = None
-    if shape:
-        constraint = grammar.Constraint(**shape)
-        start = grammar.compile(constraint, pretrained.tokenizer, vocab_size=pretrained.config.vocab_size).start
+    starts = [None if shape is None else _compiled(pretrained, shape).start for shape in shapes]
     if thinking:
         budget = thinking_budget(pretrained.tokenizer, thinking)
-        return [partial(start_thinking, pretrained, budget, prompt, start) for prompt in prompts]
-    return None if start is None else [start] * len(prompts)
+        ways = zip(prompts, starts, strict=True)
+        return [partial(start_thinking, pretrained, budget, prompt, start) for prompt, start in ways]
+    return starts if any(start is not None for start in starts) else None
+
+
+def _compiled(pretrained: Pretrained, shape: grammar.Constraint) -> grammar.Automaton:
+    return grammar.compile(shape, pretrained.tokenizer, vocab_size=pretrained.config.vocab_size)

@@ -19,14 +19,13 @@ from jaxpost.assemble.answer import (
     check_turns,
     encode_prompt,
     keep_programs,
-    read_wishes,
     readable,
     turns_of,
 )
 from jaxpost.assemble.answer_file import Done, Prompt, parts
 from jaxpost.assemble.commands import load_bound
+from jaxpost.assemble.wishes import read_wishes
 from jaxpost.generate import external
-from jaxpost.generate.grammar import Constraint
 from jaxpost.generate.reply import Answer
 from jaxpost.generate.samples import Completion
 from jaxpost.ops import platform
@@ -73,21 +72,22 @@ def ask_server(
       ValueError: as `answer.generate`; parameters that a server does not know. A request that fails is told in its row.
     """
     check_turns(system, chat=chat)
-    wishes, faults = read_wishes(sampling or {}, own, len(prompts))
-    constraint = Constraint(**shape) if shape else None
+    wishes = read_wishes(sampling or {}, own, len(prompts), shape)
 
     def make(todo: list[int], done: Done) -> tuple[int, Iterable[tuple[Completion, Mapping[str, Any]]]]:
         sampler = external.connect(url, name, tokenizer=None, concurrency=requests)
         encode, score = _as_they_are(system, chat=chat), None
         if model is not None:
             sampler.tokenizer, encode, score = _by_our_model(model, system, chat=chat)
-        refused = {i: sampler.problem(wishes[i]) for i in todo if own is not None and own[i]}
-        untaken = {i: f'"sampling": {told}' for i, told in refused.items() if told is not None}
-        todo, asked, failed = readable(prompts, wishes, todo, encode, untaken | faults)
-        more: dict[str, Any] = {"policy_version": policy_version, "skip": done, "shape": constraint}
-        stream = sampler.stream(asked, [wishes[i] for i in todo], seed=seed, example_ids=todo, **more)
+        theirs = [i for i in todo if own is not None and own[i] and i not in wishes.faults]
+        refused = {i: sampler.problem(wishes.sampling[i], wishes.shapes[i]) for i in theirs}
+        faults = {i: f'"sampling": {told}' for i, told in refused.items() if told is not None}
+        todo, asked, failed = readable(prompts, wishes, todo, encode, {**wishes.faults, **faults})
+        more: dict[str, Any] = {"policy_version": policy_version, "skip": done}
+        more["shape"] = [wishes.shapes[i] for i in todo]
+        stream = sampler.stream(asked, [wishes.sampling[i] for i in todo], seed=seed, example_ids=todo, **more)
         answers: Iterable[Answer] = (answer for _, answer in stream)
-        total = len(failed) + sum((i, k) not in done for i in todo for k in range(wishes[i].n))
+        total = len(failed) + sum((i, k) not in done for i in todo for k in range(wishes.sampling[i].n))
         told = ((a.completion, _told(a)) for a in (answers if score is None else score(answers)))
         return total, chain(((c, {"policy_version": policy_version}) for c, _ in failed), told)
 

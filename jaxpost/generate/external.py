@@ -171,7 +171,7 @@ class ExternalSampler:
         example_ids: Sequence[int] | None = None,
         policy_version: int = 0,
         skip: Collection[tuple[int, int]] = (),
-        shape: Constraint | None = None,
+        shape: Constraint | Sequence[Constraint | None] | None = None,
     ) -> Iterator[tuple[int, Answer]]:
         """Yields (number, answer) as the server ends them; failures are yielded, never raised.
 
@@ -179,8 +179,8 @@ class ExternalSampler:
 
         Args:
           skip: (example, sample) of those that are not wanted; numbers count the others.
-          shape: what every answer must keep to, in the words that the server is known to know; a whole answer that
-            does not is a failure.
+          shape: what every answer, or each prompt's, must keep to, in the words that the server is known to know; a
+            whole answer that does not is a failure.
 
         Raises:
           ValueError: parameters, or a shape, that the server cannot take.
@@ -189,22 +189,25 @@ class ExternalSampler:
         ids = list(range(len(prompts))) if example_ids is None else list(example_ids)
         if not len(wishes) == len(ids) == len(prompts):
             raise ValueError(f"{len(prompts)} prompts with {len(wishes)} sampling parameters and {len(ids)} ids")
-        if shape is not None:
-            check(shape)
-        requests = [self._request(prompt, wish, shape) for prompt, wish in zip(prompts, wishes, strict=True)]
+        shapes = list(shape) if isinstance(shape, Sequence) else [shape] * len(prompts)
+        for each in dict.fromkeys(each for each in shapes if each is not None):
+            check(each)
+        requests = [self._request(*asked) for asked in zip(prompts, wishes, shapes, strict=True)]
         jobs = []
         for at, (request, wish) in enumerate(zip(requests, wishes, strict=True)):
             for sample in (k for k in range(wish.n) if (ids[at], k) not in skip):
                 own = {"seed": _seed(seed if wish.seed is None else wish.seed, draw, ids[at], sample)}
                 body = {k: v for k, v in {**request, **own, **self._extra}.items() if v is not None}
                 empty = Completion((), (), "error", example=ids[at], sample=sample, policy_version=policy_version)
-                jobs.append((f"prompt {ids[at]}, sample {sample}", wish, shape, body, empty))
+                jobs.append((f"prompt {ids[at]}, sample {sample}", wish, shapes[at], body, empty))
         yield from _together(self._sample, jobs, self._concurrency)
 
-    def problem(self, wish: SamplingParams) -> str | None:
+    def problem(self, wish: SamplingParams, shape: Constraint | None = None) -> str | None:
         """Why the server cannot take these parameters, or None."""
         try:
-            _ = to_plain_openai(wish) if self.tokenizer is None else to_openai(wish)
+            if shape is not None:
+                check(shape)
+            self._request("x", wish, shape)
         except ValueError as error:
             return str(error)
         return None

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,35 @@ def test_parameters_of_a_row_that_cannot_be_met_fail_it_alone_and_may_be_mended(
     assert again[:2] == found[:2]
     assert not any("error" in row for row in again)
     assert [json.loads(line) for line in out.read_text().splitlines()] == again
+
+
+def test_rows_may_have_shapes_of_their_own(tiny_model, tmp_path):
+    held = [
+        {"regex": "[0-9]{3}"},
+        {"choice": ["red", "blue"]},
+        {"json": {"type": "boolean"}},
+        None,
+        {"regex": "a(?=b)"},
+    ]
+    held += [{"json": {"type": "integer", "minimum": 3, "maximum": 2}}, {"lark": "x"}, {"regex": "a", "choice": ["a"]}]
+    held += [{"regex": "("}]
+    own, out = [{"structured_outputs": shape} for shape in held], tmp_path / "out.jsonl"
+    asked = {"sampling": {"max_tokens": 20}, "shape": {"regex": "x{4}"}, "out": out}
+    rows = list(generate(str(tiny_model), ["Hi"] * 9, own=own, **asked))
+    assert re.fullmatch("[0-9]{3}", rows[0]["text"])
+    assert rows[1]["text"] in ("red", "blue")
+    assert rows[2]["text"] in ("true", "false")
+    assert rows[3]["text"] == "xxxx", "null is absent, and the command's stands"
+    told = ["look", "JSON schema", "structured_outputs has no 'lark'; write one of regex", "exactly one of", "'('"]
+    for row, words in zip(rows[4:], told, strict=True):
+        assert words in row["error"]
+        assert row["error"].startswith(f'prompt {row["index"]}: "sampling": ')
+    assert list(generate(str(tiny_model), ["Hi"] * 9, own=own, **asked)) == rows
+    # Another shape is another question, whose answer the file does not hold.
+    with pytest.raises(ValueError, match="line 1: answered by another model, or with other parameters"):
+        list(generate(str(tiny_model), ["Hi"] * 9, own=[{}, *own[1:]], **asked))
+    [alone] = generate(str(tiny_model), ["Hi"], own=own[:1], sampling={"max_tokens": 20})
+    assert alone["text"] == rows[0]["text"]
 
 
 def test_thinking_is_bounded_and_a_shape_follows(tiny_model):

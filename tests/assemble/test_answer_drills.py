@@ -14,8 +14,8 @@ from jaxpost import cli
 from jaxpost.assemble import Conversation, chat, generate, read_prompts
 from jaxpost.assemble.answer import readable
 from jaxpost.assemble.chat import command
+from jaxpost.assemble.wishes import read_wishes
 from jaxpost.generate.engine import Engine
-from jaxpost.generate.params import SamplingParams
 
 GREEDY = {"max_tokens": 4}
 
@@ -58,7 +58,7 @@ def test_an_error_of_a_reader_or_a_template_fails_its_prompt_alone():
     def encode(prompt):
         return [1] if prompt == "Hi" else {}[prompt]
 
-    good, encoded, failed = readable(["Hi", "Ho"], [SamplingParams()] * 2, [0, 1], encode, {})
+    good, encoded, failed = readable(["Hi", "Ho"], read_wishes({}, None, 2), [0, 1], encode, {})
     assert (good, encoded) == ([0], [[1]])
     assert failed[0][0].error == (
         "prompt 1: something in it has a shape that cannot be read (KeyError: 'Ho'); mend it or leave it out"

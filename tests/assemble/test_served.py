@@ -79,11 +79,13 @@ def test_rows_say_how_probable_our_model_finds_each_token(fake, tiny_model, tmp_
 def test_a_row_that_asks_what_a_server_cannot_do_fails_alone(fake):
     fake.answer = lambda body, tried: (200, {"choices": [{"text": "x", "finish_reason": "length"}]})
     own = [{}, {"no_repeat_ngram_size": 2}, {"logprobs": 1}, {"min_tokens": 9}]
-    rows = list(ask_server(fake.url, ["a"] * 4, chat=False, own=own, sampling={"max_tokens": 4}))
+    own += [{"structured_outputs": {"regex": "("}}, {"structured_outputs": {"regex": "x|y"}}]
+    rows = list(ask_server(fake.url, ["a"] * 6, chat=False, own=own, sampling={"max_tokens": 4}))
     told = ["", "no_repeat_ngram_size is not among", "need the model's own tokenizer", "min_tokens is 9, more than"]
-    assert [row["text"] for row in rows] == ["x", "", "", ""]
+    told += ["the regex '(' cannot be used", ""]
+    assert [row["text"] for row in rows] == ["x", "", "", "", "", "x"]
     assert all(words in row.get("error", "") for words, row in zip(told, rows, strict=True))
-    assert len(fake.bodies) == 1
+    assert sorted(str(body.get("structured_outputs")) for body in fake.bodies) == ["None", "{'regex': 'x|y'}"]
     with pytest.raises(ValueError, match="no_repeat_ngram_size is not among"):
         list(ask_server(fake.url, ["a"], chat=False, sampling={"no_repeat_ngram_size": 2}))
 
