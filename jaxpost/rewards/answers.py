@@ -43,12 +43,15 @@ _OPEN = re.compile(
 )
 """The same, right before the first number of a sentence."""
 _ELSE = re.compile(
-    r"\s*(?:(?:[-+*/^×÷~]|\.\.|\+/-|to\s)\s*[0-9($\\]|and\s+an?\s+\w|(?:less|more|fewer)\s+than"
+    r"\s*(?:(?:[-+*/^×÷~]|\.\.|\+/-|to\s)\s*[0-9($\\]|:[0-9]|(?<=\s):\s[0-9]"
+    r"|and\s+an?\s+\w|(?:less|more|fewer)\s+than"
     r"|(?:times|plus|minus|over|divided|squared|cubed|factorial)\b)"
     r"|.*\b(?:or|wait|actually|correction)\b[^0-9]*[0-9]",
     re.IGNORECASE,
 )
-"""After it: more is to be worked out, or another answer follows."""
+"""After it: more is to be worked out, it is a part of a ratio or a time, or another answer follows."""
+_TUPLE = re.compile(r"[(\[{]\s*-?\$?[0-9][^()\[\]{}]*,[^()\[\]{}]*[)\]}]")
+"""Numbers between brackets: a point, an interval, a set."""
 THINK = ("<think>", "</think>")
 
 
@@ -142,6 +145,9 @@ def _phrase(rest: str) -> str:
     before = sentence[: found.start()] if found else ""
     if found is None or _DENIED.search(before) or _OPEN.search(before) or _ELSE.match(sentence, found.end()):
         return sentence
+    around = next((t for t in _TUPLE.finditer(sentence) if t.start() < found.start() < t.end()), None)
+    if around and not any(found.groups()):
+        return sentence if re.search(r"[\\()\[\]{}∪∩]", sentence.replace(around[0], "")) else around[0]
     return next(filter(None, found.groups()), found[0])
 
 

@@ -513,6 +513,12 @@ def test_long_answers_differ_wherever_they_differ():
         ("It is 5 million", "5 million"),
         ("The answer is that the least common multiple of them is 12", "12"),
         ("The answer is the difference between them, 5", "5"),
+        ("The answer is 3:30 p.m.", "3:30 p.m"),
+        ("The ratio's answer is 3 : 4 then", "3 : 4 then"),
+        ("The answer is 5: 3 apples and 2 pears", "5"),
+        ("The answer is (1,2) \\cup (3,4).", "(1,2) \\cup (3,4)"),
+        ("The answer is the interval [1, 2) here.", "[1, 2)"),
+        ("The answer is 5 (3 apples, 2 pears).", "5"),
     ],
 )
 def test_guesses_and_hedges_are_no_answers_and_formulas_stay_whole(text, answer):
