@@ -77,7 +77,8 @@ def read(
         tokens=tuple(ids),
         logprobs=tuple(logprobs),
         best=tuple(row[: wish.logprobs] for row in best) if wish.logprobs is not None else (),
-        prompt_logprobs=_prompt_logprobs(choice.get("prompt_logprobs"), prompt),
+        prompt_logprobs=(known := _prompt_logprobs(choice.get("prompt_logprobs"), prompt)),
+        prompt_best=_prompt_best(choice.get("prompt_logprobs"), wish.prompt_logprobs) if known else (),
     )
     return Answer(completion, prompt, reencoded, untold=_untold(completion, wish, len(prompt)))
 
@@ -150,3 +151,15 @@ def _prompt_logprobs(told: Any, prompt: tuple[int, ...]) -> tuple[float, ...]:
     found = [row.get(str(t)) if isinstance(row, Mapping) else None for row, t in zip(rows, prompt[1:], strict=False)]
     values: list[Any] = [entry.get("logprob") if isinstance(entry, Mapping) else None for entry in found]
     return tuple(float(p) for p in values) if len(rows) == len(prompt) - 1 and all(map(_number, values)) else ()
+
+
+def _prompt_best(told: Any, wanted: int | None) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """The `wanted` most probable tokens at each place; the prompt's own, which vLLM adds, counts as any other."""
+    if not wanted:
+        return ()
+    found = []
+    for place in _list(told)[1:]:
+        told_of = place.items() if isinstance(place, Mapping) else ()
+        pairs = ((_named(f"token_id:{t}"), entry.get("logprob")) for t, entry in told_of if isinstance(entry, Mapping))
+        found.append(_pairs(pairs)[:wanted])
+    return tuple(found)

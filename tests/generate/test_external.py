@@ -222,6 +222,8 @@ def test_log_probabilities_of_the_prompt(fake, sampler):
     fake.answer = lambda body, tried: (200, echo(body, prompt_logprobs=rows))
     assert sampler(None, [[1, 2, 3]], SamplingParams(prompt_logprobs=1))[0].prompt_logprobs == (-0.25, -0.75)
     assert fake.bodies[0]["prompt_logprobs"] == 1
+    for wanted, best in ((0, ()), (1, (((9, -0.1),), ((3, -0.75),))), (2, (((9, -0.1), (2, -0.25)), ((3, -0.75),)))):
+        assert sampler(None, [[1, 2, 3]], SamplingParams(prompt_logprobs=wanted))[0].prompt_best == best
     assert sampler(None, [[1, 2]])[0].prompt_logprobs == ()
 
 
