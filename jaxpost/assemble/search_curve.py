@@ -16,7 +16,7 @@ from jaxpost.assemble.search_numbers import is_known, outcome_of
 from jaxpost.assemble.search_policy import Engines
 from jaxpost.config_search import SearchConfig
 from jaxpost.eval.search import Outcome, Runs, compute_optimal, halves, markdown, point, share
-from jaxpost.eval.statistics import Interval, bootstrap_mean
+from jaxpost.eval.statistics import Interval, bootstrap_mean, mean_share
 from jaxpost.search.curves import Trial, fit
 
 CURVE = "curve.jsonl"
@@ -194,7 +194,7 @@ def _fitted(table: Sequence[Runs], levels: Sequence[float] | None, probes: Seque
                     runs = by_cell[level.method, level.budget]
                     right[i], tokens[i] = runs.right[i], tokens[i] + runs.tokens[i]
         line: dict[str, Any] = {"method": "fitted allocator", "kind": "allocator", "budget": budget}
-        line |= {"accuracy": _listed(bootstrap_mean(right)), "tokens": _listed(bootstrap_mean(tokens))}
+        line |= {"accuracy": _listed(mean_share(right)), "tokens": _listed(bootstrap_mean(tokens))}
         out.append(line | {"chosen": chosen})
     return out
 

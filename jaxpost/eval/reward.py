@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from jaxpost.eval.statistics import Interval, bootstrap_mean, wilson
+from jaxpost.eval.statistics import Interval, mean_share, wilson
 
 
 class Ranked(NamedTuple):
@@ -168,10 +168,8 @@ def _pairs(group: Ranked) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _share(groups: Sequence[Sequence[bool]]) -> Interval:
-    """The mean over groups of the share that is right: Wilson's interval where each has one, else a bootstrap."""
-    if all(len(group) == 1 for group in groups):
-        return wilson(sum(bool(group[0]) for group in groups), len(groups))
-    return bootstrap_mean([float(np.mean(group)) for group in groups])
+    """The mean over groups of the share that is right."""
+    return mean_share([float(np.mean(group)) for group in groups])
 
 
 def _told(name: str, share: Interval, items: int) -> dict[str, float]:

@@ -21,6 +21,7 @@ from jaxpost.eval.statistics import (
     bootstrap_mean,
     mcnemar,
     mean_pass_at_k,
+    mean_share,
     paired_difference,
     wilson,
 )
@@ -82,7 +83,7 @@ def any_of(outcomes: Sequence[Outcome], k: int) -> Interval:
 
 
 def pass_at(outcomes: Sequence[Outcome], k: int) -> Interval:
-    """Mean unbiased pass@k over prompts (2107.03374), with a bootstrap interval.
+    """Mean unbiased pass@k over prompts (2107.03374), with an interval over prompts.
 
     The answers offered must be independent samples: of a beam or a tree this says nothing.
 
@@ -111,15 +112,15 @@ class Point(NamedTuple):
 
 
 def point(runs: Runs) -> Point:
-    """Means over prompts with bootstrap intervals over prompts: seeds of one prompt are not independent items."""
+    """Means over prompts with intervals over prompts (`mean_share`): seeds of one prompt are not independent items."""
     offered = np.array([[any(o.offered) for o in seed] for seed in runs.seeds], np.float64).mean(axis=0)
     each = [float(np.mean([o.right for o in seed])) for seed in runs.seeds]
     return Point(
         runs.method,
         runs.budget,
-        bootstrap_mean(runs.right),
+        mean_share(runs.right),
         bootstrap_mean(runs.tokens),
-        bootstrap_mean(offered),
+        mean_share(offered),
         len(runs.right),
         len(runs.seeds),
         sum(o.failed for seed in runs.seeds for o in seed),
@@ -190,7 +191,7 @@ def compute_optimal(
                 right[unseen], tokens[unseen] = best.right[unseen], best.tokens[unseen]
                 names.append(f"{best.method}@{best.budget}")
             chosen.append(tuple(names))
-        out.append(Optimal(budget, bootstrap_mean(right), bootstrap_mean(tokens), tuple(chosen)))
+        out.append(Optimal(budget, mean_share(right), bootstrap_mean(tokens), tuple(chosen)))
     return out
 
 

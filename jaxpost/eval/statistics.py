@@ -87,7 +87,7 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 def mean_pass_at_k(
     samples: npt.ArrayLike, right: npt.ArrayLike, k: int, *, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Mean pass@k over items, with a bootstrap interval over items (`bootstrap_mean`).
+    """Mean pass@k over items, with an interval over items (`mean_share`).
 
     Args:
       samples, right: n and c of each item.
@@ -97,7 +97,25 @@ def mean_pass_at_k(
       0.5
     """
     each = [pass_at_k(int(n), int(c), k) for n, c in zip(np.asarray(samples), np.asarray(right), strict=True)]
-    return bootstrap_mean(each, confidence=confidence, seed=seed)
+    return mean_share(each, confidence=confidence, seed=seed)
+
+
+def mean_share(shares: npt.ArrayLike, *, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """A mean over items of shares in [0, 1]: Wilson's interval where each is 0 or 1, else a bootstrap over items.
+
+    A bootstrap of items that are all right, or all wrong, shrinks to a point however few they are.
+
+    Args:
+      shares: one per item. None: value NaN, interval [0, 1].
+
+    Example:
+      >>> [round(x, 2) for x in mean_share([0.0, 0.0, 0.0, 0.0])], [round(x, 2) for x in mean_share([1.0, 0.0, 0.5])]
+      ([0.0, 0.0, 0.49], [0.5, 0.0, 1.0])
+    """
+    found = np.asarray(shares, np.float64).reshape(-1)
+    if np.isin(found, (0.0, 1.0)).all():
+        return wilson(int(found.sum()), found.size, confidence=confidence)
+    return bootstrap_mean(found, confidence=confidence, seed=seed)
 
 
 def bootstrap_mean(

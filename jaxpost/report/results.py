@@ -14,11 +14,10 @@ import numpy as np
 from jaxpost.eval.statistics import (
     Interval,
     PairedTest,
-    bootstrap_mean,
     mcnemar,
+    mean_share,
     paired_difference,
     pass_at_k,
-    wilson,
 )
 from jaxpost.report.read import NAME, Run, Sample
 from jaxpost.report.text import clean, number, of_reward
@@ -174,12 +173,10 @@ def _items(samples: Items, record: Mapping[str, object], key: str) -> int | None
 
 
 def _accuracy(items: Items) -> Interval | None:
-    """Wilson's interval where every item has one sample, else a bootstrap over items."""
+    """By items, however many samples each has."""
     if not items:
         return None
-    if all(len(found) == 1 for found in items.values()):
-        return wilson(sum(found[0].right for found in items.values()), len(items))
-    return bootstrap_mean([float(np.mean([s.right for s in found])) for found in items.values()])
+    return mean_share([float(np.mean([s.right for s in found])) for found in items.values()])
 
 
 def _reported(record: Mapping[str, object], name: str) -> Interval:
@@ -199,7 +196,7 @@ def _pass_at(before: Items, after: Items) -> list[Row]:
         first, last = (
             [pass_at_k(len(items[e]), sum(s.right for s in items[e]), k) for e in both] for items in (before, after)
         )
-        rows.append(Row(f"pass@{k}", bootstrap_mean(first), bootstrap_mean(last), paired_difference(first, last)))
+        rows.append(Row(f"pass@{k}", mean_share(first), mean_share(last), paired_difference(first, last)))
     return rows
 
 

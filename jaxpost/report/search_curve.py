@@ -40,9 +40,10 @@ def write_curve(folder: Path | str) -> Path:
 
 _NOTE = (
     '<p class="dim">Each point: the share of prompts whose chosen answer is right (mean over seeds), with a 95% '
-    "bootstrap interval over prompts, at the mean tokens that were spent. compute-optimal: the best method within the "
-    "budget by difficulty, chosen on one half of the prompts and reported on the other. fitted allocator: a total is "
-    "spent where the marginal gain is greatest, fitted on one half and replayed on the other.</p>"
+    "interval over prompts (a bootstrap; Wilson's where each is right or wrong in all seeds), at the mean tokens that "
+    "were spent. compute-optimal: the best method within the budget by difficulty, chosen on one half of the prompts "
+    "and reported on the other. fitted allocator: a total is spent where the marginal gain is greatest, fitted on one "
+    "half and replayed on the other.</p>"
 )
 
 

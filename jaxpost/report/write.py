@@ -65,9 +65,9 @@ def _results(found: Sequence[Evaluation]) -> str:
     steps = sorted({one.steps for one in found})
     when = "; ".join(f"step {first} and step {last}" for first, last in steps)
     note = (
-        f'<p class="dim">First and last evaluation: {when}. In brackets 95% intervals: Wilson\'s for one sample an '
-        "item, else a bootstrap over items; of differences a paired bootstrap. The test is McNemar's exact one, "
-        "two-sided.</p>"
+        f'<p class="dim">First and last evaluation: {when}. In brackets 95% intervals: Wilson\'s where all samples of '
+        "an item are right or wrong, else a bootstrap over items; of differences a paired bootstrap. The test is "
+        "McNemar's exact one, two-sided.</p>"
     )
     return page.table(page.RESULT_HEAD, rows) + note
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxpost.eval.statistics import mean_pass_at_k, wilson
+from jaxpost.eval.statistics import mean_pass_at_k, mean_share
 from jaxpost.rewards.canonical import math_answer
 from jaxpost.rl.episodes import Episode
 from jaxpost.train.online_job import Draw, Evaluation, OnlineJob
@@ -31,9 +31,8 @@ class Result(NamedTuple):
 def evaluate(job: OnlineJob, evaluation: Evaluation, params: Params, version: int) -> Result:
     """Answers every problem and judges the answers; the same noise every time, so that changes are paired.
 
-    Accuracy is the mean over problems of the share of right samples, its interval Wilson's for one sample a problem
-    and a bootstrap over problems for several; an unscored answer is not right, nor one whose environment failed. See
-    `online_log` for file records.
+    Accuracy is the mean over problems of the share of right samples, with `mean_share`'s interval; an unscored answer
+    is not right, nor one whose environment failed. See `online_log` for file records.
     """
     section, problems = evaluation.section, evaluation.problems
     draw = Draw(0, version, (job.run.seed + _SEED_OFFSET) % 2**32)
@@ -45,10 +44,7 @@ def evaluate(job: OnlineJob, evaluation: Evaluation, params: Params, version: in
     score = np.reshape(np.asarray(given, np.float64), (len(problems), section.samples))
     right = np.nan_to_num(score, nan=-math.inf) >= section.threshold
     name, counts = section.name, right.sum(axis=1)
-    if section.samples == 1:
-        share = wilson(int(counts.sum()), len(problems))
-    else:
-        share = mean_pass_at_k(np.full(len(problems), section.samples), counts, 1)
+    share = mean_share(counts / section.samples)
     metrics = {
         f"{name}/accuracy": share.value,
         f"{name}/low": share.low,

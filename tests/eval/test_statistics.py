@@ -12,6 +12,7 @@ from jaxpost.eval.statistics import (
     bootstrap_mean,
     mcnemar,
     mean_pass_at_k,
+    mean_share,
     paired_difference,
     pass_at_k,
     wilson,
@@ -71,6 +72,15 @@ def test_mean_pass_at_k_takes_items_of_different_sizes():
     got = mean_pass_at_k([2, 4, 8], [1, 0, 8], 2)
     assert got.value == pytest.approx((1 + 0 + 1) / 3)
     assert 0 <= got.low <= got.value <= got.high <= 1
+
+
+@pytest.mark.parametrize("right", [0, 1, 4, 5])
+def test_shares_that_are_all_or_nothing_have_wilsons_interval(right):
+    shares = [1.0] * right + [0.0] * (5 - right)
+    assert mean_share(shares) == wilson(right, 5)
+    samples = [3] * 5
+    assert mean_pass_at_k(samples, [3 * share for share in shares], 2) == wilson(right, 5)
+    assert mean_share([*shares, 0.25]) == bootstrap_mean([*shares, 0.25])
 
 
 def test_the_bootstrap_has_the_quantiles_of_all_resamples():

@@ -100,7 +100,7 @@ def test_the_table_the_numbers_and_the_curve_are_written(tmp_path):
     runs = run_cells(["greedy", "majority"], [8, 16], range(2), draw, tmp_path, identity={}, say=lambda s: None)
     text = results.write(tmp_path, runs, title="a <title>", verifiers="said")
     assert text.startswith("a <title>")
-    assert "| majority | 8 | 8 | 100.0% [100.0, 100.0] |" in text
+    assert "| majority | 8 | 8 | 100.0% [61.0, 100.0] |" in text
     assert "majority@8" in text
     assert "pass@2" in text
     points = json.loads((tmp_path / "points.json").read_text())

@@ -230,5 +230,5 @@ def _title(bench: Bench) -> str:
     return (
         f"Lab {bench.lab.recipe.fingerprint}: {plan.items} held-out problems, {plan.seeds} seeds; budgets of generated "
         f"+ verifier tokens; reward models trained on answers to {plan.labelled} training problems, the allocation "
-        f"fitted on {plan.fitted} others. Brackets are 95% bootstrap intervals over problems, each the mean over seeds."
+        f"fitted on {plan.fitted} others. Brackets are 95% intervals over problems, each the mean over seeds."
     )
