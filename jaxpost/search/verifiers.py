@@ -102,7 +102,7 @@ def read_passages(path: str | Path, *, key: str = "text") -> list[str]:
             if line.strip():
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"{path}, row {number}: no JSON: {error}") from None
                 if not isinstance(row, dict) or not isinstance(row.get(key), str):
                     raise ValueError(f"{path}, row {number}: holds no text under {key!r}")

@@ -89,6 +89,9 @@ def test_facts_are_shares_of_statements_that_a_passage_supports(tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
     with pytest.raises(ValueError, match=r"bad.jsonl, row 2: holds no text under 'text'"):
         read_passages(tmp_path / "bad.jsonl")
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n' + "[" * 99_999)
+    with pytest.raises(ValueError, match=r"bad.jsonl, row 2: no JSON"):
+        read_passages(tmp_path / "bad.jsonl")
     with pytest.raises(FileNotFoundError, match="no such corpus"):
         read_passages(tmp_path / "none.txt")
 
