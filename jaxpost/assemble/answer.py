@@ -173,7 +173,9 @@ def answered(
     settings, own = [], wishes.own_shapes()
     for number, (prompt, wish) in enumerate(zip(prompts, wishes.sampling, strict=True)):
         _, tools = parts(prompt)
-        more = ({"tools": tools} if tools else {}) | ({"shape": own[number]} if number in own else {})
+        more: dict[str, Any] = {"tools": tools} if tools else {}
+        more |= {"shape": own[number]} if number in own else {}
+        more |= {"fault": wishes.faults[number]} if number in wishes.faults else {}
         settings.append(digest({**by, "sampling": replace(wish, n=1), **more}))
     done = {} if out is None else finished(out, prompts, settings)
     todo = [i for i in range(len(prompts)) if any((i, k) not in done for k in range(wishes.sampling[i].n))]

@@ -126,6 +126,9 @@ def test_parameters_of_a_row_that_cannot_be_met_fail_it_alone_and_may_be_mended(
     assert again[:2] == found[:2]
     assert not any("error" in row for row in again)
     assert [json.loads(line) for line in out.read_text().splitlines()] == again
+    # An answer by the command's parameters is none to a row that now asks for what cannot be met.
+    with pytest.raises(ValueError, match="line 3: answered by another model, or with other parameters"):
+        list(generate(str(tiny_model), mended, sampling=SAMPLING, own=[{}, {"topp": 1}, *[{}] * 5], out=out))
 
 
 def test_rows_may_have_shapes_of_their_own(tiny_model, tmp_path):
