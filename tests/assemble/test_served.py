@@ -177,7 +177,10 @@ def test_an_interrupt_waits_for_no_server(fake):
 
     fake.answer = hang
     fake.models = {"data": [{"id": "tiny"}]}
-    command = [sys.executable, "-m", "jaxpost.cli", "generate", "-", "Hi", "Ho", "--server", fake.url]
+    # Tests that run in a shell's background, where Ctrl-C is ignored, would hand that on.
+    heard = "import signal, sys, jaxpost.cli; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{heard}; sys.exit(jaxpost.cli.main(sys.argv[1:]))", "generate"]
+    command += ["-", "Hi", "Ho", "--server", fake.url]
     job = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         assert asked.wait(60)
