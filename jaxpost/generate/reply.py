@@ -73,12 +73,14 @@ def read(
     wrong = next((t for t in ids if not 0 <= t < tokenizer.vocab_size), None)
     if wrong is not None:
         raise ServerError(f"token {wrong} is not one of our tokenizer's {tokenizer.vocab_size}: it has another")
+    told = choice.get("prompt_logprobs")
+    known = _prompt_logprobs(told, prompt)
     completion = empty._replace(
         tokens=tuple(ids),
         logprobs=tuple(logprobs),
         best=tuple(row[: wish.logprobs] for row in best) if wish.logprobs is not None else (),
-        prompt_logprobs=(known := _prompt_logprobs(choice.get("prompt_logprobs"), prompt)),
-        prompt_best=_prompt_best(choice.get("prompt_logprobs"), wish.prompt_logprobs) if known else (),
+        prompt_logprobs=known,
+        prompt_best=_prompt_best(told, wish.prompt_logprobs) if known else (),
     )
     return Answer(completion, prompt, reencoded, untold=_untold(completion, wish, len(prompt)))
 
